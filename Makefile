@@ -1,0 +1,34 @@
+# Two commands do everything, virtual environment included: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO_OUT ?= runs/digits
+
+.PHONY: demo test lint check-types venv tables clean
+
+demo: $(VENV)/.ready
+	$(BIN)/onnxdistill compress models/digits/recipe.toml --out $(DEMO_OUT)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# Writes the README's tables from benchmarks/*/summary.json; a test fails when they disagree.
+tables: $(VENV)/.ready
+	$(BIN)/python benchmarks/readme_tables.py
+
+venv: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("onnxdistill needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,compress,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs dist build

@@ -1,0 +1,77 @@
+"""Turn a slow PyTorch teacher into a small, measured, verified int8 ONNX student.
+
+`compress` runs a recipe and needs the extra `compress`; `bench` times ONNX files and needs only ONNX Runtime.
+Both are imported on first use, so that importing the package costs neither torch nor ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING
+
+from onnxdistill.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from onnxdistill.device.bench import bench
+    from onnxdistill.pipeline import compress
+
+    __version__: str
+
+__all__ = ["__version__", "bench", "compress"]
+
+_HOMES = {"bench": "onnxdistill.device.bench", "compress": "onnxdistill.pipeline"}
+
+# The modules, not the distributions, that the extra `compress` brings.
+_COMPRESS_MODULES = frozenset(
+    {
+        "jinja2",
+        "matplotlib",
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "pydantic",
+        "scipy",
+        "sklearn",
+        "tomli_w",
+        "torch",
+        "torchmetrics",
+        "torchvision",
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    """Imports `bench`, `compress` or the version on first use.
+
+    Raises:
+        MissingPackageError: If a package of an extra is not installed; the message names the extra.
+        AttributeError: If there is no such name.
+    """
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in _COMPRESS_MODULES:
+            raise MissingPackageError(
+                f"{name} needs the package {module}, which is not installed.",
+                "Install the extra: pip install 'onnxdistill[compress,cpu]'.",
+            ) from error
+        if module == "onnxruntime":
+            raise MissingPackageError(
+                f"{name} needs ONNX Runtime, which is not installed.",
+                "Install one of the extras: pip install 'onnxdistill[cpu]' or 'onnxdistill[gpu]'.",
+            ) from error
+        raise
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("onnxdistill")
+    except importlib.metadata.PackageNotFoundError:
+        # A source tree on the path that was never installed has no metadata to read.
+        return "0+source"

@@ -1,0 +1,266 @@
+"""A model opened in ONNX Runtime on the provider that was asked for: `{name: array}` to `{name: array}`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdistill.device import runtime
+from onnxdistill.device.modelfile import check_model_file, explain_load_failure, plain_message
+from onnxdistill.errors import ModelFileError, ProviderError, UsageError
+
+Array = npt.NDArray[Any]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(bool)": np.dtype(np.bool_),
+    "tensor(string)": np.dtype(np.object_),
+}
+
+_LEVELS = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
+_QUIET, _WARNINGS = 4, 2
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """How a model is run.
+
+    Attributes:
+        threads: Threads inside one operator; operators run one after the other.
+        provider: Short or full name of the execution provider.
+        optimization_level: How far ONNX Runtime rewrites the graph before it runs it.
+        provider_options: Handed to the provider as they are.
+    """
+
+    threads: int = 1
+    provider: str = "cpu"
+    optimization_level: Literal["disabled", "basic", "extended", "all"] = "all"
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise UsageError(f"A session needs at least 1 thread, and {self.threads} were asked for.")
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output of a model.
+
+    Attributes:
+        name: As the model calls it.
+        dtype: Of the array; None for what has no numpy counterpart (sequences, maps, bfloat16).
+        shape: Sizes; a dimension that is only known when the model runs is a name.
+    """
+
+    name: str
+    dtype: np.dtype[Any] | None
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        kind = "?" if self.dtype is None else self.dtype.name
+        return f"{self.name} {kind}[{', '.join(map(str, self.shape))}]"
+
+
+class Session:
+    """A model opened in ONNX Runtime. Made by `open_session`.
+
+    Attributes:
+        label: The path of the model, for messages.
+        inputs: What `run` takes.
+        outputs: What `run` returns.
+        provider: Full name of the execution provider.
+        nodes_by_provider: How many nodes of the optimised graph run on which provider, by full name; empty
+            where ONNX Runtime does not tell.
+    """
+
+    def __init__(self, native: Any, label: str, provider: str) -> None:
+        self._native = native
+        self._errors = runtime.runtime_errors()
+        self.label = label
+        self.provider = provider
+        self.inputs = tuple(_port(arg) for arg in native.get_inputs())
+        self.outputs = tuple(_port(arg) for arg in native.get_outputs())
+        self.nodes_by_provider = _placement(native)
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Runs the model once.
+
+        Raises:
+            UsageError: If a name, a dtype or a shape is not what the model takes.
+            ModelFileError: If ONNX Runtime stops while it runs the model.
+        """
+        self.check_feeds(feeds)
+        names = [port.name for port in self.outputs]
+        try:
+            values = self._native.run(names, dict(feeds))
+        except self._errors as error:
+            given = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise ModelFileError(f"{self.label} does not run with {given}: {plain_message(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def runner(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """The shortest way from Python into one run with these inputs, unchecked: for timing loops."""
+        return functools.partial(self._native.run, [port.name for port in self.outputs], dict(feeds))
+
+    def check_feeds(self, feeds: Mapping[str, Array]) -> None:
+        """Compares inputs with what the model takes.
+
+        Raises:
+            UsageError: At the first input that is missing, unknown, or of another dtype or shape.
+        """
+        takes = f"The model takes {', '.join(map(str, self.inputs))}."
+        known = {port.name: port for port in self.inputs}
+        if missing := known.keys() - feeds.keys():
+            raise UsageError(f"{self.label} gets no value for its input {min(missing)!r}.", takes)
+        for name, array in feeds.items():
+            if name not in known:
+                raise UsageError(f"{self.label} has no input {name!r}.", takes)
+            port = known[name]
+            if port.dtype is not None and array.dtype != port.dtype:
+                raise UsageError(f"{self.label}: the input {name!r} is given as {array.dtype.name}.", takes)
+            if not shape_fits(array.shape, port.shape):
+                raise UsageError(f"{self.label}: the input {name!r} is given as {list(array.shape)}.", takes)
+
+
+def shape_fits(given: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
+    """Whether the rank is right and every dimension that the model fixes has its size."""
+    return len(given) == len(declared) and all(
+        isinstance(size, str) or size == got for got, size in zip(given, declared, strict=True)
+    )
+
+
+def open_session(model: Path | bytes, settings: SessionSettings | None = None) -> Session:
+    """Opens a model on exactly the execution provider that was asked for, or fails.
+
+    ONNX Runtime itself goes on with the CPU, and says so only in its log, when a provider does not start.
+
+    Args:
+        model: An .onnx file, or its content.
+        settings: One thread on the CPU if left out.
+
+    Raises:
+        ModelFileError: If there is no such file, or if ONNX Runtime cannot load it.
+        ProviderError: If the provider is unknown, not compiled in, does not start, or takes no node.
+        MissingPackageError: If ONNX Runtime is not installed.
+    """
+    settings = settings or SessionSettings()
+    path = model if isinstance(model, Path) else None
+    if path is not None:
+        check_model_file(path)
+    native_runtime = runtime.load_runtime()
+    provider = runtime.usable_provider(settings.provider)
+    label = "the model" if path is None else str(path)
+    # RuntimeError: how a provider says that its libraries are missing (TensorRT).
+    errors: tuple[type[Exception], ...] = (*runtime.runtime_errors(), RuntimeError)
+    try:
+        with _quiet(native_runtime, provider):
+            native = native_runtime.InferenceSession(
+                model if path is None else str(path),
+                _options(native_runtime, settings),
+                providers=[(provider, dict(settings.provider_options))],
+                enable_fallback=0,
+            )
+    except errors as error:
+        if not _is_about_provider(error, provider):
+            raise explain_load_failure(path, error, native_runtime.__version__) from error
+        raise ProviderError(
+            f"The execution provider {runtime.short_name(provider)!r} does not take {label}: "
+            f"{plain_message(error)}",
+            "See: onnxdistill doctor.",
+        ) from error
+    session = Session(native, label, provider)
+    _check_not_fallen_back(session, native.get_providers())
+    return session
+
+
+def _options(native_runtime: ModuleType, settings: SessionSettings) -> Any:
+    options = native_runtime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = native_runtime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = getattr(
+        native_runtime.GraphOptimizationLevel, _LEVELS[settings.optimization_level]
+    )
+    options.log_severity_level = _QUIET
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+@contextlib.contextmanager
+def _quiet(native_runtime: ModuleType, provider: str) -> Iterator[None]:
+    # A provider that does not start writes to the default log, which no session option reaches.
+    native_runtime.set_default_logger_severity(_QUIET)
+    try:
+        if provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            # Finds CUDA and cuDNN where pip installed them; prints what it does not find.
+            with contextlib.redirect_stdout(io.StringIO()):
+                native_runtime.preload_dlls()
+        yield
+    finally:
+        native_runtime.set_default_logger_severity(_WARNINGS)
+
+
+def _is_about_provider(error: Exception, provider: str) -> bool:
+    if provider == "CPUExecutionProvider":
+        return False
+    return (
+        isinstance(error, RuntimeError)
+        or type(error).__name__ == "EPFail"
+        or "ExecutionProvider" in str(error)
+    )
+
+
+def _check_not_fallen_back(session: Session, active: list[str]) -> None:
+    name = runtime.short_name(session.provider)
+    if session.provider not in active:
+        raise ProviderError(
+            f"The execution provider {name!r} is compiled in and does not start on this machine: "
+            f"its device, driver or libraries are missing.",
+            "See: onnxdistill doctor.",
+        )
+    if session.nodes_by_provider and session.provider not in session.nodes_by_provider:
+        raise ProviderError(
+            f"The execution provider {name!r} takes no node of {session.label}, which would run on the CPU.",
+            "Choose --provider cpu, or export the model for this provider.",
+        )
+
+
+def _port(arg: Any) -> Port:
+    shape = tuple(
+        size if isinstance(size, int | str) else f"{arg.name}_{axis}"
+        for axis, size in enumerate(arg.shape or ())
+    )
+    return Port(arg.name, _DTYPES.get(arg.type), shape)
+
+
+def _placement(native: Any) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    if hasattr(native, "get_provider_graph_assignment_info"):
+        for part in native.get_provider_graph_assignment_info():
+            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    return counts

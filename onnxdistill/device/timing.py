@@ -1,0 +1,178 @@
+"""Timing several functions side by side, so that whatever drifts meanwhile drifts for all of them.
+
+One after the other, the first model is timed on a cool processor and the last on a hot one. Here every round
+calls every function, in a new random order. Another function's turn empties the caches, which a deployed
+model does not share; so each turn begins with one call that is not timed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Runner = Callable[[], object]
+Clock = Callable[[], int]
+OnRound = Callable[[float, float], None]
+
+_NS_PER_MS, _NS_PER_S = 1e6, 1e9
+
+# A turn of a fast function is several calls, which makes the call that is not timed cheap.
+_TURN_NS, _CALLS_PER_TURN = 10e6, 8
+
+# Bounds of a measurement that is limited by seconds.
+_ROUNDS_AT_LEAST, _CALLS_AT_MOST = 5, 10_000
+
+# The warm-up ends when the medians of two successive windows of calls differ by less than this share.
+_WINDOW, _SETTLED, _WARMUP_CALLS, _WARMUP_NS = 10, 0.02, 500, 3e9
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The calls before the timing starts.
+
+    Attributes:
+        calls: How many were made.
+        settled: Whether the time of a call had become steady by then.
+        latency_ms: Median of the last calls.
+    """
+
+    calls: int
+    settled: bool
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Raw times of functions that were timed in the same rounds.
+
+    Attributes:
+        times_ms: Per name, an array of shape `(rounds, calls)` in the order of the calls.
+        warmup: Per name, how the function warmed up.
+    """
+
+    times_ms: dict[str, npt.NDArray[np.float64]]
+    warmup: dict[str, Warmup]
+
+
+def time_interleaved(
+    runners: Mapping[str, Runner],
+    *,
+    rng: np.random.Generator,
+    calls: int | None = None,
+    seconds: float | None = None,
+    warmup_calls: int | None = None,
+    clock: Clock = time.perf_counter_ns,
+    on_round: OnRound | None = None,
+) -> Timings:
+    """Times every function often, in rounds; the garbage collector is off meanwhile.
+
+    Args:
+        runners: The functions by name.
+        rng: Draws the order within each round.
+        calls: How many calls of each function are timed.
+        seconds: Instead of `calls`: for how long to go on, all functions together. At least five rounds are
+            timed, and at most 10,000 calls of each.
+        warmup_calls: How many calls of each function come first; until the time is steady if left out, and at
+            most 500 calls or 3 seconds.
+        clock: Returns nanoseconds.
+        on_round: Called between rounds with what is done and the total, in calls or in seconds.
+
+    Raises:
+        ValueError: If not exactly one of `calls` and `seconds` is given, or if there is nothing to time.
+    """
+    if (calls is None) == (seconds is None) or not runners:
+        raise ValueError("runners and exactly one of calls and seconds are needed")
+    with _no_garbage_collection():
+        warmup = {name: _warm_up(runner, warmup_calls, clock) for name, runner in runners.items()}
+        per_turn = _calls_per_turn(warmup, calls)
+        names = list(runners)
+        times_ns: dict[str, list[list[int]]] = {name: [] for name in names}
+        progress = _progress(calls, seconds, per_turn, clock)
+        for done, total in progress:
+            for position in rng.permutation(len(names)):
+                name = names[position]
+                times_ns[name].append(_turn(runners[name], per_turn, clock, settle=len(names) > 1))
+            if on_round is not None:
+                on_round(min(done, total), total)
+    if on_round is not None:
+        on_round(total, total)
+    return Timings({name: np.array(times_ns[name]) / _NS_PER_MS for name in names}, warmup)
+
+
+def _turn(runner: Runner, calls: int, clock: Clock, *, settle: bool) -> list[int]:
+    times = [0] * calls
+    if settle:
+        runner()
+    for index in range(calls):
+        begin = clock()
+        runner()
+        end = clock()
+        times[index] = end - begin
+    return times
+
+
+def _progress(
+    calls: int | None, seconds: float | None, per_turn: int, clock: Clock
+) -> Iterator[tuple[float, float]]:
+    """Yields what is done and the total before each round, until there is enough."""
+    if calls is not None:
+        for done in range(0, calls, per_turn):
+            yield float(done), float(calls)
+    elif seconds is not None:
+        begin = clock()
+        for rounds in range(_CALLS_AT_MOST // per_turn):
+            elapsed_s = (clock() - begin) / _NS_PER_S
+            if rounds >= _ROUNDS_AT_LEAST and elapsed_s >= seconds:
+                return
+            yield elapsed_s, seconds
+
+
+def _calls_per_turn(warmup: Mapping[str, Warmup], calls: int | None) -> int:
+    slowest_ns = max(one.latency_ms for one in warmup.values()) * _NS_PER_MS
+    fitting = _CALLS_PER_TURN if slowest_ns == 0 else int(_TURN_NS / slowest_ns)
+    wanted = max(1, min(_CALLS_PER_TURN, fitting))
+    if calls is None:
+        return wanted
+    # Rounds are whole: the largest turn that makes exactly the calls that were asked for.
+    return next(turn for turn in range(wanted, 0, -1) if calls % turn == 0)
+
+
+def _warm_up(runner: Runner, calls: int | None, clock: Clock) -> Warmup:
+    times: list[int] = []
+    begin = clock()
+    settled = False
+    while not settled:
+        if calls is not None and len(times) >= calls:
+            break
+        if calls is None and (len(times) >= _WARMUP_CALLS or clock() - begin >= _WARMUP_NS):
+            break
+        times.extend(_turn(runner, 1, clock, settle=False))
+        settled = calls is None and _is_settled(times)
+    # The calls that were asked for are believed to be enough.
+    latency_ms = float(np.median(times[-_WINDOW:])) / _NS_PER_MS if times else 0.0
+    return Warmup(len(times), settled or calls is not None, latency_ms)
+
+
+def _is_settled(times: list[int]) -> bool:
+    if len(times) < 2 * _WINDOW or len(times) % _WINDOW:
+        return False
+    before, now = np.median(times[-2 * _WINDOW : -_WINDOW]), np.median(times[-_WINDOW:])
+    return bool(abs(now - before) <= _SETTLED * before)
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,91 @@
+"""Every error that a user can meet, each with what went wrong, where, and what to do.
+
+    OnnxDistillError
+    ├── UsageError               exit code 2: the request cannot be carried out as it was made
+    │   ├── RecipeError          a recipe does not read, or has wrong keys, types or values
+    │   ├── DataError            data missing, empty, or unfit for the task
+    │   ├── WeightsError         weights missing, damaged, or of another architecture
+    │   ├── NetworkError         a network that cannot be built, traced or exported
+    │   ├── ModelFileError       a file that ONNX Runtime cannot load or run
+    │   ├── ProviderError        an execution provider that is unknown or not usable here
+    │   ├── OutputError          an output place that cannot be written
+    │   └── MissingPackageError  a package of an extra that is not installed
+    └── ResultError              exit code 1: it ran, and the result is refused
+        ├── LimitsMissedError    the student misses a limit of its recipe
+        ├── TrainingError        the training diverged
+        └── ParityError          two forms of a network that should agree do not
+
+The command line prints the message as one paragraph and ends with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class OnnxDistillError(Exception):
+    """The root of the tree: a failure that is explained to the user instead of shown as a traceback.
+
+    Args:
+        what: What went wrong and where, with the offending path, key or number; ends with a full stop.
+        fix: What the user can do about it; ends with a full stop.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, fix: str = "") -> None:
+        self.what = what
+        self.fix = fix
+        super().__init__(f"{what} {fix}".strip())
+
+
+class UsageError(OnnxDistillError):
+    """The request cannot be carried out as it was made."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe does not read, or has wrong keys, types or values."""
+
+
+class DataError(UsageError):
+    """Data is missing, empty, or unfit for the task."""
+
+
+class WeightsError(UsageError):
+    """Weights are missing, damaged, or belong to another architecture."""
+
+
+class NetworkError(UsageError):
+    """A network cannot be built, traced or exported."""
+
+
+class ModelFileError(UsageError):
+    """A model file that ONNX Runtime cannot load or run."""
+
+
+class ProviderError(UsageError):
+    """An execution provider is unknown or not usable on this machine."""
+
+
+class OutputError(UsageError):
+    """An output place cannot be written."""
+
+
+class MissingPackageError(UsageError):
+    """A package that belongs to an extra is not installed."""
+
+
+class ResultError(OnnxDistillError):
+    """Everything ran, and the result is refused."""
+
+
+class LimitsMissedError(ResultError):
+    """The student misses a limit of its recipe; the message names the measured numbers."""
+
+
+class TrainingError(ResultError):
+    """The training diverged."""
+
+
+class ParityError(ResultError):
+    """Two forms of a network that should agree do not."""

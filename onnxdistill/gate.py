@@ -1,0 +1,97 @@
+"""Measured, not believed: whether a change makes the student faster in the form that will be deployed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from onnxdistill.device.bench import bench
+from onnxdistill.device.statistics import Ratio
+from onnxdistill.recipe import Recipe
+from onnxdistill.stages.export import export
+from onnxdistill.stages.quantize import quantize
+from onnxdistill.tasks import Task
+from onnxdistill.tasks.base import Feeds
+
+RUNS = 300
+# Ranges do not change how long a kernel takes, so a gate calibrates on few samples.
+CALIBRATION_BATCHES = 2
+
+
+class Gate:
+    """Compares two forms of a network, or of a layer, by measuring them in turns with the recipe's settings.
+
+    Args:
+        recipe: Says how latency is measured, and whether the student is quantized.
+        task: Gives calibration samples.
+        scratch: Folder for the files that are measured.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, scratch: Path) -> None:
+        self._recipe = recipe
+        self._task = task
+        self._scratch = scratch
+        self._numbers = itertools.count()
+        self._deployed: dict[Path, Path] = {}
+
+    def speedup(self, before: Path, after: Path) -> Ratio:
+        """How many times faster `after` runs than `before`, as the files are."""
+        table = self._recipe.bench
+        result = bench(
+            {"before": before, "after": after},
+            threads=table.threads,
+            batch=table.batch,
+            provider=table.provider,
+            runs=RUNS,
+            seed=self._recipe.seed,
+        )
+        return result.models[1].speedup
+
+    def deployed_speedup(self, before: Path, after: Path) -> Ratio:
+        """The same of two float files, each in the precision that is to be deployed."""
+        return self.speedup(self._as_deployed(before), self._as_deployed(after))
+
+    def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Ratio:
+        """The same of two layers alone, on inputs of shape `[N, *input_shape]`."""
+        inputs = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(self._recipe.seed))
+        return self.speedup(self._layer_file(before, inputs), self._layer_file(after, inputs))
+
+    def _as_deployed(self, path: Path) -> Path:
+        if self._recipe.quantize is None:
+            return path
+        if path not in self._deployed:
+            self._deployed[path] = self._fresh()
+            quantize(path, self._deployed[path], self._few_samples(), self._recipe.quantize)
+        return self._deployed[path]
+
+    def _few_samples(self) -> Iterator[Feeds]:
+        assert self._recipe.quantize is not None
+        batches = self._task.calibration_batches(self._recipe.quantize.calibration_batch)
+        for batch in itertools.islice(batches, CALIBRATION_BATCHES):
+            yield {self._task.input_name: batch.inputs.numpy()}
+
+    def _layer_file(self, layer: nn.Module, inputs: torch.Tensor) -> Path:
+        path = self._fresh()
+        export(layer, inputs, path, self._recipe.export)
+        if self._recipe.quantize is None:
+            return path
+        quantized = self._fresh()
+        quantize(path, quantized, [{"input": inputs.numpy()}], self._recipe.quantize)
+        return quantized
+
+    def _fresh(self) -> Path:
+        return self._scratch / f"gate-{next(self._numbers)}.onnx"
+
+
+def measurably_faster(ratio: Ratio) -> bool:
+    """True only if the whole 95 % interval lies on the fast side."""
+    return ratio.low > 1.0
+
+
+def describe(ratio: Ratio) -> str:
+    """A speed-up in words, with its interval."""
+    return f"{ratio.value:.2f}× as fast (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"

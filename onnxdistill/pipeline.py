@@ -1,0 +1,337 @@
+"""From a recipe to a shipped student: the only file that knows the order of the stages.
+
+    recipe ─► teacher ─► prune ─► factorize ─► distill ─► export ─► quantize ─► verify ─► bench ─► ship
+
+Every stage that changes the network is followed by `export` and `verify`, so that each row of the report is
+measured on an ONNX file. A stage that should make the student faster is kept only if it measurably does.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from rich.console import Console
+from torch import nn
+
+from onnxdistill.device.bench import BenchResult, bench
+from onnxdistill.device.runtime import usable_provider
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import LimitsMissedError
+from onnxdistill.gate import Gate, describe, measurably_faster
+from onnxdistill.graph.cost import count_macs, parameter_count
+from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
+from onnxdistill.recipe import Recipe, load_recipe
+from onnxdistill.report import GroupCut, Report, TrainingLog
+from onnxdistill.report.assemble import Step, assemble
+from onnxdistill.report.page import render_page
+from onnxdistill.report.table import limit_text, render_report
+from onnxdistill.stages.distill import distill
+from onnxdistill.stages.export import export
+from onnxdistill.stages.factorize import factorize
+from onnxdistill.stages.prune import prune
+from onnxdistill.stages.quantize import quantize
+from onnxdistill.stages.ship import RunFolder
+from onnxdistill.stages.teacher import teacher
+from onnxdistill.stages.verify import verify
+from onnxdistill.tasks import TASKS, Task
+from onnxdistill.tasks.base import Feeds
+from onnxdistill.training import TrainingResult, TrainingStatus
+
+EXPORTED_BATCH = 3
+
+
+def compress(
+    recipe: Path | str,
+    *,
+    out: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    console: Console | None = None,
+) -> Report:
+    """Runs a recipe and ships the student into a run folder.
+
+    Args:
+        recipe: The recipe's TOML file.
+        out: The run folder; `runs/NAME` by default. An earlier run there is replaced only by one that meets
+            its limits; one that misses them goes to `OUT.missed`.
+        overrides: Items `table.key=value` that replace keys of the recipe.
+        console: Shows progress and the closing table; None is silent.
+
+    Returns:
+        The report, as `report.json` in the run folder holds it.
+
+    Raises:
+        UsageError: If the recipe, the data, the weights or the output folder cannot be used.
+        LimitsMissedError: If the student misses a limit; the message names the measured numbers.
+    """
+    loaded = load_recipe(Path(recipe), overrides)
+    target = Path(out) if out is not None else Path("runs") / loaded.name
+    with RunFolder(target) as folder, tempfile.TemporaryDirectory(prefix="onnxdistill-") as scratch:
+        if console is None:
+            report = _Run(loaded, Path(scratch), SilentProgress()).whole(folder.work)
+        else:
+            with ConsoleProgress(console) as progress:
+                report = _Run(loaded, Path(scratch), progress).whole(folder.work)
+            console.print()
+            console.print(render_report(report))
+        shipped = folder.ship(target if report.shipped else target.with_name(f"{target.name}.missed"))
+    if not report.shipped:
+        missed = "; ".join(limit_text(check) for check in report.limits if not check.met)
+        raise LimitsMissedError(
+            f"The student of {loaded.name} does not ship: {missed}.",
+            f"What was made lies in {shipped}. Prune less, train longer, or change [limits].",
+        )
+    if console is not None:
+        console.print(f"\n{shipped / 'student.onnx'}\n{shipped / 'report.html'}", highlight=False, soft_wrap=True)
+    return report
+
+
+@dataclass(frozen=True)
+class _Network:
+    """A network on its way, and its ONNX file."""
+
+    module: nn.Module
+    path: Path
+
+
+@dataclass
+class _Run:
+    """One compression; `whole` is the order of the stages."""
+
+    recipe: Recipe
+    scratch: Path
+    progress: Progress
+    steps: list[Step] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    groups: list[GroupCut] = field(default_factory=list)
+    trainings: list[TrainingLog] = field(default_factory=list)
+    stage_started: float = 0.0
+
+    def whole(self, folder: Path) -> Report:
+        """Runs every stage and fills the run folder."""
+        started = time.monotonic()
+        usable_provider(self.recipe.bench.provider)  # refused now rather than after the training
+        self.task = self._load_task()
+        self.gate = Gate(self.recipe, self.task, self.scratch)
+        original = self._teacher()
+        student = self._prune(original)
+        student = self._factorize(student)
+        student = self._distill(student, original)
+        self._quantize(student, original)
+        timings = self._bench()
+        report = assemble(
+            self.recipe,
+            self.task,
+            self.steps,
+            timings,
+            time.monotonic() - started,
+            self.notes,
+            self.groups,
+            self.trainings,
+        )
+        self._write(folder, report)
+        return report
+
+    def _load_task(self) -> Task:
+        self._begin("data", "reading and splitting")
+        task: Task = TASKS[self.recipe.task](self.recipe)
+        sizes = ", ".join(f"{split['images']:,} {name}" for name, split in task.describe_data().items())
+        self.progress.end(sizes or "none: random inputs, latency only")
+        return task
+
+    def _teacher(self) -> _Network:
+        table = self.recipe.teacher
+        self._begin("teacher", f"building {table.network}")
+        result = teacher(self.recipe, self.task, self._on_training)
+        self._log("teacher", result.training)
+        source = "no weights" if table.weights == "none" else Path(table.weights).name
+        trained = "" if table.train is None else f", trained {table.train.epochs} epochs"
+        return self._finish("teacher", result.network, f"{table.network}, {source}{trained}")
+
+    def _prune(self, student: _Network) -> _Network:
+        if self.recipe.prune is None:
+            return student
+        self._begin("prune", "reading the channel groups")
+        result = prune(student.module, self.task, self.recipe.prune)
+        self.groups.extend(GroupCut(**asdict(cut)) for cut in result.cuts)
+        self.notes.extend(result.notes)
+        removed = 1 - self._macs(result.network) / self._macs(student.module)
+        return self._keep_if_faster(
+            "prune", student, result.network, f"{len(result.cuts)} groups narrower, {removed:.0%} of MACs removed"
+        )
+
+    def _factorize(self, student: _Network) -> _Network:
+        if self.recipe.factorize is None:
+            return student
+        self._begin("factorize", "choosing ranks")
+        result = factorize(student.module, self.task, self.recipe.factorize, self.gate.layer_speedup)
+        self.notes.extend(result.notes)
+        if not result.layers:
+            self.progress.end("no layer is faster as a low-rank pair; left out")
+            return student
+        return self._keep_if_faster("factorize", student, result.network, f"{len(result.layers)} layers in low rank")
+
+    def _distill(self, student: _Network, original: _Network) -> _Network:
+        if self.recipe.distill is None:
+            return student
+        if not self.task.measurable:
+            self.notes.append("distill was left out: without data there is nothing to learn.")
+            return student
+        self._begin("distill", "starting")
+        result = distill(
+            student.module, original.module, self.task, self.recipe.distill, self.recipe.seed, self._on_training
+        )
+        self._log("distill", result)
+        return self._finish(
+            "distill", result.network, f"{len(result.history)} epochs, kept the weights after {result.best_epoch}"
+        )
+
+    def _quantize(self, student: _Network, original: _Network) -> None:
+        table = self.recipe.quantize
+        if table is None:
+            return
+        self._begin("quantize", "calibrating")
+        path = self.scratch / "quantize.onnx"
+        result = quantize(student.path, path, self._calibration(table.calibration_batch), table)
+        self.progress.update("measuring int8 against float32")
+        refusal = self._refusal_of_int8(student, original, path)
+        if refusal:
+            self.notes.append(f"quantize was measured and not used: {refusal}")
+        bits = 7 if result.reduced_range else 8
+        summary = f"static QDQ, {result.activations} activations, {bits}-bit weights"
+        self._record("quantize", student.module, path, "int8", summary, applied=not refusal)
+
+    def _refusal_of_int8(self, student: _Network, original: _Network, path: Path) -> str:
+        """Why int8 must not ship; empty if it may. Only speed and validation accuracy decide."""
+        ratio = self.gate.speedup(student.path, path)
+        if not measurably_faster(ratio):
+            return f"int8 is {describe(ratio)} as float32."
+        limit = self.recipe.limits.max_drop
+        if limit is None or not self.task.measurable:
+            return ""
+        teacher_score, float_score, int8_score = (
+            verify(file, self.task, self._settings(), "validation").value
+            for file in (original.path, student.path, path)
+        )
+        float_drop = self.task.metric.drop(teacher_score, float_score)
+        int8_drop = self.task.metric.drop(teacher_score, int8_score)
+        if float_drop <= limit < int8_drop:
+            return f"on validation, int8 is {int8_drop:.2f} points below the teacher, float32 {float_drop:.2f}."
+        return ""
+
+    def _bench(self) -> BenchResult:
+        table = self.recipe.bench
+        self._begin("bench", "timing all stages in turns")
+        result = bench(
+            {step.stage: step.path for step in self.steps},
+            threads=table.threads,
+            batch=table.batch,
+            provider=table.provider,
+            runs=table.runs,
+            seed=self.recipe.seed,
+            on_progress=lambda phase, done, total: self.progress.update(f"{phase}, all stages in turns", done / total),
+        )
+        threads = "1 thread" if table.threads == 1 else f"{table.threads} threads"
+        self.progress.end(f"{table.runs} runs each, in turns, {threads}, batch {table.batch}, {table.provider}")
+        return result
+
+    def _write(self, folder: Path, report: Report) -> None:
+        student = [step for step in self.steps if step.applied][-1]
+        shutil.copyfile(self.steps[0].path, folder / "teacher.onnx")
+        shutil.copyfile(student.path, folder / "student.onnx")
+        (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (folder / "report.html").write_text(render_page(report), encoding="utf-8")
+        (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")
+
+    def _keep_if_faster(self, stage: str, before: _Network, network: nn.Module, summary: str) -> _Network:
+        """Goes on with `network` only if it is measurably faster in the precision that will be deployed."""
+        after = self._export(stage, network)
+        self.progress.update("measuring whether it is faster")
+        ratio = self.gate.deployed_speedup(before.path, after.path)
+        if measurably_faster(ratio):
+            self._record(stage, network, after.path, "float32", summary)
+            return after
+        self.notes.append(f"{stage} was measured and not used: {describe(ratio)} as before it.")
+        self._record(stage, network, after.path, "float32", f"{summary}; not faster, not used", applied=False)
+        return before
+
+    def _finish(self, stage: str, network: nn.Module, summary: str) -> _Network:
+        exported = self._export(stage, network)
+        self._record(stage, network, exported.path, "float32", summary)
+        return exported
+
+    def _export(self, stage: str, network: nn.Module) -> _Network:
+        self.progress.update("exporting to ONNX")
+        path = self.scratch / f"{stage}.onnx"
+        export(
+            network,
+            self.task.example_input(EXPORTED_BATCH),
+            path,
+            self.recipe.export,
+            input_name=self.task.input_name,
+            output_name=self.task.output_name,
+            metadata=self.task.metadata(),
+        )
+        return _Network(network, path)
+
+    def _record(
+        self,
+        stage: str,
+        network: nn.Module,
+        path: Path,
+        precision: Literal["float32", "int8"],
+        summary: str,
+        applied: bool = True,
+    ) -> None:
+        """Verifies a stage's ONNX file on the test split and notes its row of the report."""
+        score = None
+        if self.task.measurable:
+            score = verify(path, self.task, self._settings(), "test", self._on_verify)
+        self.steps.append(
+            Step(
+                stage=stage,
+                path=path,
+                precision=precision,
+                parameters=parameter_count(network),
+                macs=self._macs(network),
+                score=score,
+                seconds=time.monotonic() - self.stage_started,
+                applied=applied,
+                summary=summary,
+            )
+        )
+        self.progress.end(summary, "" if score is None else f"{score.value:.2f} {self.task.metric.unit}")
+
+    def _calibration(self, batch_size: int) -> Iterator[Feeds]:
+        for batch in self.task.calibration_batches(batch_size):
+            yield {self.task.input_name: batch.inputs.numpy()}
+
+    def _settings(self) -> SessionSettings:
+        return SessionSettings(threads=self.recipe.bench.threads, provider=self.recipe.bench.provider)
+
+    def _macs(self, network: nn.Module) -> int:
+        return count_macs(network, self.task.example_input(1))
+
+    def _log(self, stage: str, training: TrainingResult | None) -> None:
+        if training is not None:
+            epochs = [asdict(record) for record in training.history]
+            self.trainings.append(TrainingLog(stage, training.best_epoch, training.start_score, epochs))
+
+    def _begin(self, stage: str, text: str) -> None:
+        self.stage_started = time.monotonic()
+        self.progress.begin(stage, text)
+
+    def _on_training(self, status: TrainingStatus) -> None:
+        done = (status.epoch - 1 + status.step / status.steps) / status.epochs
+        score = "" if status.score is None else f", validation {status.score:.2f} {self.task.metric.unit}"
+        text = f"epoch {status.epoch}/{status.epochs}, loss {status.loss:.3f}{score}, {status.samples_per_s:.0f}/s"
+        self.progress.update(text, done, status.remaining_s)
+
+    def _on_verify(self, done: int, total: int) -> None:
+        self.progress.update("verifying on test", done / total)

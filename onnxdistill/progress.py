@@ -1,0 +1,130 @@
+"""What a running compression tells the world, and how a console shows it."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+NAME_WIDTH = 10
+
+
+class Progress(Protocol):
+    """Listens to a running compression."""
+
+    def begin(self, stage: str, text: str) -> None:
+        """A stage starts."""
+        ...
+
+    def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
+        """The stage goes on: what it does, which share is done, how long it will take."""
+        ...
+
+    def end(self, summary: str, score: str = "") -> None:
+        """The stage is done."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+        ...
+
+
+class SilentProgress:
+    """Says nothing."""
+
+    def begin(self, stage: str, text: str) -> None:
+        """See `Progress.begin`."""
+
+    def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
+        """See `Progress.update`."""
+
+    def end(self, summary: str, score: str = "") -> None:
+        """See `Progress.end`."""
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+
+
+class ConsoleProgress:
+    """A line a finished stage, and beneath them the running one; without a terminal, only finished lines.
+
+    Args:
+        console: Where the lines go.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=8, transient=True)
+        self._stage = ""
+        self._started = 0.0
+        self._spinner = Spinner("dots")
+        self._last_plain = 0.0
+
+    def __enter__(self) -> ConsoleProgress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.update(Text())
+        self._live.stop()
+
+    def begin(self, stage: str, text: str) -> None:
+        """See `Progress.begin`."""
+        self._stage, self._started = stage, time.monotonic()
+        self._last_plain = self._started
+        self.update(text)
+
+    def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
+        """See `Progress.update`; without a terminal, a line every half minute."""
+        if self._console.is_terminal:
+            self._live.update(self._running(text, share, remaining_s))
+        elif share is not None and time.monotonic() - self._last_plain > 30:
+            self._last_plain = time.monotonic()
+            left = "" if remaining_s is None else f", {clock(remaining_s)} left"
+            self._console.print(f"{self._stage:{NAME_WIDTH}} … {text}{left}", highlight=False)
+
+    def end(self, summary: str, score: str = "") -> None:
+        """See `Progress.end`."""
+        seconds = time.monotonic() - self._started
+        line = Text.assemble(
+            (f"{self._stage:{NAME_WIDTH}} ", "bold"),
+            ("✓ ", "green"),
+            summary,
+            (f"  {score}" if score else "", "cyan"),
+            (f"  {seconds:.1f} s", "dim"),
+        )
+        self._console.print(line, highlight=False)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._console.print(Text(f"{'':{NAME_WIDTH}} · {text}", style="yellow"), highlight=False)
+
+    def _running(self, text: str, share: float | None, remaining_s: float | None) -> Table:
+        grid = Table.grid(padding=(0, 1))
+        cells = [Text(f"{self._stage:{NAME_WIDTH}}", style="bold"), self._spinner]
+        if share is not None:
+            cells.append(ProgressBar(total=1.0, completed=share, width=20))  # type: ignore[arg-type]  # renderable
+            cells.append(Text(f"{share:4.0%}"))
+        cells.append(Text(text, no_wrap=True, overflow="ellipsis"))
+        if remaining_s is not None:
+            cells.append(Text(f"{clock(remaining_s)} left", style="dim", no_wrap=True))
+        grid.add_row(*cells)
+        return grid
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    whole = round(seconds)
+    hours, rest = divmod(whole, 3600)
+    minutes, left = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"

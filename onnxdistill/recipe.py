@@ -1,0 +1,271 @@
+"""The recipe: what `compress` is asked to do, validated before anything runs.
+
+A recipe is a TOML file. A table `[prune]`, `[factorize]`, `[distill]` or `[quantize]` that is left out leaves
+out that stage. Unknown keys are refused. Paths are relative to the recipe; paths given as an override
+(`--set data.root=...`) are relative to the working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from onnxdistill.errors import RecipeError
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataTable(_Table):
+    """`[data]`: where the images are and how they are read and split."""
+
+    source: Literal["digits", "folder", "cifar10"] = Field(description="Kind of data set.")
+    root: str | None = Field(None, description="Folder of the data set.")
+    download: bool = Field(False, description="Let torchvision download CIFAR-10 into `root`.")
+    image_size: Count | None = Field(None, description="Height and width that the network gets, in pixels.")
+    resize: Count | None = Field(None, description="Shorter side before the centre crop, in pixels.")
+    mean: list[float] | None = Field(None, description="Mean per channel, of images in 0..1.")
+    std: list[Positive] | None = Field(None, description="Standard deviation per channel.")
+    validation: Share = Field(0.1, description="Share of the training images that decisions are made on.")
+    calibration: Count = Field(512, description="Training images set aside for calibration.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataTable:
+        if self.source != "digits" and self.root is None:
+            raise ValueError(f"data.root is needed for data.source = {self.source!r}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("data.mean and data.std go together")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError("data.mean and data.std need the same number of channels")
+        return self
+
+
+class TrainingTable(_Table):
+    """What every training shares: the optimizer, its schedule, and the augmentation."""
+
+    epochs: Count = Field(description="Passes over the training images.")
+    batch_size: Count = Field(128, description="Images a step.")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD is with Nesterov momentum.")
+    learning_rate: Positive = Field(0.05, description="Highest learning rate.")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
+    weight_decay: NotNegative = Field(5e-4, description="Weight decay; not on biases and normalisation.")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="After the warm-up.")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the steps that warm up.")
+    clip_norm: Positive | None = Field(None, description="Clip the gradient to this norm.")
+    crop_pad: Annotated[int, Field(ge=0)] = Field(0, description="Random crop after padding by so many pixels.")
+    flip: bool = Field(False, description="Random horizontal flip.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="bfloat16 autocast where the processor has it."
+    )
+
+
+class TeacherTable(_Table):
+    """`[teacher]`: the network to be compressed."""
+
+    network: str = Field(description="Built-in name, torchvision:NAME, or MODULE:FUNCTION.")
+    weights: str = Field(
+        "none", description="File of a state dict; for torchvision the name of a weight enum; or `none`."
+    )
+    train: TrainingTable | None = Field(None, description="Train the teacher first, from `weights`.")
+
+
+class PruneTable(_Table):
+    """`[prune]`: remove whole channels."""
+
+    ratio: Share = Field(description="Share of the channels to remove in every group.")
+    multiple_of: Count = Field(8, description="Kept widths are rounded up to a multiple of this.")
+    minimum: Count = Field(8, description="No group gets narrower than this.")
+    criterion: Literal["l1", "l2", "taylor"] = Field("l2", description="Importance of a channel.")
+    skip: list[str] = Field([], description="Groups to leave alone, by name; `*` matches anything.")
+
+
+class FactorizeTable(_Table):
+    """`[factorize]`: replace layers by low-rank pairs."""
+
+    macs_ratio: Share = Field(description="Multiply-adds to keep, of the whole network.")
+    scheme: Literal["spatial", "channel"] = Field("spatial", description="Of k x k convolutions.")
+    multiple_of: Count = Field(8, description="Ranks are multiples of this.")
+    skip: list[str] = Field([], description="Layers to leave alone, by name; `*` matches anything.")
+
+
+class DistillTable(TrainingTable):
+    """`[distill]`: fine-tune the student with the teacher's logits."""
+
+    temperature: Positive = Field(2.0, description="Softens both distributions.")
+    soft_weight: NotNegative = Field(9.0, description="Weight of the teacher's logits.")
+    hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
+    standardise: bool = Field(True, description="z-score the logits first (Sun et al. 2024).")
+
+
+class ExportTable(_Table):
+    """`[export]`: how the ONNX files are written."""
+
+    opset: Annotated[int, Field(ge=18, le=25)] = Field(20, description="ONNX operator set.")
+
+
+class QuantizeTable(_Table):
+    """`[quantize]`: static int8 in QDQ form."""
+
+    activations: Literal["auto", "uint8", "int8"] = Field(
+        "auto", description="`auto` takes uint8 on x86-64, where int8 is slower than float."
+    )
+    per_channel: bool = Field(True, description="A scale for every output channel of a weight.")
+    ranges: Literal["minmax", "percentile", "entropy"] = Field("minmax", description="Calibration method.")
+    calibration_batch: Count = Field(32, description="Images a calibration step.")
+
+
+class BenchTable(_Table):
+    """`[bench]`: how latency is measured."""
+
+    threads: Count = Field(1, description="Intra-op threads.")
+    batch: Count = Field(1, description="Images a call.")
+    provider: str = Field("cpu", description="Execution provider.")
+    runs: Count = Field(400, description="Timed calls of every model.")
+
+
+class LimitsTable(_Table):
+    """`[limits]`: what the student must meet to ship."""
+
+    max_drop: NotNegative | None = Field(None, description="Points of accuracy below the teacher.")
+    min_speedup: Positive | None = Field(None, description="Times faster than the teacher's fp32 ONNX.")
+
+
+class Recipe(_Table):
+    """A whole recipe."""
+
+    name: str = Field(description="Names the run; the run folder is runs/NAME by default.")
+    task: Literal["classification"] = Field("classification", description="Kind of task.")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seeds everything random.")
+    data: DataTable
+    teacher: TeacherTable
+    prune: PruneTable | None = None
+    factorize: FactorizeTable | None = None
+    distill: DistillTable | None = None
+    export: ExportTable = ExportTable()
+    quantize: QuantizeTable | None = None
+    bench: BenchTable = BenchTable()
+    limits: LimitsTable = LimitsTable()
+
+    @property
+    def latency_only(self) -> bool:
+        """True if the teacher has neither weights nor training, so that no accuracy can be measured."""
+        return self.teacher.weights == "none" and self.teacher.train is None
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: The TOML file.
+        overrides: Items `table.key=value`, the value in TOML or, failing that, a bare string.
+
+    Raises:
+        RecipeError: One message with every error of the file.
+    """
+    tables = _read(path)
+    _anchor_paths(tables, path.parent)
+    for item in overrides:
+        _override(tables, item)
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise RecipeError(
+            f"{path} is not a valid recipe:\n" + "\n".join(f"  - {line}" for line in lines),
+            "\nCorrect these keys; the README lists them all.",
+        ) from error
+
+
+def recipe_from_tables(tables: Mapping[str, Any]) -> Recipe:
+    """Validates a recipe that is already in memory, as `report.json` keeps it."""
+    return Recipe.model_validate(tables)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder, not a recipe.", f"Name the file, such as {path / 'recipe.toml'}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"The recipe {path} does not exist.", "Correct the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.", "It has to be a text file.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"The recipe {path} is not valid TOML: {error}.", "Correct that line.") from error
+
+
+def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
+    data, teacher = tables.get("data"), tables.get("teacher")
+    if isinstance(data, dict) and isinstance(data.get("root"), str):
+        data["root"] = str(folder / Path(data["root"]).expanduser())
+    if isinstance(teacher, dict):
+        for key in ("weights", "network"):
+            value = teacher.get(key)
+            if isinstance(value, str) and _is_path(key, value):
+                teacher[key] = str(folder / Path(value).expanduser())
+
+
+def _is_path(key: str, value: str) -> bool:
+    if key == "network":
+        return ".py:" in value
+    return value != "none" and ("/" in value or "." in value)
+
+
+def _override(tables: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {item!r} is not of the form table.key=value.", "Write for example distill.epochs=5.")
+    *parents, last = key.strip().split(".")
+    table = tables
+    for parent in parents:
+        child = table.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {item!r}: {parent!r} is a value, not a table.", "Name a key of a table.")
+        table = child
+    if text.strip() == "":
+        table.pop(last, None)
+        return
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = text
+
+
+def _explain(detail: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails
+    place = ".".join(str(part) for part in detail["loc"]) or "the recipe"
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"{place}: unknown key{_nearest_key(detail['loc'])}"
+        case "missing":
+            return f"{place}: missing"
+        case "value_error":
+            return str(detail["ctx"]["error"])
+        case _:
+            return f"{place} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+
+
+def _nearest_key(location: tuple[int | str, ...]) -> str:
+    table: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        table = _table_type(table.model_fields[str(part)].annotation) or table
+    close = difflib.get_close_matches(str(location[-1]), table.model_fields, n=1, cutoff=0.0)
+    known = ", ".join(table.model_fields)
+    return f"; the nearest valid one is {close[0]!r} (known here: {known})" if close else f" (known here: {known})"
+
+
+def _table_type(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401  # a typing construct
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next((found for arg in get_args(annotation) if (found := _table_type(arg))), None)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

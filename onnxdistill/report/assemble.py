@@ -1,0 +1,154 @@
+"""Puts what the stages measured together into a report."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from math import sqrt
+from pathlib import Path
+from typing import Any, Literal
+
+from onnxdistill.device.result import BenchResult, ModelTiming
+from onnxdistill.recipe import LimitsTable, Recipe
+from onnxdistill.report.model import (
+    SCHEMA_VERSION,
+    Artifact,
+    GroupCut,
+    LatencyFigures,
+    LimitCheck,
+    Report,
+    ScoreFigures,
+    SpeedupFigures,
+    StageRow,
+    TrainingLog,
+)
+from onnxdistill.tasks.base import Score, Task
+
+
+@dataclass(frozen=True)
+class Step:
+    """A stage's ONNX file and what is known of it before latencies are measured."""
+
+    stage: str
+    path: Path
+    precision: Literal["float32", "int8"]
+    parameters: int
+    macs: int
+    score: Score | None
+    seconds: float
+    applied: bool
+    summary: str
+
+
+def assemble(
+    recipe: Recipe,
+    task: Task,
+    steps: list[Step],
+    timings: BenchResult,
+    seconds: float,
+    notes: list[str],
+    groups: list[GroupCut],
+    trainings: list[TrainingLog],
+) -> Report:
+    """Builds the report; the first step is the teacher, and the last applied one the student."""
+    by_name = {timing.name: timing for timing in timings.models}
+    rows = [_row(step, by_name[step.stage]) for step in steps]
+    student = [step for step in steps if step.applied][-1]
+    limits = _check_limits(recipe.limits, task, steps[0], student, rows[steps.index(student)])
+    if not task.measurable:
+        notes = ["Accuracy was not measured: the teacher has neither weights nor training.", *notes]
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        onnxdistill_version=version("onnxdistill"),
+        name=recipe.name,
+        task=recipe.task,
+        metric=task.metric.name,
+        metric_unit=task.metric.unit,
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        seconds=seconds,
+        shipped=all(check.met for check in limits),
+        student_precision=student.precision,
+        rows=rows,
+        limits=limits,
+        notes=[*notes, *_shaky(timings)],
+        groups=groups,
+        trainings=trainings,
+        artifacts=[_artifact("teacher.onnx", steps[0].path), _artifact("student.onnx", student.path)],
+        data=task.describe_data(),
+        recipe=recipe.model_dump(mode="json", exclude_none=True),
+        host=timings.host.to_json(),
+        bench=_portable(timings),
+    )
+
+
+def _shaky(timings: BenchResult) -> list[str]:
+    of_models = [f"{timing.name}: {reason}" for timing in timings.models for reason in timing.shaky]
+    return [f"Latencies are shaky. {reason}" for reason in (*timings.shaky, *of_models)]
+
+
+def _portable(timings: BenchResult) -> dict[str, Any]:
+    """The measurement without the scratch folder that its files lay in."""
+    models = tuple(replace(timing, path=f"{timing.name}.onnx") for timing in timings.models)
+    return replace(timings, models=models).to_json()
+
+
+def _row(step: Step, timing: ModelTiming) -> StageRow:
+    latency, speedup = timing.latency_ms, timing.speedup
+    return StageRow(
+        stage=step.stage,
+        precision=step.precision,
+        parameters=step.parameters,
+        macs=step.macs,
+        size_bytes=timing.size_bytes,
+        score=None if step.score is None else _score(step.score),
+        latency=LatencyFigures(latency.median, latency.p90, latency.p95, latency.p99, latency.count),
+        speedup=SpeedupFigures(speedup.value, speedup.low, speedup.high),
+        seconds=step.seconds,
+        applied=step.applied,
+        summary=step.summary,
+    )
+
+
+def _score(score: Score) -> ScoreFigures:
+    return ScoreFigures(score.value, *score.interval, score.samples, score.by_class)
+
+
+def _check_limits(
+    limits: LimitsTable, task: Task, teacher: Step, student: Step, student_row: StageRow
+) -> list[LimitCheck]:
+    checks = []
+    # Without a measured accuracy there is nothing to hold against `max_drop`; the report says so in a note.
+    if limits.max_drop is not None and teacher.score is not None and student.score is not None:
+        drop = task.metric.drop(teacher.score.value, student.score.value)
+        low, high = paired_interval(teacher.score, student.score, drop)
+        met = drop <= limits.max_drop
+        checks.append(LimitCheck("max_drop", limits.max_drop, drop, low, high, met, "points"))
+    if limits.min_speedup is not None and student_row.speedup is not None:
+        speedup = student_row.speedup
+        met = speedup.ratio >= limits.min_speedup
+        checks.append(
+            LimitCheck("min_speedup", limits.min_speedup, speedup.ratio, speedup.low, speedup.high, met, "×")
+        )
+    return checks
+
+
+def paired_interval(teacher: Score, student: Score, drop: float) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same samples, in points.
+
+    Source: Agresti 2013, "Categorical Data Analysis", equation 11.3: only samples on which the two disagree
+    count, so the interval is narrower than that of two independent tests.
+    """
+    if teacher.correct is None or student.correct is None:
+        return drop, drop
+    lost = int((teacher.correct & ~student.correct).sum())
+    won = int((~teacher.correct & student.correct).sum())
+    count = teacher.samples
+    error = 100.0 * 1.96 * sqrt(lost + won - (lost - won) ** 2 / count) / count
+    return drop - error, drop + error
+
+
+def _artifact(name: str, path: Path) -> Artifact:
+    content = path.read_bytes()
+    return Artifact(name, len(content), hashlib.sha256(content).hexdigest())

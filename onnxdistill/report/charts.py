@@ -1,0 +1,121 @@
+"""The pictures of the HTML page, as SVG text that is legible on light and dark paper."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from onnxdistill.report.model import Report, TrainingLog
+
+INK = "#7d8590"  # reads on white and on near-black
+TEACHER = "#8b949e"
+STUDENT = "#1f9d6b"
+STAGE = "#5b8def"
+STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "onnxdistill",  # the same report gives the same bytes
+    "font.family": "sans-serif",
+    "font.size": 11,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": INK,
+    "grid.alpha": 0.18,
+}
+
+
+def latency_chart(report: Report) -> str | None:
+    """Cumulative distribution of the measured latencies of every stage's ONNX file."""
+    series = {model["name"]: np.asarray(model["times_ms"]) for model in report.bench.get("models", [])}
+    if not series:
+        return None
+    with _figure() as (axes, result):
+        student = report.student.stage
+        for name, times in series.items():
+            color = TEACHER if name == report.teacher.stage else STUDENT if name == student else STAGE
+            shares = np.arange(1, len(times) + 1) / len(times)
+            wide = name in (report.teacher.stage, student)
+            axes.step(np.sort(times), 100 * shares, color=color, lw=2.2 if wide else 1.1, alpha=1 if wide else 0.6)
+            axes.annotate(
+                name,
+                (float(np.median(times)), 50),
+                xytext=(4, 6 if wide else -12),
+                textcoords="offset points",
+                color=color,
+                weight="bold" if wide else "normal",
+            )
+        # The slowest per cent of a noisy machine would squeeze everything else to the left.
+        axes.set_xlim(0, 1.15 * max(float(np.percentile(times, 97)) for times in series.values()))
+        axes.set_xlabel("latency of one call, ms")
+        axes.set_ylabel("calls at least as fast, %")
+    return result[0]
+
+
+def accuracy_chart(report: Report) -> str | None:
+    """Accuracy against latency, a point a stage."""
+    rows = [row for row in report.rows if row.score is not None and row.latency is not None]
+    if not rows:
+        return None
+    with _figure() as (axes, result):
+        for index, row in enumerate(rows):
+            assert row.score is not None
+            assert row.latency is not None
+            color = TEACHER if row is report.teacher else STUDENT if row is report.student else STAGE
+            x, y = row.latency.median_ms, row.score.value
+            axes.errorbar(
+                x, y, [[y - row.score.low], [row.score.high - y]], fmt="o", color=color, ms=8, capsize=3, lw=1.2
+            )
+            offset = (9, 7 if index % 2 == 0 else -16)
+            axes.annotate(row.stage, (x, y), xytext=offset, textcoords="offset points", color=color)
+        axes.margins(x=0.2, y=0.12)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("median latency, ms")
+        axes.set_ylabel(f"{report.metric}, {report.metric_unit}")
+    return result[0]
+
+
+def training_chart(report: Report, log: TrainingLog) -> str | None:
+    """The validation score after every epoch; the kept one is marked."""
+    if not log.epochs:
+        return None
+    with _figure(height=2.6) as (axes, result):
+        epochs = [0, *(int(entry["epoch"]) for entry in log.epochs)]
+        scores = [log.start_score, *(entry["score"] for entry in log.epochs)]
+        axes.plot(epochs, scores, color=STAGE, lw=1.8, marker="o", ms=3)
+        axes.plot([log.best_epoch], [scores[log.best_epoch]], "o", color=STUDENT, ms=8)
+        axes.annotate(
+            f"{scores[log.best_epoch]:.2f} kept",
+            (log.best_epoch, scores[log.best_epoch]),
+            xytext=(-6, -18),
+            textcoords="offset points",
+            ha="right",
+            color=STUDENT,
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation, {report.metric_unit}")
+    return result[0]
+
+
+@contextmanager
+def _figure(height: float = 3.4) -> Iterator[tuple[Axes, list[str]]]:
+    result: list[str] = []
+    with rc_context(STYLE):
+        figure = Figure(figsize=(6.4, height), layout="constrained")
+        yield figure.add_subplot(), result
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    result.append(text[text.index("<svg") :])

@@ -1,0 +1,191 @@
+"""The report as data; `report.json` is exactly this."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxdistill.errors import ModelFileError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScoreFigures:
+    """The task's metric on the test split, in its unit, with a 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+    samples: int
+    by_class: dict[str, float]
+
+
+@dataclass(frozen=True)
+class LatencyFigures:
+    """Latency of one call, in milliseconds; a percentile that the sample does not support is None."""
+
+    median_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class SpeedupFigures:
+    """How many times faster than the teacher's float32 ONNX, measured in turns, with a 95 % interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """What a stage left behind.
+
+    Attributes:
+        stage: Name of the stage, as in the recipe.
+        precision: `float32` or `int8`.
+        parameters: Number of parameters of the network.
+        macs: Multiply-adds of one sample.
+        size_bytes: Size of the ONNX file.
+        score: None if accuracy was not measured.
+        latency: Of this stage's ONNX file.
+        speedup: Over the teacher.
+        seconds: How long the stage took.
+        applied: False if the stage's result was measured and not used.
+        summary: One line of what the stage did.
+    """
+
+    stage: str
+    precision: str
+    parameters: int
+    macs: int
+    size_bytes: int
+    score: ScoreFigures | None
+    latency: LatencyFigures | None
+    speedup: SpeedupFigures | None
+    seconds: float
+    applied: bool
+    summary: str
+
+
+@dataclass(frozen=True)
+class LimitCheck:
+    """One limit of the recipe against the measured figure; `measured` is None if it could not be measured."""
+
+    name: str
+    limit: float
+    measured: float | None
+    low: float | None
+    high: float | None
+    met: bool
+    unit: str
+
+
+@dataclass(frozen=True)
+class GroupCut:
+    """A channel group before and after pruning; `layers` are the layers that it runs through."""
+
+    name: str
+    channels_before: int
+    channels_after: int
+    layers: list[str]
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """Epoch by epoch: `score` is the metric on validation."""
+
+    stage: str
+    best_epoch: int
+    start_score: float
+    epochs: list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A shipped file."""
+
+    file: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything measured in one run of `compress`. `shipped` says whether all limits were met."""
+
+    schema_version: int
+    onnxdistill_version: str
+    name: str
+    task: str
+    metric: str
+    metric_unit: str
+    created: str
+    seconds: float
+    shipped: bool
+    student_precision: str
+    rows: list[StageRow]
+    limits: list[LimitCheck]
+    notes: list[str]
+    groups: list[GroupCut]
+    trainings: list[TrainingLog]
+    artifacts: list[Artifact]
+    data: dict[str, dict[str, int | str]]
+    recipe: dict[str, Any]
+    host: dict[str, Any]
+    bench: dict[str, Any]
+
+    @property
+    def teacher(self) -> StageRow:
+        """The row that everything is compared with."""
+        return self.rows[0]
+
+    @property
+    def student(self) -> StageRow:
+        """The row of the shipped student."""
+        return [row for row in self.rows if row.applied][-1]
+
+    @property
+    def drop(self) -> float | None:
+        """Points that the student lies below the teacher on the test split."""
+        if self.teacher.score is None or self.student.score is None:
+            return None
+        return self.teacher.score.value - self.student.score.value
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+
+def load_report(path: Path) -> Report:
+    """Reads a `report.json`.
+
+    Raises:
+        ModelFileError: If the file is missing or not a report of a schema that is known here.
+    """
+    try:
+        tables = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFileError(f"{path} cannot be read as a report: {error}.", "Name a run's report.json.") from error
+    if not isinstance(tables, dict) or tables.get("schema_version") != SCHEMA_VERSION:
+        raise ModelFileError(
+            f"{path} is not a report of schema version {SCHEMA_VERSION}.", "Name a report.json of this version."
+        )
+    tables["rows"] = [_row(row) for row in tables["rows"]]
+    tables["limits"] = [LimitCheck(**entry) for entry in tables["limits"]]
+    tables["groups"] = [GroupCut(**entry) for entry in tables["groups"]]
+    tables["trainings"] = [TrainingLog(**entry) for entry in tables["trainings"]]
+    tables["artifacts"] = [Artifact(**entry) for entry in tables["artifacts"]]
+    return Report(**tables)
+
+
+def _row(tables: dict[str, Any]) -> StageRow:
+    kinds = {"score": ScoreFigures, "latency": LatencyFigures, "speedup": SpeedupFigures}
+    nested = {key: None if tables[key] is None else kind(**tables[key]) for key, kind in kinds.items()}
+    return StageRow(**{**tables, **nested})

@@ -1,0 +1,73 @@
+"""The report on the console: one table, the limits, and what to know beside them."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxdistill.report.model import LimitCheck, Report, StageRow
+
+
+def count(number: float) -> str:
+    """A count in three digits with a decimal prefix: 270896 is `271 k`."""
+    for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            scaled = number / size
+            return f"{scaled:.{0 if scaled >= 100 else 1 if scaled >= 10 else 2}f} {prefix}"
+    return f"{number:.0f}"
+
+
+def latency(milliseconds: float | None) -> str:
+    """Milliseconds in three significant digits, or a dash."""
+    if milliseconds is None:
+        return "–"
+    digits = 0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2 if milliseconds >= 1 else 3
+    return f"{milliseconds:.{digits}f}"
+
+
+def score_text(row: StageRow, unit: str) -> str:
+    """The score with its unit; accuracy that was not measured says so."""
+    return "not measured" if row.score is None else f"{row.score.value:.2f} {unit}"
+
+
+def limit_text(check: LimitCheck) -> str:
+    """One sentence on a limit, with the measured number and its interval."""
+    if check.measured is None:
+        return f"{check.name} = {check.limit:g}: not measured"
+    interval = "" if check.low is None else f" (95 % interval {check.low:.2f} to {check.high:.2f})"
+    verdict = "met" if check.met else "MISSED"
+    return f"{check.name} = {check.limit:g}: measured {check.measured:.2f} {check.unit}{interval}, {verdict}"
+
+
+def render_report(report: Report) -> RenderableType:
+    """The table with a row a stage, the limits beneath it, and the notes."""
+    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for heading in ("params", "MACs", "size kB", "accuracy", "median ms", "p95 ms", "speed-up"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.rows:
+        table.add_row(*_cells(report, row), style=_style(report, row))
+    below = [Text(limit_text(check), style="green" if check.met else "bold red") for check in report.limits]
+    notes = [Text(f"· {note}", style="dim") for note in report.notes]
+    return Group(table, Text(), *below, *notes)
+
+
+def _cells(report: Report, row: StageRow) -> tuple[str, ...]:
+    name = row.stage if row.applied else f"({row.stage})"
+    return (
+        name,
+        count(row.parameters),
+        count(row.macs),
+        f"{row.size_bytes / 1000:.0f}",
+        score_text(row, report.metric_unit),
+        latency(None if row.latency is None else row.latency.median_ms),
+        latency(None if row.latency is None else row.latency.p95_ms),
+        "–" if row.speedup is None else f"{row.speedup.ratio:.2f}×",
+    )
+
+
+def _style(report: Report, row: StageRow) -> str:
+    if row is report.student:
+        return "bold"
+    return "" if row.applied else "dim"

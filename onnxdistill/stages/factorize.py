@@ -1,0 +1,1 @@
+def factorize(*a): raise NotImplementedError

@@ -1,0 +1,129 @@
+"""What the stages know of a task: batches to train on, a loss, feeds to calibrate with, and a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+Feeds = dict[str, NDArray[np.generic]]
+Runner = Callable[[Feeds], Feeds]
+"""Maps inputs by name to outputs by name: a torch module or an ONNX Runtime session alike."""
+
+Split = Literal["train", "calibration", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The number that a task is judged by."""
+
+    name: str
+    unit: str
+    higher_is_better: bool = True
+
+    def drop(self, teacher: float, student: float) -> float:
+        """How much worse the student is than the teacher; negative if it is better."""
+        return teacher - student if self.higher_is_better else student - teacher
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured value of the task's metric.
+
+    Attributes:
+        value: In the metric's unit.
+        interval: 95 % confidence interval of `value`, for the number of samples.
+        samples: Samples that it was measured on.
+        by_class: The same metric for every class, where that makes sense.
+        correct: One bit a sample (its prediction was right), to pair two networks on the same samples.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    samples: int
+    by_class: dict[str, float] = field(default_factory=dict)
+    correct: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One step's samples: `inputs` `[B, ...]` as the network gets them, and the task's own `targets`."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of the training images: crop after padding by `crop_pad` pixels, horizontal flip."""
+
+    crop_pad: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the parts of the training loss; see `graph.losses`."""
+
+    hard_weight: float = 1.0
+    soft_weight: float = 0.0
+    temperature: float = 1.0
+    standardise: bool = False
+
+
+class StepResult(TypedDict):
+    """What a task returns for a training step: the scalar loss, and the network's output."""
+
+    loss: Tensor
+    output: Tensor
+
+
+class Task(Protocol):
+    """What is particular to a kind of task. The pipeline and the stages know nothing else of it."""
+
+    metric: Metric
+    input_name: str
+    output_name: str
+    class_names: Sequence[str]
+    measurable: bool
+    """False if there is neither data nor a trained teacher: only latency can be measured."""
+
+    def example_input(self, batch: int) -> Tensor:
+        """Returns an input `[batch, ...]` of the right shape, from real training data where there is some."""
+        ...
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Number of training batches in an epoch."""
+        ...
+
+    def training_batches(
+        self, batch_size: int, augmentation: Augmentation, rng: np.random.Generator
+    ) -> Iterator[TrainingBatch]:
+        """Yields one epoch of training batches in random order."""
+        ...
+
+    def step(
+        self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
+    ) -> StepResult:
+        """Runs the student (and the teacher) on a batch; the loss is differentiable."""
+        ...
+
+    def calibration_batches(self, batch_size: int) -> Iterator[TrainingBatch]:
+        """Yields the calibration samples, always the same ones in the same order."""
+        ...
+
+    def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
+        """Measures the metric of `runner` on a split. `on_progress` gets samples done and in all."""
+        ...
+
+    def metadata(self) -> dict[str, str]:
+        """What a caller of the ONNX file has to know: preprocessing, classes. Goes into the file."""
+        ...
+
+    def describe_data(self) -> dict[str, dict[str, int | str]]:
+        """Number of samples and fingerprint of every split."""
+        ...

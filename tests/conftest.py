@@ -1,0 +1,16 @@
+"""Real data in small: one digits task for all tests that only read it."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxdistill.data import load_images
+from onnxdistill.recipe import DataTable
+from onnxdistill.tasks.classification import Classification
+
+
+@pytest.fixture(scope="session")
+def digits() -> Classification:
+    """The digits task: 1,083 train, 64 calibration, 200 validation and 450 test images."""
+    table = DataTable.model_validate({"source": "digits", "validation": 0.1485, "calibration": 64})
+    return Classification(load_images(table, seed=0))

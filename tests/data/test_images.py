@@ -1,0 +1,154 @@
+"""Reading and splitting images: real files, hand-made folders, and splits that never overlap."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from onnxdistill.data import load_images
+from onnxdistill.data.augment import random_crop, random_flip
+from onnxdistill.data.images import FileImages, MemoryImages
+from onnxdistill.data.splitting import split_training, stratified_parts
+from onnxdistill.errors import DataError
+from onnxdistill.recipe import DataTable
+
+
+def make_folder(root: Path, splits: dict[str, int], size: int = 8, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
+    rng = np.random.default_rng(0)
+    for split, images in splits.items():
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for index in range(images):
+                pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
+    return root
+
+
+def table(root: Path, **changes: object) -> DataTable:
+    values = {"source": "folder", "root": str(root), "image_size": 8, "calibration": 2, "validation": 0.25}
+    return DataTable.model_validate(values | changes)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=1, max_size=5),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_parts_are_disjoint_complete_and_stratified(counts: list[int], share: float, seed: int) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    first = round(share * len(labels))
+    parts = stratified_parts(labels, [first], np.random.default_rng(seed))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    assert len(parts[0]) == first
+    for label, count in enumerate(counts):
+        taken = int((labels[parts[0]] == label).sum())
+        assert abs(taken - share * count) < len(counts) + 1
+
+
+def test_digits_splits_share_no_image_and_test_does_not_depend_on_the_seed() -> None:
+    digits = DataTable.model_validate({"source": "digits", "validation": 0.2, "calibration": 64})
+    one, two = load_images(digits, seed=0), load_images(digits, seed=1)
+    assert [len(s) for s in (one.train, one.calibration, one.validation, one.test)] == [1014, 64, 269, 450]
+    assert one.test.digest() == two.test.digest()
+    assert one.validation.digest() != two.validation.digest()
+    assert load_images(digits, seed=0).describe() == one.describe()
+
+
+def test_no_index_is_drawn_twice() -> None:
+    images = MemoryImages(torch.arange(40, dtype=torch.uint8).view(40, 1, 1, 1), torch.arange(40) % 4)
+    parts = split_training(images, 0.25, 6, np.random.default_rng(3))
+    values = [part.fetch(np.arange(len(part))).flatten().tolist() for part in parts]
+    assert [len(v) for v in values] == [24, 6, 10]
+    assert sorted(sum(values, [])) == list(range(40))
+
+
+def test_too_few_images_for_the_splits() -> None:
+    images = MemoryImages(torch.zeros(10, 1, 1, 1, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64))
+    with pytest.raises(DataError, match="10 training images do not suffice for 5 validation"):
+        split_training(images, 0.5, 6, np.random.default_rng(0))
+
+
+def test_folder_with_train_and_test(tmp_path: Path) -> None:
+    splits = load_images(table(make_folder(tmp_path, {"train": 8, "test": 3})), seed=0)
+    assert splits.classes == ("cat", "dog")
+    assert [len(s) for s in (splits.train, splits.calibration, splits.validation, splits.test)] == [10, 2, 4, 6]
+    first = np.asarray(Image.open(tmp_path / "test" / "cat" / "0.png"))
+    assert np.array_equal(splits.test.fetch(np.array([0]))[0].permute(1, 2, 0).numpy(), first)
+
+
+def test_folder_with_its_own_validation(tmp_path: Path) -> None:
+    splits = load_images(table(make_folder(tmp_path, {"train": 8, "val": 2, "test": 3})), seed=0)
+    assert [len(s) for s in (splits.train, splits.calibration, splits.validation, splits.test)] == [14, 2, 4, 6]
+
+
+def test_large_sets_stay_on_disk_and_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_folder(tmp_path, {"train": 8, "test": 3})
+    in_memory = load_images(table(root), seed=0)
+    monkeypatch.setattr("onnxdistill.data.folder.MEMORY_LIMIT_BYTES", 0)
+    on_disk = load_images(table(root), seed=0)
+    assert isinstance(on_disk.test, FileImages)
+    every = np.arange(len(on_disk.train))
+    assert torch.equal(on_disk.train.fetch(every), in_memory.train.fetch(every))
+    assert torch.equal(on_disk.train.labels, in_memory.train.labels)
+    assert len(on_disk.describe()["train"]["sha256"]) == 64  # type: ignore[arg-type]  # a digest is text
+
+
+def test_resize_then_centre_crop(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"train": 8, "test": 3}, size=20)
+    with pytest.raises(DataError, match=r"20x20 pixels, but the network gets 8x8.*data\.resize"):
+        load_images(table(root), seed=0)
+    assert load_images(table(root, resize=10), seed=0).image_size == 8
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (lambda root: shutil.rmtree(root), "is not a folder"),
+        (lambda root: shutil.rmtree(root / "test"), "train/, but train/ and one of val/ and test/ are needed"),
+        (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "holds no class folders"),
+        (lambda root: shutil.rmtree(root / "test" / "dog"), "has no image of the class 'dog'"),
+        (lambda root: [p.unlink() for p in (root / "train" / "cat").iterdir()], "has no image of the class 'cat'"),
+        (lambda root: (root / "test" / "emu").mkdir(), "has the class 'emu', which train/ lacks"),
+        (lambda root: (root / "train" / "cat" / "0.png").write_text("no"), "cannot be read as an image"),
+    ],
+)
+def test_damaged_folders_are_explained(tmp_path: Path, damage: object, part: str) -> None:
+    root = make_folder(tmp_path / "set", {"train": 8, "test": 3})
+    damage(root)  # type: ignore[operator]  # a function of the root
+    with pytest.raises(DataError) as caught:
+        load_images(table(root), seed=0)
+    assert part in str(caught.value)
+    assert str(root) in str(caught.value)
+
+
+def test_cifar10_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not in data\.root.*data\.download = true"):
+        load_images(DataTable.model_validate({"source": "cifar10", "root": str(tmp_path)}), seed=0)
+
+
+def test_crop_moves_every_image_by_itself_and_pads_with_black() -> None:
+    pixels = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).repeat(64, 2, 1, 1)
+    cropped = random_crop(pixels, 1, np.random.default_rng(0))
+    assert cropped.shape == pixels.shape
+    centres = cropped[:, 0, 1, 1].tolist()
+    assert set(centres) == set(range(1, 10))  # the centre pixel moves by at most one pixel either way
+    assert torch.equal(cropped[:, 0], cropped[:, 1])  # channels move together
+    moved_right = cropped[[c == 4 for c in centres]]  # its left neighbour came to the centre
+    assert torch.equal(moved_right[0, 0], torch.tensor([[0, 1, 2], [0, 4, 5], [0, 7, 8]], dtype=torch.uint8))
+    assert random_crop(pixels, 0, np.random.default_rng(0)) is pixels
+
+
+def test_flip_mirrors_about_half_of_the_images() -> None:
+    pixels = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).repeat(400, 1, 1, 1)
+    flipped = random_flip(pixels, np.random.default_rng(0))
+    mirrored = (flipped[:, 0, 0, 0] == 3).sum().item()
+    assert 150 < mirrored < 250
+    assert flipped.sum(dim=3).unique().tolist() == [6]

@@ -1,0 +1,62 @@
+"""Losses against values worked out by hand."""
+
+from __future__ import annotations
+
+from math import log
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from onnxdistill.graph.losses import distillation_loss, standardised
+
+
+def test_standardised_by_hand() -> None:
+    # Mean 2, sample standard deviation sqrt(((1-2)^2 + 0 + (3-2)^2) / 2) = 1.
+    assert torch.allclose(standardised(torch.tensor([[1.0, 2.0, 3.0]])), torch.tensor([[-1.0, 0.0, 1.0]]))
+    assert torch.isfinite(standardised(torch.ones(1, 4))).all()
+
+
+def test_kl_by_hand() -> None:
+    # Teacher (3/4, 1/4), student (1/2, 1/2): 3/4 log(3/2) + 1/4 log(1/2).
+    teacher, student = torch.tensor([[log(3.0), 0.0]]), torch.zeros(1, 2)
+    expected = 0.75 * log(1.5) + 0.25 * log(0.5)
+    assert distillation_loss(student, teacher, 1.0, standardise=False).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_temperature_by_hand() -> None:
+    # At T = 2 the teacher's logits 2 log 3 soften to (3/4, 1/4); the factor T^2 is 4.
+    teacher, student = torch.tensor([[2 * log(3.0), 0.0]]), torch.zeros(1, 2)
+    expected = 4 * (0.75 * log(1.5) + 0.25 * log(0.5))
+    assert distillation_loss(student, teacher, 2.0, standardise=False).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_batch_mean() -> None:
+    teacher, student = torch.tensor([[log(3.0), 0.0], [0.0, 0.0]]), torch.zeros(2, 2)
+    one = distillation_loss(student[:1], teacher[:1], 1.0, standardise=False)
+    assert distillation_loss(student, teacher, 1.0, standardise=False).item() == pytest.approx(one.item() / 2)
+
+
+logits = st.lists(st.floats(-5, 5), min_size=4, max_size=4).map(lambda row: torch.tensor([row], dtype=torch.float64))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(student=logits, teacher=logits, temperature=st.floats(0.5, 8))
+def test_never_negative_and_zero_at_the_teacher(student: Tensor, teacher: Tensor, temperature: float) -> None:
+    assert distillation_loss(student, teacher, temperature, standardise=False).item() >= -1e-9
+    assert distillation_loss(teacher, teacher, temperature, standardise=False).item() == pytest.approx(0, abs=1e-9)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(scale=st.floats(0.5, 10), shift=st.floats(-10, 10))
+def test_standardising_forgives_scale_and_shift(scale: float, shift: float) -> None:
+    teacher = torch.tensor([[1.0, 4.0, 2.0, -1.0]], dtype=torch.float64)
+    assert distillation_loss(scale * teacher + shift, teacher, 2.0, standardise=True).item() < 1e-9
+
+
+def test_gradient_by_finite_differences() -> None:
+    teacher = torch.tensor([[1.0, 4.0, 2.0]], dtype=torch.float64)
+    student = torch.tensor([[0.3, -1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, 2.0, standardise=True), student)

@@ -1,0 +1,115 @@
+"""Recipes: what reads, what is refused, and whether the refusal helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onnxdistill.errors import RecipeError
+from onnxdistill.recipe import load_recipe
+
+MINIMAL = """
+name = "small"
+[data]
+source = "digits"
+[teacher]
+network = "digits-resnet"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, overrides)
+    return str(caught.value)
+
+
+def test_minimal_recipe_leaves_out_the_optional_stages(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    assert (recipe.prune, recipe.factorize, recipe.distill, recipe.quantize) == (None, None, None, None)
+    assert recipe.bench.threads == 1
+    assert recipe.latency_only
+
+
+@pytest.mark.parametrize("path", sorted(Path("models").glob("*/recipe.toml")), ids=lambda p: p.parent.name)
+def test_every_recipe_of_the_models_folder_is_valid(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.parent.name
+    assert (path.parent / "README.md").is_file()
+
+
+def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "[prune]\nratio = 0.5\nmultipel_of = 8\n")
+    message = refusal(path)
+    assert str(path) in message
+    assert "prune.multipel_of: unknown key; the nearest valid one is 'multiple_of'" in message
+
+
+def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:
+    assert "prunee: unknown key; the nearest valid one is 'prune'" in refusal(write(tmp_path, MINIMAL + "[prunee]\n"))
+
+
+def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
+    text = MINIMAL.replace('"digits"', '"digitz"') + '[prune]\nratio = "half"\n[distill]\nepochs = 0\nlr = 1\n'
+    message = refusal(write(tmp_path, text))
+    for part in ("data.source = 'digitz'", "prune.ratio = 'half'", "distill.epochs = 0", "distill.lr: unknown key"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (MINIMAL.replace('name = "small"', "name = 3"), "name = 3"),
+        (MINIMAL.replace('name = "small"', ""), "name: missing"),
+        (MINIMAL + "[prune]\nratio = 1.5\n", "prune.ratio = 1.5"),
+        (MINIMAL.replace('"digits"', '"folder"', 1), "data.root is needed"),
+        (MINIMAL.replace('source = "digits"', 'source = "digits"\nmean = [0.5]'), "data.mean and data.std go together"),
+        ("name = 'broken", "not valid TOML"),
+    ],
+)
+def test_wrong_values_are_named(tmp_path: Path, text: str, part: str) -> None:
+    assert part in refusal(write(tmp_path, text))
+
+
+def test_missing_recipe_and_folder(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "none.toml")
+    assert "is a folder" in refusal(tmp_path)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(binary)
+
+
+def test_paths_are_relative_to_the_recipe_and_overrides_to_the_working_directory(tmp_path: Path) -> None:
+    text = MINIMAL.replace('source = "digits"', 'source = "folder"\nroot = "images"')
+    text = text.replace('"digits-resnet"', '"nets.py:make"\nweights = "teacher.pt"')
+    path = write(tmp_path, text)
+    recipe = load_recipe(path)
+    assert recipe.data.root == str(tmp_path / "images")
+    assert recipe.teacher.weights == str(tmp_path / "teacher.pt")
+    assert recipe.teacher.network == f"{tmp_path / 'nets.py'}:make"
+    assert load_recipe(path, ["data.root=other"]).data.root == "other"
+
+
+def test_names_of_weights_are_not_paths(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace('"digits-resnet"', '"torchvision:resnet18"\nweights = "DEFAULT"'))
+    assert load_recipe(path).teacher.weights == "DEFAULT"
+
+
+def test_overrides_set_nested_keys_and_leave_out_stages(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "[prune]\nratio = 0.5\n[distill]\nepochs = 3\n")
+    recipe = load_recipe(path, ["distill.epochs=5", "seed=7", "bench.provider=cpu", "prune="])
+    assert recipe.distill is not None
+    assert (recipe.distill.epochs, recipe.seed, recipe.prune) == (5, 7, None)
+
+
+def test_malformed_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert "table.key=value" in refusal(path, "epochs")
+    assert "'name' is a value, not a table" in refusal(path, "name.first=1")
+    assert "seed = -1" in refusal(path, "seed=-1")

@@ -1,0 +1,118 @@
+"""The training loop: it learns, repeats itself exactly, keeps the best weights, and stops at nonsense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.errors import TrainingError
+from onnxdistill.recipe import TrainingTable
+from onnxdistill.tasks.base import Objective
+from onnxdistill.tasks.classification import Classification
+from onnxdistill.training import TrainingStatus, module_runner, train
+from onnxdistill.training.optimizers import build_optimizer, build_schedule
+
+
+def small_network(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(128, 10)
+        ).eval()
+
+
+def table(**changes: object) -> TrainingTable:
+    values = {"epochs": 2, "batch_size": 64, "learning_rate": 0.1, "precision": "float32", "crop_pad": 0}
+    return TrainingTable.model_validate(values | changes)
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adam", 0.01), ("adamw", 0.01)])
+def test_every_optimizer_learns_the_digits(digits: Classification, optimizer: str, rate: float) -> None:
+    settings = table(optimizer=optimizer, learning_rate=rate, epochs=4)
+    result = train(small_network(), digits, settings, 0, Objective())
+    assert result.start_score < 25
+    assert result.best_score > 85
+
+
+def test_bfloat16_learns_too(digits: Classification) -> None:
+    result = train(small_network(), digits, table(precision="bfloat16"), 0, Objective())
+    assert result.best_score > 85
+    assert next(result.network.parameters()).dtype == torch.float32
+
+
+def test_same_seed_same_weights_and_the_given_network_is_untouched(digits: Classification) -> None:
+    network = small_network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    state = torch.random.get_rng_state()
+    one = train(network, digits, table(), 3, Objective())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    two = train(network, digits, table(), 3, Objective())
+    other = train(network, digits, table(), 4, Objective())
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True))
+    assert not torch.equal(next(one.network.parameters()), next(other.network.parameters()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert not network.training
+
+
+def test_never_worse_than_the_start(digits: Classification) -> None:
+    trained = train(small_network(), digits, table(epochs=3), 0, Objective()).network
+    ruined = train(trained, digits, table(epochs=1, learning_rate=50.0, schedule="constant"), 0, Objective())
+    assert ruined.best_epoch == 0
+    assert ruined.best_score == ruined.start_score
+    assert ruined.history[0].score < ruined.start_score
+    assert digits.score(module_runner(ruined.network, digits), "validation").value == ruined.start_score
+
+
+def test_distillation_brings_the_student_near_the_teacher(digits: Classification) -> None:
+    teacher = train(small_network(), digits, table(epochs=3), 0, Objective()).network
+    objective = Objective(hard_weight=0.0, soft_weight=9.0, temperature=2.0, standardise=True)
+    student = train(small_network(1), digits, table(epochs=10), 0, objective, teacher).network
+    answers = [
+        torch.from_numpy(module_runner(n, digits)({"image": digits.example_input(256).numpy()})["logits"]).argmax(1)
+        for n in (teacher, student)
+    ]
+    assert (answers[0] == answers[1]).float().mean() > 0.9  # no label was shown to the student
+
+
+class Exploding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(float("nan")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10] * self.weight
+
+
+def test_divergence_is_an_error_that_names_the_place(digits: Classification) -> None:
+    with pytest.raises(TrainingError, match=r"loss is nan at epoch 1, step 1.*Lower learning_rate"):
+        train(Exploding(), digits, table(), 0, Objective())
+
+
+def test_status_counts_to_the_end(digits: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
+    seen: list[TrainingStatus] = []
+    train(small_network(), digits, table(), 0, Objective(), on_status=seen.append)
+    assert (seen[-1].epoch, seen[-1].epochs, seen[-1].step) == (2, 2, seen[-1].steps)
+    assert seen[-1].remaining_s == 0
+    assert all(status.samples_per_s > 0 for status in seen)
+
+
+def test_schedule_by_hand() -> None:
+    network = nn.Linear(1, 1)
+    settings = table(learning_rate=1.0, warmup=0.25, epochs=1)
+    optimizer = build_optimizer(network, settings)
+    schedule = build_schedule(optimizer, settings, steps=8)
+    rates = []
+    for _ in range(8):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    # Two warm-up steps of thirds, then cosine over six steps: 1, (1+cos 30°)/2, (1+cos 60°)/2 = 0.75, ...
+    assert rates == pytest.approx([1 / 3, 2 / 3, 1, 0.9330, 0.75, 0.5, 0.25, 0.0670], abs=1e-4)
+
+
+def test_only_matrices_decay() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    groups = build_optimizer(network, table(weight_decay=0.1)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 3)]
