@@ -1,0 +1,79 @@
+"""How much every channel of a group matters; each score is one function with its paper.
+
+All scores are normalised to a mean of one in every group, so that groups compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.graph.labels import ChannelAnalysis, ChannelGroup, Member
+
+Scores = dict[str, Tensor]
+"""For every group, by name, a score `[channels]`, float64; more is more important."""
+
+
+def magnitude(network: nn.Module, analysis: ChannelAnalysis, power: int) -> Scores:
+    """Sum of |weight|^power over all slices of a channel.
+
+    Source: Li et al. 2017, "Pruning Filters for Efficient ConvNets", section 3.1 (power 1, the producing layer
+    alone); Fang et al. 2023, "DepGraph", equation 4 (power 2, over the whole group).
+    """
+    values = {name: tensor.detach().double().abs() ** power for name, tensor in network.named_parameters()}
+    return _scores(analysis, values)
+
+
+def first_order_taylor(
+    network: nn.Module, analysis: ChannelAnalysis, losses: Iterable[Callable[[nn.Module], Tensor]]
+) -> Scores:
+    """Squared first-order change of the loss when a channel's own parameters become zero.
+
+    Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8: the squared sum
+    of weight times gradient over the parameters of a channel, averaged over batches. Only what produces the channel
+    counts (dimension 0 of its layers): what consumes it would count the same change twice.
+
+    Args:
+        network: In evaluation mode; its gradients are left as they were.
+        analysis: Of this network.
+        losses: For every batch, a function from the network to its scalar loss.
+    """
+    parameters = dict(network.named_parameters())
+    totals: Scores = {}
+    batches = 0
+    for loss in losses:
+        gradients = torch.autograd.grad(loss(network), list(parameters.values()), allow_unused=True)
+        products = {
+            name: (parameter.detach() * gradient).double()
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)
+            if gradient is not None
+        }
+        for group in analysis.groups:
+            change = _summed(group, products, producers_only=True) ** 2
+            totals[group.name] = totals[group.name] + change if group.name in totals else change
+        batches += 1
+    return {name: _normalised(total / max(1, batches)) for name, total in totals.items()}
+
+
+def _scores(analysis: ChannelAnalysis, values: dict[str, Tensor]) -> Scores:
+    return {group.name: _normalised(_summed(group, values, producers_only=False)) for group in analysis.groups}
+
+
+def _summed(group: ChannelGroup, values: dict[str, Tensor], producers_only: bool) -> Tensor:
+    total = torch.zeros(group.size, dtype=torch.float64)
+    for member in group.members:
+        if member.tensor in values and (member.dim == 0 or not producers_only):
+            total += _by_channel(member, values[member.tensor])
+    return total
+
+
+def _by_channel(member: Member, values: Tensor) -> Tensor:
+    by_index = values.movedim(member.dim, 0).flatten(1).sum(1) if values.ndim > 1 else values
+    return torch.stack([by_index[torch.from_numpy(indices)].sum() for indices in member.indices])
+
+
+def _normalised(scores: Tensor) -> Tensor:
+    mean = scores.mean()
+    return scores / mean if mean > 0 else scores

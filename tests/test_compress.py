@@ -1,0 +1,270 @@
+"""`onnxdistill compress` as a real process on real data: what ships, and every mistake a user can make."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onnxdistill.device.session import SessionSettings, open_session
+from onnxdistill.networks import build_network
+from onnxdistill.report import load_report
+
+QUICK = """
+name = "quick"
+[data]
+source = "digits"
+validation = 0.15
+calibration = 64
+[teacher]
+network = "digits-resnet"
+[teacher.train]
+epochs = 4
+batch_size = 64
+learning_rate = 0.1
+[prune]
+ratio = 0.5
+multiple_of = 16
+[distill]
+epochs = 4
+batch_size = 64
+learning_rate = 0.05
+[quantize]
+[bench]
+runs = 100
+[limits]
+max_drop = 20.0
+min_speedup = 1.1
+"""
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onnxdistill", *map(str, arguments)]
+    environment = {**os.environ, "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A whole run of a small recipe."""
+    folder = tmp_path_factory.mktemp("compress")
+    (folder / "recipe.toml").write_text(QUICK)
+    return folder / "run", run("compress", folder / "recipe.toml", "--out", folder / "run")
+
+
+def test_a_run_ships_everything(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, process = finished
+    assert process.returncode == 0, process.stderr
+    names = ["recipe.toml", "report.html", "report.json", "student.onnx", "teacher.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_report_says_what_was_measured(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, process = finished
+    report = load_report(folder / "report.json")
+    assert [row.stage for row in report.rows] == ["teacher", "prune", "distill", "quantize"]
+    assert report.student.precision == "int8"
+    assert report.student.macs < 0.4 * report.teacher.macs
+    assert report.student.speedup is not None
+    assert report.student.speedup.low > 1.1
+    assert report.shipped
+    for row in report.rows:
+        assert row.score is not None
+        assert row.latency is not None
+        assert row.stage in process.stdout
+        assert f"{row.score.value:.2f} %" in process.stdout
+    assert str(folder.parent) not in (folder / "report.json").read_text()
+    for artifact in report.artifacts:
+        assert artifact.size_bytes == (folder / artifact.file).stat().st_size
+
+
+def test_the_shipped_file_gives_the_reported_accuracy(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    from onnxdistill.data import load_images
+    from onnxdistill.recipe import load_recipe
+
+    folder, _ = finished
+    splits = load_images(load_recipe(folder / "recipe.toml").data, seed=0)
+    session = open_session(folder / "student.onnx", SessionSettings())
+    pixels = splits.test.fetch(np.arange(len(splits.test)))
+    inputs = (pixels.numpy().astype(np.float32) / 255 - 0.305) / 0.376
+    answers = session.run({"image": inputs})["logits"].argmax(1)
+    accuracy = 100 * (answers == splits.test.labels.numpy()).mean()
+    score = load_report(folder / "report.json").student.score
+    assert score is not None
+    assert score.value == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_the_resolved_recipe_gives_the_same_student(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    again = run("compress", folder / "recipe.toml", "--out", tmp_path / "again", "--quiet")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == ""
+    assert (tmp_path / "again" / "student.onnx").read_bytes() == (folder / "student.onnx").read_bytes()
+    assert (tmp_path / "again" / "teacher.onnx").read_bytes() == (folder / "teacher.onnx").read_bytes()
+
+
+def test_the_page_needs_nothing_else(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    page = (finished[0] / "report.html").read_text()
+    assert page.count("<svg") >= 3
+    for outside in ("<script", "<link", "src=", "@import"):
+        assert outside not in page
+
+
+def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(QUICK.replace("[prune]\nratio = 0.5\nmultiple_of = 16\n", "").replace("epochs = 4", "epochs = 1"))
+    earlier = tmp_path / "run"
+    earlier.mkdir()
+    (earlier / "report.json").write_text("earlier")
+    process = run("compress", recipe, "--out", earlier, "--set", "limits.min_speedup=1000")
+    assert process.returncode == 1
+    assert "min_speedup = 1000: measured" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert (earlier / "report.json").read_text() == "earlier"
+    missed = json.loads((tmp_path / "run.missed" / "report.json").read_text())
+    assert missed["shipped"] is False
+
+
+def test_latency_only_without_weights_or_data(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "blind"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 32\ncalibration = 8\n'
+        '[teacher]\nnetwork = "cifar-resnet20"\n[distill]\nepochs = 3\n[quantize]\n[bench]\nruns = 50\n'
+        "[limits]\nmax_drop = 1.0\n"
+    )
+    process = run("compress", recipe, "--out", tmp_path / "run")
+    assert process.returncode == 0, process.stderr
+    assert "not measured" in process.stdout
+    report = load_report(tmp_path / "run" / "report.json")
+    assert all(row.score is None for row in report.rows)
+    assert report.student.speedup is not None
+
+
+def test_downloadable_weights_without_a_network_say_so(tmp_path: Path) -> None:
+    root = image_folder(tmp_path / "images")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'name = "r"\n[data]\nsource = "folder"\nroot = "{root}"\nimage_size = 8\ncalibration = 2\nvalidation = 0.2\n'
+        '[teacher]\nnetwork = "torchvision:resnet18"\nweights = "DEFAULT"\n'
+    )
+    # A proxy that nobody listens at stands for the missing network; the cache is empty.
+    environment = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "cache")}
+    process = subprocess.run(
+        [sys.executable, "-m", "onnxdistill", "compress", str(recipe), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    assert_refused(process, "cannot be downloaded", 'teacher.weights = "none"')
+
+
+def image_folder(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 10), ("test", 3)):
+        for name in ("cat", "dog"):
+            (root / split / name).mkdir(parents=True)
+            for index in range(count):
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(
+                    root / split / name / f"{index}.png"
+                )
+    return root
+
+
+def assert_refused(process: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
+    assert process.returncode == code, process.stderr
+    assert "Traceback" not in process.stderr
+    assert "\n\n" not in process.stderr.strip()
+    for part in parts:
+        assert part in " ".join(process.stderr.split())
+
+
+class TestRefusals:
+    """Each is one paragraph with exit code 2, and the earlier run stays as it was."""
+
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Path:
+        (tmp_path / "recipe.toml").write_text(QUICK)
+        image_folder(tmp_path / "images")
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "report.json").write_text("earlier")
+        return tmp_path
+
+    def refuse(self, place: Path, *settings: str, parts: tuple[str, ...]) -> None:
+        options = [part for setting in settings for part in ("--set", setting)]
+        process = run("compress", place / "recipe.toml", "--out", place / "run", *options)
+        assert_refused(process, *parts)
+        assert (place / "run" / "report.json").read_text() == "earlier"
+        assert sorted(path.name for path in place.iterdir()) == ["images", "recipe.toml", "run", *self.extra]
+
+    extra: tuple[str, ...] = ()
+
+    def test_missing_recipe(self, place: Path) -> None:
+        assert_refused(run("compress", place / "none.toml"), "none.toml", "does not exist")
+
+    def test_wrong_key(self, place: Path) -> None:
+        self.refuse(place, "prune.ration=0.5", parts=("prune.ration: unknown key", "'ratio'"))
+
+    def test_wrong_type(self, place: Path) -> None:
+        self.refuse(place, "distill.epochs=many", parts=("distill.epochs = 'many'", "integer"))
+
+    def test_unknown_provider(self, place: Path) -> None:
+        self.refuse(place, "bench.provider=cudaa", parts=("cudaa", "Did you mean 'cuda'"))
+
+    def test_unknown_network(self, place: Path) -> None:
+        self.refuse(place, "teacher.network=resnet18", parts=("'resnet18'", "'torchvision:resnet18'"))
+
+    def test_missing_data(self, place: Path) -> None:
+        root = place / "nowhere"
+        self.refuse(place, "data.source=folder", f"data.root={root}", parts=(str(root), "is not a folder"))
+
+    def test_empty_data(self, place: Path) -> None:
+        (place / "images" / "empty").mkdir()
+        root = place / "images" / "empty"
+        self.refuse(place, "data.source=folder", f"data.root={root}", parts=(str(root), "neither train/ nor test/"))
+
+    def test_missing_class(self, place: Path) -> None:
+        for path in (place / "images" / "test" / "dog").iterdir():
+            path.unlink()
+        settings = ("data.source=folder", f"data.root={place / 'images'}", "data.image_size=8")
+        self.refuse(place, *settings, parts=(str(place / "images" / "test"), "no image of the class 'dog'"))
+
+    def test_missing_weights(self, place: Path) -> None:
+        self.refuse(place, "teacher.weights=none.pt", parts=("none.pt does not exist",))
+
+    def test_truncated_weights(self, place: Path) -> None:
+        path = place / "images" / "cut.pt"
+        torch.save(build_network("digits-resnet", 10, 0).state_dict(), path)
+        path.write_bytes(path.read_bytes()[:5000])
+        self.refuse(place, f"teacher.weights={path}", parts=(str(path), "cannot be read as a PyTorch state dict"))
+
+    def test_weights_that_would_run_code(self, place: Path) -> None:
+        path = place / "images" / "whole.pt"
+        torch.save(build_network("digits-resnet", 10, 0), path)
+        self.refuse(place, f"teacher.weights={path}", parts=(str(path), "torch.save(network.state_dict(), path)"))
+
+    def test_weights_of_another_architecture(self, place: Path) -> None:
+        path = place / "images" / "other.pt"
+        torch.save(build_network("cifar-resnet20", 10, 0).state_dict(), path)
+        self.refuse(place, f"teacher.weights={path}", parts=(str(path), "is for another architecture"))
+
+    def test_unwritable_place(self, place: Path) -> None:
+        # A file where a folder should be refuses root, too.
+        out = place / "recipe.toml" / "run"
+        assert_refused(run("compress", place / "recipe.toml", "--out", out), str(out), "cannot be written")
+
+    def test_somebody_elses_folder(self, place: Path) -> None:
+        out = place / "images"
+        assert_refused(run("compress", place / "recipe.toml", "--out", out), str(out), "not the folder of an earlier run")
