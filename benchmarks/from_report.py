@@ -26,7 +26,11 @@ def main(run_folder: Path, min_speedup: float, max_drop: float, command: str) ->
     """Writes benchmarks/NAME/ from the run folder's report."""
     report = load_report(run_folder / "report.json")
     teacher, student = report.teacher, report.student
-    assert teacher.score and student.score and student.speedup and teacher.latency and student.latency
+    assert teacher.score
+    assert student.score
+    assert student.speedup
+    assert teacher.latency
+    assert student.latency
     drop = teacher.score.value - student.score.value
     folder = FOLDER / report.name
     folder.mkdir(exist_ok=True)

@@ -59,7 +59,10 @@ def results() -> str:
 def updated(text: str) -> str:
     """The README with its generated part written anew."""
     return re.sub(
-        r"(<!-- results -->\n).*?(<!-- /results -->)", lambda m: f"{m[1]}{results()}\n{m[2]}", text, flags=re.DOTALL
+        r"(<!-- results -->\n).*?(<!-- /results -->)",
+        lambda m: f"{m[1]}{results()}\n{m[2]}",
+        text,
+        flags=re.DOTALL,
     )
 
 

@@ -35,7 +35,12 @@ class Summary:
 
 
 def write_summary(
-    name: str, claim: str, command: str, figures: dict[str, float], holds: dict[str, bool], machine: dict[str, Any]
+    name: str,
+    claim: str,
+    command: str,
+    figures: dict[str, float],
+    holds: dict[str, bool],
+    machine: dict[str, Any],
 ) -> Path:
     """Writes benchmarks/NAME/summary.json; load at the time of measuring is left out of the machine's facts."""
     date = datetime.now(UTC).strftime("%Y-%m-%d")
@@ -48,9 +53,7 @@ def write_summary(
 
 def read_summaries() -> dict[str, Summary]:
     """All summaries by the name of their folder."""
-    return {
-        path.parent.name: Summary(**json.loads(path.read_text())) for path in sorted(FOLDER.glob("*/summary.json"))
-    }
+    return {path.parent.name: Summary(**json.loads(path.read_text())) for path in sorted(FOLDER.glob("*/summary.json"))}
 
 
 def this_machine() -> dict[str, Any]:

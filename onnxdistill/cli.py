@@ -24,9 +24,7 @@ _STDOUT = "-"
 _INTERRUPTED = 130
 
 
-def _parse_shapes(
-    _ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]
-) -> dict[str, tuple[int, ...]]:
+def _parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
     """`NAME=1x3x32x32`; a name may itself have an equals sign."""
     shapes = {}
     for value in values:
@@ -61,9 +59,7 @@ def cli() -> None:
 @click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx...", type=click.Path(path_type=Path))
 @click.option("--threads", default=1, show_default=True, help="Threads inside one operator.")
 @click.option("--batch", default=1, show_default=True, help="Items per call.")
-@click.option(
-    "--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt, openvino, coreml, ..."
-)
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt, openvino, coreml, ...")
 @click.option("--runs", type=int, help="Timed calls of each model.")
 @click.option("--seconds", type=float, help="Seconds to time, all models together.  [default: 10]")
 @click.option("--warmup", type=int, help="Calls of each model before the timing.  [default: until steady]")
@@ -133,9 +129,7 @@ def doctor_command() -> int:
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compress_command(recipe: Path, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify."""
-    onnxdistill.compress(
-        recipe, out=out, overrides=overrides, console=None if quiet else Console(highlight=False)
-    )
+    onnxdistill.compress(recipe, out=out, overrides=overrides, console=None if quiet else Console(highlight=False))
 
 
 def main() -> None:

@@ -163,14 +163,17 @@ class _Run:
         self.notes.extend(result.notes)
         removed = 1 - self._macs(result.network) / self._macs(student.module)
         return self._keep_if_faster(
-            "prune", student, result.network, f"{len(result.cuts)} groups narrower, {removed:.0%} of MACs removed"
+            "prune",
+            student,
+            result.network,
+            f"{len(result.cuts)} groups narrower, {removed:.0%} of MACs removed",
         )
 
     def _factorize(self, student: _Network) -> _Network:
         if self.recipe.factorize is None:
             return student
         self._begin("factorize", "choosing ranks")
-        result = factorize(student.module, self.task, self.recipe.factorize, self.gate.layer_speedup)
+        result = factorize(student.module, self.task, self.recipe.factorize, self.recipe.seed, self.gate.layer_speedup)
         self.notes.extend(result.notes)
         if not result.layers:
             self.progress.end("no layer is faster as a low-rank pair; left out")
@@ -185,11 +188,18 @@ class _Run:
             return student
         self._begin("distill", "starting")
         result = distill(
-            student.module, original.module, self.task, self.recipe.distill, self.recipe.seed, self._on_training
+            student.module,
+            original.module,
+            self.task,
+            self.recipe.distill,
+            self.recipe.seed,
+            self._on_training,
         )
         self._log("distill", result)
         return self._finish(
-            "distill", result.network, f"{len(result.history)} epochs, kept the weights after {result.best_epoch}"
+            "distill",
+            result.network,
+            f"{len(result.history)} epochs, kept the weights after {result.best_epoch}",
         )
 
     def _quantize(self, student: _Network, original: _Network) -> None:

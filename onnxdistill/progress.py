@@ -6,7 +6,7 @@ import time
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -103,17 +103,17 @@ class ConsoleProgress:
             (f"  {score}" if score else "", "cyan"),
             (f"  {seconds:.1f} s", "dim"),
         )
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""
-        self._console.print(Text(f"{'':{NAME_WIDTH}} · {text}", style="yellow"), highlight=False)
+        self._console.print(Text(f"{'':{NAME_WIDTH}} · {text}", style="yellow"), highlight=False, soft_wrap=True)
 
     def _running(self, text: str, share: float | None, remaining_s: float | None) -> Table:
         grid = Table.grid(padding=(0, 1))
-        cells = [Text(f"{self._stage:{NAME_WIDTH}}", style="bold"), self._spinner]
+        cells: list[RenderableType] = [Text(f"{self._stage:{NAME_WIDTH}}", style="bold"), self._spinner]
         if share is not None:
-            cells.append(ProgressBar(total=1.0, completed=share, width=20))  # type: ignore[arg-type]  # renderable
+            cells.append(ProgressBar(total=1.0, completed=share, width=20))
             cells.append(Text(f"{share:4.0%}"))
         cells.append(Text(text, no_wrap=True, overflow="ellipsis"))
         if remaining_s is not None:

@@ -243,7 +243,7 @@ def _override(tables: dict[str, Any], item: str) -> None:
         table[last] = text
 
 
-def _explain(detail: Any) -> str:  # noqa: ANN401  # pydantic's ErrorDetails
+def _explain(detail: Any) -> str:  # pydantic's ErrorDetails
     place = ".".join(str(part) for part in detail["loc"]) or "the recipe"
     match detail["type"]:
         case "extra_forbidden":
@@ -265,7 +265,7 @@ def _nearest_key(location: tuple[int | str, ...]) -> str:
     return f"; the nearest valid one is {close[0]!r} (known here: {known})" if close else f" (known here: {known})"
 
 
-def _table_type(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401  # a typing construct
+def _table_type(annotation: Any) -> type[BaseModel] | None:  # a typing construct
     if get_origin(annotation) in (Union, types.UnionType):
         return next((found for arg in get_args(annotation) if (found := _table_type(arg))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

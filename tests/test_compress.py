@@ -267,4 +267,6 @@ class TestRefusals:
 
     def test_somebody_elses_folder(self, place: Path) -> None:
         out = place / "images"
-        assert_refused(run("compress", place / "recipe.toml", "--out", out), str(out), "not the folder of an earlier run")
+        assert_refused(
+            run("compress", place / "recipe.toml", "--out", out), str(out), "not the folder of an earlier run"
+        )

@@ -58,7 +58,12 @@ def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> 
 def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
     text = MINIMAL.replace('"digits"', '"digitz"') + '[prune]\nratio = "half"\n[distill]\nepochs = 0\nlr = 1\n'
     message = refusal(write(tmp_path, text))
-    for part in ("data.source = 'digitz'", "prune.ratio = 'half'", "distill.epochs = 0", "distill.lr: unknown key"):
+    for part in (
+        "data.source = 'digitz'",
+        "prune.ratio = 'half'",
+        "distill.epochs = 0",
+        "distill.lr: unknown key",
+    ):
         assert part in message
 
 
@@ -69,7 +74,10 @@ def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
         (MINIMAL.replace('name = "small"', ""), "name: missing"),
         (MINIMAL + "[prune]\nratio = 1.5\n", "prune.ratio = 1.5"),
         (MINIMAL.replace('"digits"', '"folder"', 1), "data.root is needed"),
-        (MINIMAL.replace('source = "digits"', 'source = "digits"\nmean = [0.5]'), "data.mean and data.std go together"),
+        (
+            MINIMAL.replace('source = "digits"', 'source = "digits"\nmean = [0.5]'),
+            "data.mean and data.std go together",
+        ),
         ("name = 'broken", "not valid TOML"),
     ],
 )

@@ -22,7 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from benchmarks.summaries import this_machine, write_summary
 
-NETWORKS = {"resnet20": ("cifar-resnet20", 32), "resnet56": ("cifar-resnet56", 32), "resnet18": ("torchvision:resnet18", 224)}
+NETWORKS = {
+    "resnet20": ("cifar-resnet20", 32),
+    "resnet56": ("cifar-resnet56", 32),
+    "resnet18": ("torchvision:resnet18", 224),
+}
 RUNS = 300
 
 
@@ -56,7 +60,9 @@ def main() -> None:
         "python benchmarks/int8-activations/run.py",
         figures,
         {
-            "u8s8_faster_than_fp32_on_every_network": all(figures[f"{name}_u8s8_speedup_low_x"] > 1 for name in NETWORKS),
+            "u8s8_faster_than_fp32_on_every_network": all(
+                figures[f"{name}_u8s8_speedup_low_x"] > 1 for name in NETWORKS
+            ),
             "u8s8_faster_than_s8s8_on_every_network": all(
                 figures[f"{name}_u8s8_speedup_low_x"] > figures[f"{name}_s8s8_speedup_high_x"] for name in NETWORKS
             ),

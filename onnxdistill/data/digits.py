@@ -27,9 +27,7 @@ def load_digits_images(table: DataTable, rng: np.random.Generator) -> Splits:
     labels = bundle.target.astype(np.int64)
     images = MemoryImages(torch.from_numpy(pixels), torch.from_numpy(labels))
     test, rest = stratified_parts(labels, [TEST_IMAGES], np.random.default_rng(0))
-    train, calibration, validation = split_training(
-        images.subset(rest), table.validation, table.calibration, rng
-    )
+    train, calibration, validation = split_training(images.subset(rest), table.validation, table.calibration, rng)
     return Splits(
         train=train,
         calibration=calibration,

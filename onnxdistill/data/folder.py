@@ -62,9 +62,7 @@ def load_folder(table: DataTable, rng: np.random.Generator) -> Splits:
         train, calibration = pool.subset(rest), pool.subset(calibration_part)
         validation: Images = _load(named["val"])
     else:
-        train, calibration, validation = split_training(
-            _load(named["train"]), table.validation, table.calibration, rng
-        )
+        train, calibration, validation = split_training(_load(named["train"]), table.validation, table.calibration, rng)
     return Splits(
         train=train,
         calibration=calibration,

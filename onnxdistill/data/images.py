@@ -27,7 +27,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Images(Protocol):
     """Labelled images of one size."""
 
-    labels: Tensor
+    @property
+    def labels(self) -> Tensor:
+        """Class of every image, `[N]` int64."""
+        ...
 
     def __len__(self) -> int:
         """Number of images."""
@@ -92,9 +95,7 @@ class Decoding:
             raise DataError(f"{path} cannot be read as an image: {error}.", "Replace or remove the file.") from error
         if self.resize is not None:
             scale = self.resize / min(image.size)
-            image = image.resize(
-                (round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR
-            )
+            image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
         elif image.size != (self.size, self.size):
             raise DataError(
                 f"{path} has {image.width}x{image.height} pixels, but the network gets {self.size}x{self.size}.",

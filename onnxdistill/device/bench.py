@@ -84,9 +84,7 @@ def bench(
     paths = _named(models)
     reference = next(iter(paths)) if baseline is None else baseline
     if reference not in paths:
-        raise UsageError(
-            f"The baseline {reference!r} is none of the models.", f"They are: {', '.join(paths)}."
-        )
+        raise UsageError(f"The baseline {reference!r} is none of the models.", f"They are: {', '.join(paths)}.")
     load_runtime()
     settings = SessionSettings(threads=threads, provider=usable_provider(provider))
     # Before the models are loaded, which is load as well.

@@ -121,9 +121,7 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
         table.add_row(Text(finding.level, style=_STYLES[finding.level]), Text(finding.subject), text)
     console.print(table)
     counts = [sum(finding.level == level for finding in findings) for level in ("fail", "warn")]
-    console.print(
-        f"\n{len(findings)} checks: {counts[0]} failed, {counts[1]} warning{'' if counts[1] == 1 else 's'}."
-    )
+    console.print(f"\n{len(findings)} checks: {counts[0]} failed, {counts[1]} warning{'' if counts[1] == 1 else 's'}.")
 
 
 class BenchProgress:

@@ -119,9 +119,7 @@ def _unusable(name: str, wrong: str) -> Finding:
         "pip install 'onnxruntime-gpu[cuda,cudnn]'.",
         "tensorrt": "If TensorRT is wanted, install it along with CUDA and cuDNN.",
     }
-    return Finding(
-        "warn", name, wrong, fixes.get(name, "Install the driver and the libraries of this provider.")
-    )
+    return Finding("warn", name, wrong, fixes.get(name, "Install the driver and the libraries of this provider."))
 
 
 def check_int8(features: Sequence[str] | None, architecture: str) -> Finding:
@@ -130,13 +128,9 @@ def check_int8(features: Sequence[str] | None, architecture: str) -> Finding:
         return Finding("warn", "int8", "This system does not tell which int8 instructions the processor has.")
     names = ", ".join(features) or "none"
     if _VNNI & set(features):
-        return Finding(
-            "ok", "int8", f"{names}: int8 products are added up in 32 bits, fast and without saturation."
-        )
+        return Finding("ok", "int8", f"{names}: int8 products are added up in 32 bits, fast and without saturation.")
     if _ARM_INT8 & set(features):
-        return Finding(
-            "ok", "int8", f"{names}: int8 products are added up in 32 bits, fast and without saturation."
-        )
+        return Finding("ok", "int8", f"{names}: int8 products are added up in 32 bits, fast and without saturation.")
     if architecture.lower() in ("x86_64", "amd64"):
         return Finding(
             "warn",
@@ -145,14 +139,10 @@ def check_int8(features: Sequence[str] | None, architecture: str) -> Finding:
             "and can saturate, and int8 may be slower than float.",
             "Quantize with reduced range (7-bit weights), and compare the accuracy on this machine.",
         )
-    return Finding(
-        "warn", "int8", f"{names}: int8 may be slower than float here.", "Measure before shipping int8."
-    )
+    return Finding("warn", "int8", f"{names}: int8 may be slower than float here.", "Measure before shipping int8.")
 
 
-def check_cpus(
-    logical: int, usable: int, limit: float | None, environment: Mapping[str, str]
-) -> list[Finding]:
+def check_cpus(logical: int, usable: int, limit: float | None, environment: Mapping[str, str]) -> list[Finding]:
     """How many CPUs there are to run on, and what holds threads back."""
     if limit is not None and limit < usable:
         findings = [
@@ -192,18 +182,14 @@ def check_load(load: float | None, usable: int) -> list[Finding]:
 
 def check_compress() -> list[Finding]:
     """What `onnxdistill compress` needs on top, from metadata only."""
-    versions = {
-        name: packages.version_of(name) for name in packages.extra_distributions("onnxdistill", "compress")
-    }
+    versions = {name: packages.version_of(name) for name in packages.extra_distributions("onnxdistill", "compress")}
     missing = [name for name, version in versions.items() if version is None]
     install = "pip install 'onnxdistill[compress]'"
     if missing and versions.get("torch") is None:
         return [Finding("ok", "compress", "The extra is not installed: bench and doctor work without it.",
                         f"To compress models here: {install}.")]  # fmt: skip
     if missing:
-        return [
-            Finding("warn", "compress", f"Missing: {', '.join(missing)}.", f"Install the extra: {install}.")
-        ]
+        return [Finding("warn", "compress", f"Missing: {', '.join(missing)}.", f"Install the extra: {install}.")]
     if not versions:
         return []
     return [check_torch_pair(versions["torch"], versions["torchvision"])]

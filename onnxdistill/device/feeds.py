@@ -28,15 +28,10 @@ def random_feeds(
     Raises:
         UsageError: If a shape is missing, does not fit, or contradicts `batch`.
     """
-    return {
-        port.name: _values(session, port, _shape(session, port, batch, shapes), rng)
-        for port in session.inputs
-    }
+    return {port.name: _values(session, port, _shape(session, port, batch, shapes), rng) for port in session.inputs}
 
 
-def _shape(
-    session: Session, port: Port, batch: int, shapes: Mapping[str, tuple[int, ...]]
-) -> tuple[int, ...]:
+def _shape(session: Session, port: Port, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     if port.name in shapes:
         return _given_shape(session, port, batch, shapes[port.name])
     if not port.shape:
@@ -73,9 +68,7 @@ def _given_shape(session: Session, port: Port, batch: int, given: tuple[int, ...
 
 
 def _example(port: Port) -> str:
-    sizes = [
-        size if isinstance(size, int) else 1 if axis == 0 else 224 for axis, size in enumerate(port.shape)
-    ]
+    sizes = [size if isinstance(size, int) else 1 if axis == 0 else 224 for axis, size in enumerate(port.shape)]
     return f"{port.name}={'x'.join(map(str, sizes))}"
 
 

@@ -73,9 +73,7 @@ class HostFacts:
 
     def to_json(self) -> dict[str, Any]:
         """The attributes by name."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HostFacts:
@@ -119,9 +117,7 @@ def read_host() -> HostFacts:
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=load_runtime().__version__,
-        onnxruntime_package=" + ".join(
-            f"{name} {version}" for name, version in runtime_distributions().items()
-        ),
+        onnxruntime_package=" + ".join(f"{name} {version}" for name, version in runtime_distributions().items()),
         providers=available_providers(),
         int8_features=processor.int8_features,
         load_average=load_average(),
@@ -149,9 +145,7 @@ def parse_cpuinfo(text: str) -> Processor:
         pairs = (line.partition(":") for line in block.splitlines())
         blocks.append({key.strip(): value.strip() for key, _, value in pairs})
     first = blocks[0]
-    name = next(
-        (block[key] for block in blocks for key in ("model name", "Model", "Hardware") if key in block), ""
-    )
+    name = next((block[key] for block in blocks for key in ("model name", "Model", "Hardware") if key in block), "")
     cores = {(block["physical id"], block["core id"]) for block in blocks if "core id" in block}
     flags = (first.get("flags") or first.get("Features") or "").split()
     features = tuple(label for flag, label in _LINUX_FLAGS.items() if flag in flags) if flags else None

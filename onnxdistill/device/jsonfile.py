@@ -27,9 +27,7 @@ def check_place(path: Path) -> None:
         raise OutputError(f"{path} is a folder.", "Name a file in it.")
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise OutputError(
-            f"{path} cannot be written: there is no folder {folder}.", "Create the folder first."
-        )
+        raise OutputError(f"{path} cannot be written: there is no folder {folder}.", "Create the folder first.")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{path} cannot be written: no permission in {folder}.", "Choose another place.")
 

@@ -16,9 +16,7 @@ _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
 _STATUS = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _LOAD_FAILED = re.compile(r"^Load model (?:from .*? )?failed:")
 # `/onnxruntime_src/.../model.cc:256 onnxruntime::Model::Model(const X&, ...) `: nothing in it for a user.
-_CODE_PLACE = re.compile(
-    r"\S*\.(?:cc|h|cpp|cu):\d+ (?:[\w:<>~*& ]+\(.*?\)(?: const)? (?=[A-Z])|\w+ )?", re.DOTALL
-)
+_CODE_PLACE = re.compile(r"\S*\.(?:cc|h|cpp|cu):\d+ (?:[\w:<>~*& ]+\(.*?\)(?: const)? (?=[A-Z])|\w+ )?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ def read_model_file(path: Path) -> ModelFile:
 
 
 def _location(content: mmap.mmap, match: re.Match[bytes]) -> str:
-    return os.fsdecode(content[match.end() : match.end() + match[1][0]]).replace(
-        "\0", "\N{REPLACEMENT CHARACTER}"
-    )
+    return os.fsdecode(content[match.end() : match.end() + match[1][0]]).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def check_model_file(path: Path) -> None:

@@ -189,8 +189,7 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
         if not _is_about_provider(error, provider):
             raise explain_load_failure(path, error, native_runtime.__version__) from error
         raise ProviderError(
-            f"The execution provider {runtime.short_name(provider)!r} does not take {label}: "
-            f"{plain_message(error)}",
+            f"The execution provider {runtime.short_name(provider)!r} does not take {label}: {plain_message(error)}",
             "See: onnxdistill doctor.",
         ) from error
     session = Session(native, label, provider)
@@ -228,11 +227,7 @@ def _quiet(native_runtime: ModuleType, provider: str) -> Iterator[None]:
 def _is_about_provider(error: Exception, provider: str) -> bool:
     if provider == "CPUExecutionProvider":
         return False
-    return (
-        isinstance(error, RuntimeError)
-        or type(error).__name__ == "EPFail"
-        or "ExecutionProvider" in str(error)
-    )
+    return isinstance(error, RuntimeError) or type(error).__name__ == "EPFail" or "ExecutionProvider" in str(error)
 
 
 def _check_not_fallen_back(session: Session, active: list[str]) -> None:
@@ -252,8 +247,7 @@ def _check_not_fallen_back(session: Session, active: list[str]) -> None:
 
 def _port(arg: Any) -> Port:
     shape = tuple(
-        size if isinstance(size, int | str) else f"{arg.name}_{axis}"
-        for axis, size in enumerate(arg.shape or ())
+        size if isinstance(size, int | str) else f"{arg.name}_{axis}" for axis, size in enumerate(arg.shape or ())
     )
     return Port(arg.name, _DTYPES.get(arg.type), shape)
 

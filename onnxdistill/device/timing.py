@@ -117,9 +117,7 @@ def _turn(runner: Runner, calls: int, clock: Clock, *, settle: bool) -> list[int
     return times
 
 
-def _progress(
-    calls: int | None, seconds: float | None, per_turn: int, clock: Clock
-) -> Iterator[tuple[float, float]]:
+def _progress(calls: int | None, seconds: float | None, per_turn: int, clock: Clock) -> Iterator[tuple[float, float]]:
     """Yields what is done and the total before each round, until there is enough."""
     if calls is not None:
         for done in range(0, calls, per_turn):

@@ -15,18 +15,68 @@ from onnxdistill.graph.labels import CONSTANT, Atoms, Label, value_shape
 Labels = tuple[Label | None, ...]
 
 UNARY = frozenset(
-    "relu relu6 hardtanh hardswish hardsigmoid silu sigmoid tanh gelu elu selu leaky_relu mish softplus clamp clip abs "
-    "neg exp log sqrt rsqrt square dropout feature_dropout alpha_dropout clone contiguous detach alias to _to_copy "
-    "type_as float round floor sign reciprocal".split()
+    [
+        "relu",
+        "relu6",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "gelu",
+        "elu",
+        "selu",
+        "leaky_relu",
+        "mish",
+        "softplus",
+        "clamp",
+        "clip",
+        "abs",
+        "neg",
+        "exp",
+        "log",
+        "sqrt",
+        "rsqrt",
+        "square",
+        "dropout",
+        "feature_dropout",
+        "alpha_dropout",
+        "clone",
+        "contiguous",
+        "detach",
+        "alias",
+        "to",
+        "_to_copy",
+        "type_as",
+        "float",
+        "round",
+        "floor",
+        "sign",
+        "reciprocal",
+    ]
 )
-BINARY = frozenset("add sub mul div maximum minimum".split())
+BINARY = frozenset(["add", "sub", "mul", "div", "maximum", "minimum"])
 SPATIAL = frozenset(
-    "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
-    "adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d".split()
+    [
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool2d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+    ]
 )
-RESHAPES = frozenset("view reshape flatten squeeze unsqueeze _unsafe_view".split())
-CONVOLUTIONS = frozenset("conv1d conv2d conv3d".split())
-REDUCTIONS = frozenset("mean sum amax amin".split())
+RESHAPES = frozenset(["view", "reshape", "flatten", "squeeze", "unsqueeze", "_unsafe_view"])
+CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
+REDUCTIONS = frozenset(["mean", "sum", "amax", "amin"])
 
 
 class Walk:
@@ -86,8 +136,32 @@ def operator_name(node: Node) -> str:
     return short if short.startswith("_") else short.rstrip("_")
 
 
+def _source(node: Node) -> Node:
+    """The tensor that an operator works on."""
+    (source,) = _nodes([node.args[0]])
+    return source
+
+
+def _nodes(values: object) -> list[Node]:
+    assert isinstance(values, Sequence)
+    nodes = [value for value in values if isinstance(value, Node)]
+    assert len(nodes) == len(values), "every operand of this operator is a tensor"
+    return nodes
+
+
+def _integer(node: Node, position: int, default: int) -> int:
+    value = node.args[position] if len(node.args) > position else default
+    assert isinstance(value, int), "sizes are constants of the traced graph"
+    return value
+
+
+def _integers(node: Node, position: int) -> list[int]:
+    values: Any = node.args[position]
+    return [int(value) for value in (values if isinstance(values, Sequence) else [values])]
+
+
 def _unary(walk: Walk, node: Node) -> bool:
-    walk.labels[node] = walk.of(node.args[0])  # type: ignore[arg-type]  # the operator's tensor
+    walk.labels[node] = walk.of(_source(node))
     return True
 
 
@@ -126,9 +200,7 @@ def _meet(walk: Walk, operands: Sequence[Node], axis: int, operator: str) -> Lab
 
 
 def _convolution(walk: Walk, node: Node) -> bool:
-    source, weight, bias, _stride, _padding, _dilation, groups = _with_defaults(
-        node, (None, None, None, 1, 0, 1, 1)
-    )
+    source, weight, bias, _stride, _padding, _dilation, groups = _with_defaults(node, (None, None, None, 1, 0, 1, 1))
     name = walk.tensor(weight)
     if not isinstance(source, Node) or not isinstance(weight, Node) or name is None:
         return False
@@ -183,8 +255,8 @@ def _linear(walk: Walk, node: Node) -> bool:
 
 
 def _batch_norm(walk: Walk, node: Node) -> bool:
-    source, *parameters = node.args[:5]
-    labels = walk.of(source)  # type: ignore[arg-type]  # the operator's tensor
+    labels = walk.of(_source(node))
+    parameters = node.args[1:5]
     channels = labels[1]
     if channels is not None:
         for parameter in parameters:
@@ -202,7 +274,7 @@ def _bind_if_tensor(walk: Walk, value: object, label: Label) -> None:
 
 
 def _spatial(walk: Walk, node: Node) -> bool:
-    batch, channels, *rest = walk.of(node.args[0])  # type: ignore[arg-type]  # the operator's tensor
+    batch, channels, *rest = walk.of(_source(node))
     if any(label is not None for label in rest):
         return False
     walk.labels[node] = (batch, channels, *rest)
@@ -210,9 +282,9 @@ def _spatial(walk: Walk, node: Node) -> bool:
 
 
 def _concatenate(walk: Walk, node: Node) -> bool:
-    values: list[Node] = list(node.args[0])  # type: ignore[arg-type]  # the operator's tensors
+    values = _nodes(node.args[0])
     rank = len(value_shape(node))
-    axis = int(node.args[1]) % rank if len(node.args) > 1 else 0  # type: ignore[call-overload]  # a constant
+    axis = _integer(node, 1, 0) % rank
     parts = [walk.of(value)[axis] for value in values]
     label = None
     if any(part is not None for part in parts):
@@ -220,15 +292,13 @@ def _concatenate(walk: Walk, node: Node) -> bool:
         label = np.concatenate(
             [np.full(size, CONSTANT) if part is None else part for part, size in zip(parts, sizes, strict=True)]
         )
-    walk.labels[node] = tuple(
-        label if dim == axis else _meet(walk, values, dim - rank, "cat") for dim in range(rank)
-    )
+    walk.labels[node] = tuple(label if dim == axis else _meet(walk, values, dim - rank, "cat") for dim in range(rank))
     return True
 
 
 def _pad(walk: Walk, node: Node) -> bool:
-    labels = walk.of(node.args[0])  # type: ignore[arg-type]  # the operator's tensor
-    amounts: list[int] = list(node.args[1])  # type: ignore[arg-type]  # constants, the last dimension first
+    labels = walk.of(_source(node))
+    amounts = _integers(node, 1)
     padded: list[Label | None] = list(labels)
     for dim in range(len(amounts) // 2):
         label = labels[-1 - dim]
@@ -243,8 +313,8 @@ def _pad(walk: Walk, node: Node) -> bool:
 
 
 def _slice(walk: Walk, node: Node) -> bool:
-    source: Node = node.args[0]  # type: ignore[assignment]  # the operator's tensor
-    dim = int(node.args[1]) % len(value_shape(source)) if len(node.args) > 1 else 0  # type: ignore[call-overload]
+    source = _source(node)
+    dim = _integer(node, 1, 0) % len(value_shape(source))
     labels = walk.of(source)
     if labels[dim] is not None and value_shape(node) != value_shape(source):
         return False  # cuts channels at places that are constants of the network's code
@@ -253,27 +323,26 @@ def _slice(walk: Walk, node: Node) -> bool:
 
 
 def _permute(walk: Walk, node: Node) -> bool:
-    labels = walk.of(node.args[0])  # type: ignore[arg-type]  # the operator's tensor
-    order: list[int] = list(node.args[1])  # type: ignore[arg-type]  # constants
+    labels = walk.of(_source(node))
+    order = _integers(node, 1)
     walk.labels[node] = tuple(labels[dim] for dim in order)
     return True
 
 
 def _transpose(walk: Walk, node: Node) -> bool:
-    labels = list(walk.of(node.args[0]))  # type: ignore[arg-type]  # the operator's tensor
-    one, other = (int(dim) for dim in node.args[1:3])  # type: ignore[call-overload]  # constants
+    labels = list(walk.of(_source(node)))
+    one, other = _integer(node, 1, 0), _integer(node, 2, 1)
     labels[one], labels[other] = labels[other], labels[one]
     walk.labels[node] = tuple(labels)
     return True
 
 
 def _reduce(walk: Walk, node: Node) -> bool:
-    source: Node = node.args[0]  # type: ignore[assignment]  # the operator's tensor
+    source = _source(node)
     if len(node.args) < 2 or node.args[1] is None:
         return False
     rank = len(value_shape(source))
-    given: Any = node.args[1]
-    reduced = {int(dim) % rank for dim in (given if isinstance(given, Sequence) else [given])}
+    reduced = {dim % rank for dim in _integers(node, 1)}
     labels = walk.of(source)
     if any(labels[dim] is not None for dim in reduced):
         return False
@@ -285,7 +354,7 @@ def _reduce(walk: Walk, node: Node) -> bool:
 
 
 def _reshape(walk: Walk, node: Node) -> bool:
-    source: Node = node.args[0]  # type: ignore[assignment]  # the operator's tensor
+    source = _source(node)
     labels = walk.of(source)
     result: list[Label | None] = [None] * len(value_shape(node))
     for before, after in reshape_blocks(value_shape(source), value_shape(node)):

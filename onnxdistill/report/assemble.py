@@ -128,9 +128,7 @@ def _check_limits(
     if limits.min_speedup is not None and student_row.speedup is not None:
         speedup = student_row.speedup
         met = speedup.ratio >= limits.min_speedup
-        checks.append(
-            LimitCheck("min_speedup", limits.min_speedup, speedup.ratio, speedup.low, speedup.high, met, "×")
-        )
+        checks.append(LimitCheck("min_speedup", limits.min_speedup, speedup.ratio, speedup.low, speedup.high, met, "×"))
     return checks
 
 

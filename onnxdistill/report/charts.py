@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -18,7 +19,7 @@ INK = "#7d8590"  # reads on white and on near-black
 TEACHER = "#8b949e"
 STUDENT = "#1f9d6b"
 STAGE = "#5b8def"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "onnxdistill",  # the same report gives the same bytes
     "font.family": "sans-serif",
@@ -75,7 +76,14 @@ def accuracy_chart(report: Report) -> str | None:
             color = TEACHER if row is report.teacher else STUDENT if row is report.student else STAGE
             x, y = row.latency.median_ms, row.score.value
             axes.errorbar(
-                x, y, [[y - row.score.low], [row.score.high - y]], fmt="o", color=color, ms=8, capsize=3, lw=1.2
+                x,
+                y,
+                [[y - row.score.low], [row.score.high - y]],
+                fmt="o",
+                color=color,
+                ms=8,
+                capsize=3,
+                lw=1.2,
             )
             offset = (9, 7 if index % 2 == 0 else -16)
             axes.annotate(row.stage, (x, y), xytext=offset, textcoords="offset points", color=color)
@@ -98,11 +106,12 @@ def training_chart(report: Report, log: TrainingLog) -> str | None:
         axes.annotate(
             f"{scores[log.best_epoch]:.2f} kept",
             (log.best_epoch, scores[log.best_epoch]),
-            xytext=(-6, -18),
+            xytext=(0, 8),
             textcoords="offset points",
             ha="right",
             color=STUDENT,
         )
+        axes.margins(y=0.22)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("epoch")
         axes.set_ylabel(f"validation, {report.metric_unit}")

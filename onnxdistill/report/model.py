@@ -175,7 +175,8 @@ def load_report(path: Path) -> Report:
         raise ModelFileError(f"{path} cannot be read as a report: {error}.", "Name a run's report.json.") from error
     if not isinstance(tables, dict) or tables.get("schema_version") != SCHEMA_VERSION:
         raise ModelFileError(
-            f"{path} is not a report of schema version {SCHEMA_VERSION}.", "Name a report.json of this version."
+            f"{path} is not a report of schema version {SCHEMA_VERSION}.",
+            "Name a report.json of this version.",
         )
     tables["rows"] = [_row(row) for row in tables["rows"]]
     tables["limits"] = [LimitCheck(**entry) for entry in tables["limits"]]

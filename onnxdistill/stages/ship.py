@@ -62,7 +62,8 @@ class RunFolder:
             if retired.exists() and not target.exists():
                 retired.rename(target)
             raise OutputError(
-                f"The run folder {target} cannot be written: {error.strerror}.", "Give another place with --out."
+                f"The run folder {target} cannot be written: {error.strerror}.",
+                "Give another place with --out.",
             ) from error
         shutil.rmtree(retired, ignore_errors=True)
         return target

@@ -84,14 +84,15 @@ def _published(model: str, weights: str) -> dict[str, Any]:
     enum = torchvision.models.get_model_weights(model)
     if weights not in enum.__members__:
         raise WeightsError(
-            f"torchvision has no weights {weights!r} for {model}.", f"Choose one of {', '.join(enum.__members__)}."
+            f"torchvision has no weights {weights!r} for {model}.",
+            f"Choose one of {', '.join(enum.__members__)}.",
         )
     try:
         state: dict[str, Any] = enum[weights].get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:  # urllib's URLError is an OSError; a bad hash is a RuntimeError
         raise WeightsError(
             f"The weights {weights} of torchvision's {model} cannot be downloaded: {_first_line(error)}",
-            'Check the network; or download the file elsewhere and set teacher.weights to its path; or set '
+            "Check the network; or download the file elsewhere and set teacher.weights to its path; or set "
             'teacher.weights = "none" to measure latency only.',
         ) from error
     return state

@@ -153,7 +153,7 @@ class _Run:
             with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype != torch.float32):
                 loss = self.task.step(self.network, self.teacher, batch, self.objective)["loss"]
             losses.append(self._checked(loss.item(), epoch, step))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             if self.table.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.network.parameters(), self.table.clip_norm)
             self.optimizer.step()

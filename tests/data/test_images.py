@@ -67,7 +67,7 @@ def test_no_index_is_drawn_twice() -> None:
     parts = split_training(images, 0.25, 6, np.random.default_rng(3))
     values = [part.fetch(np.arange(len(part))).flatten().tolist() for part in parts]
     assert [len(v) for v in values] == [24, 6, 10]
-    assert sorted(sum(values, [])) == list(range(40))
+    assert sorted(value for part in values for value in part) == list(range(40))
 
 
 def test_too_few_images_for_the_splits() -> None:
@@ -79,14 +79,24 @@ def test_too_few_images_for_the_splits() -> None:
 def test_folder_with_train_and_test(tmp_path: Path) -> None:
     splits = load_images(table(make_folder(tmp_path, {"train": 8, "test": 3})), seed=0)
     assert splits.classes == ("cat", "dog")
-    assert [len(s) for s in (splits.train, splits.calibration, splits.validation, splits.test)] == [10, 2, 4, 6]
+    assert [len(s) for s in (splits.train, splits.calibration, splits.validation, splits.test)] == [
+        10,
+        2,
+        4,
+        6,
+    ]
     first = np.asarray(Image.open(tmp_path / "test" / "cat" / "0.png"))
     assert np.array_equal(splits.test.fetch(np.array([0]))[0].permute(1, 2, 0).numpy(), first)
 
 
 def test_folder_with_its_own_validation(tmp_path: Path) -> None:
     splits = load_images(table(make_folder(tmp_path, {"train": 8, "val": 2, "test": 3})), seed=0)
-    assert [len(s) for s in (splits.train, splits.calibration, splits.validation, splits.test)] == [14, 2, 4, 6]
+    assert [len(s) for s in (splits.train, splits.calibration, splits.validation, splits.test)] == [
+        14,
+        2,
+        4,
+        6,
+    ]
 
 
 def test_large_sets_stay_on_disk_and_read_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +122,16 @@ def test_resize_then_centre_crop(tmp_path: Path) -> None:
     ("damage", "part"),
     [
         (lambda root: shutil.rmtree(root), "is not a folder"),
-        (lambda root: shutil.rmtree(root / "test"), "train/, but train/ and one of val/ and test/ are needed"),
+        (
+            lambda root: shutil.rmtree(root / "test"),
+            "train/, but train/ and one of val/ and test/ are needed",
+        ),
         (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "holds no class folders"),
         (lambda root: shutil.rmtree(root / "test" / "dog"), "has no image of the class 'dog'"),
-        (lambda root: [p.unlink() for p in (root / "train" / "cat").iterdir()], "has no image of the class 'cat'"),
+        (
+            lambda root: [p.unlink() for p in (root / "train" / "cat").iterdir()],
+            "has no image of the class 'cat'",
+        ),
         (lambda root: (root / "test" / "emu").mkdir(), "has the class 'emu', which train/ lacks"),
         (lambda root: (root / "train" / "cat" / "0.png").write_text("no"), "cannot be read as an image"),
     ],

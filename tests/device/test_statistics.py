@@ -36,7 +36,8 @@ def test_summary_of_one_to_one_hundred_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "reported"), [(1, ""), (9, ""), (10, "90"), (19, "90"), (20, "90 95"), (99, "90 95"), (100, "90 95 99")]
+    ("count", "reported"),
+    [(1, ""), (9, ""), (10, "90"), (19, "90"), (20, "90 95"), (99, "90 95"), (100, "90 95 99")],
 )
 def test_percentiles_only_as_far_as_the_sample_supports_them(count: int, reported: str) -> None:
     summary = summarize(np.ones((count, 1)), rng())

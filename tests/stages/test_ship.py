@@ -27,9 +27,14 @@ def test_a_failed_run_leaves_the_earlier_one_untouched(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run") as folder:
         fill(folder, "old")
         folder.ship()
-    with pytest.raises(ValueError, match="broke"), RunFolder(tmp_path / "run") as folder:
-        fill(folder, "new")
-        raise ValueError("it broke")
+
+    def break_half_way() -> None:
+        with RunFolder(tmp_path / "run") as folder:
+            fill(folder, "new")
+            raise ValueError("it broke")
+
+    with pytest.raises(ValueError, match="broke"):
+        break_half_way()
     assert (tmp_path / "run" / "report.json").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
