@@ -281,6 +281,14 @@ def _spatial(walk: Walk, node: Node) -> bool:
     return True
 
 
+def _first_result(walk: Walk, node: Node) -> bool:
+    """Of an operator with several results, such as a pooling with its indices, the first has the labels."""
+    if _integer(node, 1, 0) != 0:
+        return False
+    walk.labels[node] = walk.of(_source(node))
+    return True
+
+
 def _concatenate(walk: Walk, node: Node) -> bool:
     values = _nodes(node.args[0])
     rank = len(value_shape(node))
@@ -406,6 +414,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, _reduce),
     "linear": _linear,
     "batch_norm": _batch_norm,
+    "getitem": _first_result,
     "cat": _concatenate,
     "pad": _pad,
     "constant_pad_nd": _pad,
