@@ -283,9 +283,11 @@ def _spatial(walk: Walk, node: Node) -> bool:
 
 def _first_result(walk: Walk, node: Node) -> bool:
     """Of an operator with several results, such as a pooling with its indices, the first has the labels."""
-    if _integer(node, 1, 0) != 0:
-        return False
-    walk.labels[node] = walk.of(_source(node))
+    several = _source(node)
+    if several in walk.labels:
+        if _integer(node, 1, 0) != 0 and node.users:
+            return False
+        walk.labels[node] = walk.labels[several]
     return True
 
 
