@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from onnxdistill.cli import main
+from onnxdistill.data import load_images
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.networks import build_network
+from onnxdistill.recipe import load_recipe
 from onnxdistill.report import load_report
+
+Refuse = Callable[..., None]
 
 QUICK = """
 name = "quick"
@@ -45,10 +51,10 @@ min_speedup = 1.1
 """
 
 
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "onnxdistill", *map(str, arguments)]
-    environment = {**os.environ, "COLUMNS": "120"}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    variables = {**os.environ, "COLUMNS": "120", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +95,6 @@ def test_the_report_says_what_was_measured(finished: tuple[Path, subprocess.Comp
 def test_the_shipped_file_gives_the_reported_accuracy(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
-    from onnxdistill.data import load_images
-    from onnxdistill.recipe import load_recipe
-
     folder, _ = finished
     splits = load_images(load_recipe(folder / "recipe.toml").data, seed=0)
     session = open_session(folder / "student.onnx", SessionSettings())
@@ -160,15 +163,18 @@ def test_downloadable_weights_without_a_network_say_so(tmp_path: Path) -> None:
         '[teacher]\nnetwork = "torchvision:resnet18"\nweights = "DEFAULT"\n'
     )
     # A proxy that nobody listens at stands for the missing network; the cache is empty.
-    environment = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "cache")}
-    process = subprocess.run(
-        [sys.executable, "-m", "onnxdistill", "compress", str(recipe), "--out", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
+    process = run(
+        "compress",
+        recipe,
+        "--out",
+        tmp_path / "run",
+        https_proxy="http://127.0.0.1:9",
+        TORCH_HOME=str(tmp_path / "cache"),
     )
-    assert_refused(process, "cannot be downloaded", 'teacher.weights = "none"')
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert "cannot be downloaded" in process.stderr
+    assert 'teacher.weights = "none"' in " ".join(process.stderr.split())
 
 
 def image_folder(root: Path) -> Path:
@@ -183,14 +189,6 @@ def image_folder(root: Path) -> Path:
     return root
 
 
-def assert_refused(process: subprocess.CompletedProcess[str], *parts: str, code: int = 2) -> None:
-    assert process.returncode == code, process.stderr
-    assert "Traceback" not in process.stderr
-    assert "\n\n" not in process.stderr.strip()
-    for part in parts:
-        assert part in " ".join(process.stderr.split())
-
-
 class TestRefusals:
     """Each is one paragraph with exit code 2, and the earlier run stays as it was."""
 
@@ -202,71 +200,97 @@ class TestRefusals:
         (tmp_path / "run" / "report.json").write_text("earlier")
         return tmp_path
 
-    def refuse(self, place: Path, *settings: str, parts: tuple[str, ...]) -> None:
-        options = [part for setting in settings for part in ("--set", setting)]
-        process = run("compress", place / "recipe.toml", "--out", place / "run", *options)
-        assert_refused(process, *parts)
-        assert (place / "run" / "report.json").read_text() == "earlier"
-        assert sorted(path.name for path in place.iterdir()) == ["images", "recipe.toml", "run", *self.extra]
+    @pytest.fixture
+    def refuse(self, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
+        """Runs the command in this process; an exception that `main` does not explain fails the test."""
 
-    extra: tuple[str, ...] = ()
+        def refused(*settings: str, recipe: str = "recipe.toml", out: str = "run", parts: tuple[str, ...]) -> None:
+            options = [part for setting in settings for part in ("--set", setting)]
+            command = ["onnxdistill", "compress", str(place / recipe), "--out", str(place / out), *options]
+            monkeypatch.setattr(sys, "argv", command)
+            with pytest.raises(SystemExit) as ended:
+                main()
+            message = capsys.readouterr().err
+            assert ended.value.code == 2, message
+            assert "\n\n" not in message.strip()
+            for part in parts:
+                assert part in " ".join(message.split())
+            assert (place / "run" / "report.json").read_text() == "earlier"
+            assert sorted(path.name for path in place.iterdir()) == ["images", "recipe.toml", "run"]
 
-    def test_missing_recipe(self, place: Path) -> None:
-        assert_refused(run("compress", place / "none.toml"), "none.toml", "does not exist")
+        return refused
 
-    def test_wrong_key(self, place: Path) -> None:
-        self.refuse(place, "prune.ration=0.5", parts=("prune.ration: unknown key", "'ratio'"))
+    def test_missing_recipe(self, refuse: Refuse) -> None:
+        refuse(recipe="none.toml", parts=("none.toml", "does not exist"))
 
-    def test_wrong_type(self, place: Path) -> None:
-        self.refuse(place, "distill.epochs=many", parts=("distill.epochs = 'many'", "integer"))
+    def test_wrong_key(self, refuse: Refuse) -> None:
+        refuse("prune.ration=0.5", parts=("prune.ration: unknown key", "'ratio'"))
 
-    def test_unknown_provider(self, place: Path) -> None:
-        self.refuse(place, "bench.provider=cudaa", parts=("cudaa", "Did you mean 'cuda'"))
+    def test_wrong_type(self, refuse: Refuse) -> None:
+        refuse("distill.epochs=many", parts=("distill.epochs = 'many'", "integer"))
 
-    def test_unknown_network(self, place: Path) -> None:
-        self.refuse(place, "teacher.network=resnet18", parts=("'resnet18'", "'torchvision:resnet18'"))
+    def test_unknown_provider(self, refuse: Refuse) -> None:
+        refuse("bench.provider=cudaa", parts=("cudaa", "Did you mean 'cuda'"))
 
-    def test_missing_data(self, place: Path) -> None:
+    def test_unusable_provider(self, refuse: Refuse) -> None:
+        refuse("bench.provider=cuda", parts=("no execution provider 'cuda'", "it has: "))
+
+    def test_unknown_network(self, refuse: Refuse) -> None:
+        refuse("teacher.network=resnet18", parts=("'resnet18'", "'torchvision:resnet18'"))
+
+    def test_missing_network_function(self, refuse: Refuse) -> None:
+        refuse("teacher.network=nowhere.py:make", parts=("nowhere.py", "does not exist"))
+        refuse("teacher.network=no_such_module:make", parts=("'no_such_module'", "cannot be imported"))
+        refuse("teacher.network=math:pie", parts=("math has no function 'pie'",))
+
+    def test_missing_data(self, place: Path, refuse: Refuse) -> None:
         root = place / "nowhere"
-        self.refuse(place, "data.source=folder", f"data.root={root}", parts=(str(root), "is not a folder"))
+        refuse("data.source=folder", f"data.root={root}", parts=(str(root), "is not a folder"))
 
-    def test_empty_data(self, place: Path) -> None:
-        (place / "images" / "empty").mkdir()
+    def test_empty_data(self, place: Path, refuse: Refuse) -> None:
         root = place / "images" / "empty"
-        self.refuse(place, "data.source=folder", f"data.root={root}", parts=(str(root), "neither train/ nor test/"))
+        root.mkdir()
+        refuse("data.source=folder", f"data.root={root}", parts=(str(root), "neither train/ nor test/"))
 
-    def test_missing_class(self, place: Path) -> None:
+    def test_missing_class(self, place: Path, refuse: Refuse) -> None:
         for path in (place / "images" / "test" / "dog").iterdir():
             path.unlink()
         settings = ("data.source=folder", f"data.root={place / 'images'}", "data.image_size=8")
-        self.refuse(place, *settings, parts=(str(place / "images" / "test"), "no image of the class 'dog'"))
+        refuse(*settings, parts=(str(place / "images" / "test"), "no image of the class 'dog'"))
 
-    def test_missing_weights(self, place: Path) -> None:
-        self.refuse(place, "teacher.weights=none.pt", parts=("none.pt does not exist",))
+    def test_missing_weights(self, refuse: Refuse) -> None:
+        refuse("teacher.weights=none.pt", parts=("none.pt does not exist",))
 
-    def test_truncated_weights(self, place: Path) -> None:
+    def test_truncated_weights(self, place: Path, refuse: Refuse) -> None:
         path = place / "images" / "cut.pt"
         torch.save(build_network("digits-resnet", 10, 0).state_dict(), path)
-        path.write_bytes(path.read_bytes()[:5000])
-        self.refuse(place, f"teacher.weights={path}", parts=(str(path), "cannot be read as a PyTorch state dict"))
+        for length in (5000, 10, 0):
+            path.write_bytes(path.read_bytes()[:length])
+            refuse(f"teacher.weights={path}", parts=(str(path), "cannot be read as a PyTorch state dict"))
 
-    def test_weights_that_would_run_code(self, place: Path) -> None:
+    def test_text_for_weights(self, place: Path, refuse: Refuse) -> None:
+        path = place / "images" / "notes.pt"
+        path.write_text("not weights\n")
+        refuse(f"teacher.weights={path}", parts=(str(path), "cannot be read as a PyTorch state dict"))
+
+    def test_weights_that_would_run_code(self, place: Path, refuse: Refuse) -> None:
         path = place / "images" / "whole.pt"
         torch.save(build_network("digits-resnet", 10, 0), path)
-        self.refuse(place, f"teacher.weights={path}", parts=(str(path), "torch.save(network.state_dict(), path)"))
+        refuse(f"teacher.weights={path}", parts=(str(path), "torch.save(network.state_dict(), path)"))
 
-    def test_weights_of_another_architecture(self, place: Path) -> None:
+    def test_something_else_than_a_state_dict(self, place: Path, refuse: Refuse) -> None:
+        path = place / "images" / "list.pt"
+        torch.save([1, 2], path)
+        refuse(f"teacher.weights={path}", parts=(str(path), "holds a list, not a state dict"))
+
+    def test_weights_of_another_architecture(self, place: Path, refuse: Refuse) -> None:
         path = place / "images" / "other.pt"
         torch.save(build_network("cifar-resnet20", 10, 0).state_dict(), path)
-        self.refuse(place, f"teacher.weights={path}", parts=(str(path), "is for another architecture"))
+        refuse(f"teacher.weights={path}", parts=(str(path), "is for another architecture"))
 
-    def test_unwritable_place(self, place: Path) -> None:
+    def test_unwritable_place(self, refuse: Refuse) -> None:
         # A file where a folder should be refuses root, too.
-        out = place / "recipe.toml" / "run"
-        assert_refused(run("compress", place / "recipe.toml", "--out", out), str(out), "cannot be written")
+        refuse(out="recipe.toml/run", parts=("recipe.toml/run", "cannot be written"))
 
-    def test_somebody_elses_folder(self, place: Path) -> None:
-        out = place / "images"
-        assert_refused(
-            run("compress", place / "recipe.toml", "--out", out), str(out), "not the folder of an earlier run"
-        )
+    def test_somebody_elses_folder(self, refuse: Refuse) -> None:
+        refuse(out="images", parts=("images", "not the folder of an earlier run"))
