@@ -1,11 +1,15 @@
-"""Writes the README's results from the summaries of benchmarks/; `make tables` runs it."""
+"""Writes the generated parts of the README: recipe keys and results. `make tables` runs it."""
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
+import tomli_w
+from pydantic.fields import FieldInfo
+
+from onnxdistill.recipe import Recipe, TrainingTable, table_type
 from onnxdistill.report import Report, load_report
 from onnxdistill.report.table import count, latency
 
@@ -56,14 +60,43 @@ def results() -> str:
     return "\n\n".join(parts)
 
 
+def recipe_keys() -> str:
+    """A row for every key of a recipe, from the recipe's own definition."""
+    lines = ["| key | default | |", "|---|---|---|"]
+    shared = TrainingTable.model_fields
+    for name, field in Recipe.model_fields.items():
+        table = table_type(field.annotation)
+        if table is None:
+            lines.append(_key_row(name, field))
+            continue
+        if issubclass(table, TrainingTable):
+            lines += [_key_row(f"{name}.{key}`, `teacher.train.{key}", inner) for key, inner in shared.items()]
+        own = {key: inner for key, inner in table.model_fields.items() if table_type(inner.annotation) is None}
+        inherited = shared if issubclass(table, TrainingTable) else {}
+        lines += [_key_row(f"{name}.{key}", inner) for key, inner in own.items() if key not in inherited]
+    return "\n".join(lines)
+
+
+def _key_row(name: str, field: FieldInfo) -> str:
+    default = "required" if field.is_required() else "" if field.default is None else f"`{_toml(field.default)}`"
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    listed = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if len(choices) > 1 else ""
+    return f"| `{name}` | {default} | {field.description}{listed} |"
+
+
+def _toml(value: object) -> str:
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").strip()
+
+
 def updated(text: str) -> str:
-    """The README with its generated part written anew."""
-    return re.sub(
-        r"(<!-- results -->\n).*?(<!-- /results -->)",
-        lambda m: f"{m[1]}{results()}\n{m[2]}",
-        text,
-        flags=re.DOTALL,
-    )
+    """The README with its generated parts written anew."""
+    for name, part in (("recipe", recipe_keys()), ("results", results())):
+        head, found, rest = text.partition(f"<!-- {name} -->\n")
+        _, end, tail = rest.partition(f"<!-- /{name} -->")
+        assert found, f"the README has no mark for {name}"
+        assert end, f"the README has no closing mark for {name}"
+        text = f"{head}{found}{part}\n{end}{tail}"
+    return text
 
 
 if __name__ == "__main__":

@@ -34,9 +34,13 @@ class DataTable(_Table):
     source: Literal["digits", "folder", "cifar10"] = Field(description="Kind of data set.")
     root: str | None = Field(None, description="Folder of the data set.")
     download: bool = Field(False, description="Let torchvision download CIFAR-10 into `root`.")
-    image_size: Count | None = Field(None, description="Height and width that the network gets, in pixels.")
+    image_size: Count | None = Field(
+        None, description="Height and width that the network gets, in pixels; 224 for folders."
+    )
     resize: Count | None = Field(None, description="Shorter side before the centre crop, in pixels.")
-    mean: list[float] | None = Field(None, description="Mean per channel, of images in 0..1.")
+    mean: list[float] | None = Field(
+        None, description="Mean per channel, of images in 0..1; that of ImageNet but for digits."
+    )
     std: list[Positive] | None = Field(None, description="Standard deviation per channel.")
     validation: Share = Field(0.1, description="Share of the training images that decisions are made on.")
     calibration: Count = Field(512, description="Training images set aside for calibration.")
@@ -259,13 +263,14 @@ def _explain(detail: Any) -> str:  # pydantic's ErrorDetails
 def _nearest_key(location: tuple[int | str, ...]) -> str:
     table: type[BaseModel] = Recipe
     for part in location[:-1]:
-        table = _table_type(table.model_fields[str(part)].annotation) or table
+        table = table_type(table.model_fields[str(part)].annotation) or table
     close = difflib.get_close_matches(str(location[-1]), table.model_fields, n=1, cutoff=0.0)
     known = ", ".join(table.model_fields)
     return f"; the nearest valid one is {close[0]!r} (known here: {known})" if close else f" (known here: {known})"
 
 
-def _table_type(annotation: Any) -> type[BaseModel] | None:  # a typing construct
+def table_type(annotation: Any) -> type[BaseModel] | None:  # a typing construct
+    """The table that a key of a recipe holds, optional or not; None if it holds a value."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return next((found for arg in get_args(annotation) if (found := _table_type(arg))), None)
+        return next((found for arg in get_args(annotation) if (found := table_type(arg))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -155,7 +155,7 @@ class Splits:
     @property
     def image_size(self) -> int:
         """Height and width of an image, in pixels."""
-        return int(self.test.fetch(np.zeros(1, dtype=np.int64)).shape[-1])
+        return int(self.train.fetch(np.zeros(1, dtype=np.int64)).shape[-1])
 
     def describe(self) -> dict[str, dict[str, int | str]]:
         """Number of images and fingerprint of every split."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: Quan
         quantize_static(
             str(prepared),
             str(path),
-            _CalibrationReader(calibration),
+            # The histogram calibrators cannot join batches of different sizes; one sample a batch always fits.
+            _CalibrationReader(calibration if table.ranges == "minmax" else _one_by_one(calibration)),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QUInt8 if activations == "uint8" else QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -91,6 +93,13 @@ class _CalibrationReader(CalibrationDataReader):  # type: ignore[misc]  # the ba
         return next(self._feeds, None)
 
 
+def _one_by_one(calibration: Iterable[Feeds]) -> Iterator[Feeds]:
+    for feeds in calibration:
+        count = len(next(iter(feeds.values())))
+        for index in range(count):
+            yield {name: values[index : index + 1] for name, values in feeds.items()}
+
+
 def _copy_metadata(source: Path, path: Path) -> None:
     quantized = onnx.load(path)
     have = {entry.key for entry in quantized.metadata_props}
@@ -103,11 +112,12 @@ def _copy_metadata(source: Path, path: Path) -> None:
 
 @contextmanager
 def _quiet_quantizer() -> Iterator[None]:
-    """The quantizer logs advice to run the preparation that has just been run."""
+    """The quantizer logs advice to run the preparation that has just been run, and prints its own progress."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.setLevel(level)

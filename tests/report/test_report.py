@@ -1,0 +1,151 @@
+"""The report as JSON, table and page, from one made-up run with round numbers."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from onnxdistill.errors import ModelFileError
+from onnxdistill.report import (
+    GroupCut,
+    LatencyFigures,
+    LimitCheck,
+    Report,
+    ScoreFigures,
+    SpeedupFigures,
+    StageRow,
+    TrainingLog,
+    load_report,
+)
+from onnxdistill.report.page import render_page
+from onnxdistill.report.table import count, latency, limit_text, render_report
+
+
+def row(
+    stage: str, score: float | None, median_ms: float, precision: str = "float32", applied: bool = True
+) -> StageRow:
+    return StageRow(
+        stage=stage,
+        precision=precision,
+        parameters=270_896,
+        macs=40_813_184,
+        size_bytes=1_100_000,
+        score=None if score is None else ScoreFigures(score, score - 1, score + 1, 100, {"cat": score, "<dog>": score}),
+        latency=LatencyFigures(median_ms, median_ms, 1.1 * median_ms, None, 50),
+        speedup=SpeedupFigures(1.0 / median_ms, 0.9 / median_ms, 1.1 / median_ms),
+        seconds=1.0,
+        applied=applied,
+        summary=f"what {stage} did",
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    rows = [row("teacher", 90.0, 1.0), row("distill", 89.5, 0.5), row("quantize", 89.0, 0.25, "int8")]
+    times = [{"name": r.stage, "times_ms": [r.latency.median_ms] * 5} for r in rows if r.latency]
+    return Report(
+        schema_version=1,
+        onnxdistill_version="0",
+        name="made-up",
+        task="classification",
+        metric="top-1 accuracy",
+        metric_unit="%",
+        created="2026-01-01 00:00 UTC",
+        seconds=3.0,
+        shipped=True,
+        student_precision="int8",
+        rows=rows,
+        limits=[LimitCheck("max_drop", 1.5, 1.0, 0.5, 1.5, True, "points")],
+        notes=["prune was <not> used"],
+        groups=[GroupCut("conv1", 32, 16, ["conv1", "bn1"])],
+        trainings=[TrainingLog("distill", 1, 80.0, [{"epoch": 1, "score": 88.0}])],
+        artifacts=[],
+        data={"test": {"images": 100, "sha256": "ab" * 32}},
+        recipe={"bench": {"batch": 1, "threads": 1}},
+        host={"cpu": "a processor"},
+        bench={"models": times},
+    )
+
+
+def test_json_and_back(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(report.to_json())
+    assert load_report(path) == report
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 99}', "no json"])
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(text)
+    with pytest.raises(ModelFileError, match=r"report\.json"):
+        load_report(path)
+
+
+def test_student_is_the_last_applied_row(report: Report) -> None:
+    assert report.student.stage == "quantize"
+    assert report.drop == pytest.approx(1.0)
+    refused = replace(report, rows=[*report.rows[:2], replace(report.rows[2], applied=False)])
+    assert refused.student.stage == "distill"
+    assert refused.drop == pytest.approx(0.5)
+
+
+def shown(report: Report, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render_report(report))
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_table_fits(report: Report, width: int) -> None:
+    text = shown(report, width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    for part in ("271 k", "40.8 M", "1100", "89.00 %", "0.250", "0.275", "4.00×", "max_drop = 1.5: measured 1.00"):
+        assert part in text
+
+
+def test_accuracy_that_was_not_measured_says_so(report: Report) -> None:
+    blind = replace(report, rows=[replace(r, score=None) for r in report.rows], trainings=[], limits=[])
+    assert "not measured" in shown(blind, 100)
+    assert "not measured" in render_page(blind)
+    assert blind.drop is None
+
+
+def test_a_stage_that_was_not_used_is_in_brackets(report: Report) -> None:
+    refused = replace(report, rows=[*report.rows[:2], replace(report.rows[2], applied=False)])
+    assert "(quantize)" in shown(refused, 100)
+    assert "quantize (not used)" in render_page(refused)
+
+
+def test_page_escapes_names_and_repeats_itself(report: Report) -> None:
+    page = render_page(report)
+    assert "&lt;dog&gt;" in page
+    assert "&lt;not&gt;" in page
+    assert "<dog>" not in page
+    assert page == render_page(report)
+
+
+def test_limits_in_words() -> None:
+    missed = LimitCheck("min_speedup", 3.0, 2.5, 2.4, 2.6, False, "×")
+    assert limit_text(missed) == "min_speedup = 3: measured 2.50 × (95 % interval 2.40 to 2.60), MISSED"
+    assert limit_text(LimitCheck("max_drop", 1, None, None, None, False, "points")) == "max_drop = 1: not measured"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(7, "7"), (999, "999"), (1234, "1.23 k"), (57_500, "57.5 k"), (4.09e9, "4.09 G")]
+)
+def test_counts(number: float, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "text"), [(None, "–"), (0.0371, "0.037"), (1.234, "1.23"), (36.74, "36.7"), (136.3, "136")]
+)
+def test_latencies(milliseconds: float | None, text: str) -> None:
+    assert latency(milliseconds) == text

@@ -1,0 +1,105 @@
+"""The stages that make the network smaller, on real digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from onnxdistill.device.statistics import Ratio
+from onnxdistill.graph.cost import count_macs
+from onnxdistill.networks import build_network
+from onnxdistill.recipe import FactorizeTable, PruneTable, TrainingTable
+from onnxdistill.stages.factorize import factorize
+from onnxdistill.stages.prune import prune
+from onnxdistill.tasks.base import Objective
+from onnxdistill.tasks.classification import Classification
+from onnxdistill.training import module_runner, train
+from tests.tiny import Unknown
+
+FASTER, SLOWER = Ratio(1.5, 1.4, 1.6), Ratio(0.9, 0.8, 1.0)
+
+
+@pytest.fixture(scope="module")
+def teacher(digits: Classification) -> nn.Module:
+    table = TrainingTable(epochs=3, batch_size=64, learning_rate=0.1)
+    return train(build_network("digits-resnet", 10, 0), digits, table, 0, Objective()).network
+
+
+@pytest.mark.parametrize("criterion", ["l1", "l2", "taylor"])
+def test_half_of_the_channels_go_and_the_network_still_sees(
+    digits: Classification, teacher: nn.Module, criterion: str
+) -> None:
+    result = prune(teacher, digits, PruneTable.model_validate({"ratio": 0.5, "criterion": criterion}))
+    assert {(cut.channels_before, cut.channels_after) for cut in result.cuts} == {(64, 32)}
+    example = digits.example_input(1)
+    assert count_macs(result.network, example) < 0.3 * count_macs(teacher, example)
+    assert digits.score(module_runner(result.network, digits), "validation").value > 15
+    assert result.notes == []
+
+
+def test_what_is_skipped_stays(digits: Classification, teacher: nn.Module) -> None:
+    result = prune(teacher, digits, PruneTable(ratio=0.5, skip=["conv1", "block2.*"]))
+    assert {cut.name for cut in result.cuts} == {"block1.conv1", "block3.conv1", "block3.conv2"}
+
+
+def test_what_keeps_channels_is_noted(digits: Classification) -> None:
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(1, 3, 1)
+            self.rest = Unknown()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.rest(torch.relu(self.first(x)))
+
+    digits_like = digits
+    network = Adapted().eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(digits_like), "measurable", False)
+        result = prune(network, digits_like, PruneTable(ratio=0.5, multiple_of=1, minimum=1))
+    assert result.notes == ["prune kept channels of rest.stem: cumsum fixes their number."]
+
+
+def test_only_pairs_that_are_faster_are_kept(digits: Classification, teacher: nn.Module) -> None:
+    asked: list[nn.Module] = []
+
+    def measure(before: nn.Module, after: nn.Module, shape: tuple[int, ...]) -> Ratio:
+        asked.append(before)
+        return SLOWER if len(asked) == 1 else FASTER
+
+    result = factorize(teacher, digits, FactorizeTable(macs_ratio=0.5), 0, measure)
+    assert result.layers
+    assert result.notes
+    assert all("0.90× as fast" in note for note in result.notes)
+    for name in result.layers:
+        assert isinstance(result.network.get_submodule(name), nn.Sequential)
+        assert isinstance(teacher.get_submodule(name), nn.Conv2d)
+    assert not any(isinstance(result.network.get_submodule(note.split()[2]), nn.Sequential) for note in result.notes)
+    example = digits.example_input(1)
+    assert count_macs(result.network, example) < count_macs(teacher, example)
+    assert digits.score(module_runner(result.network, digits), "validation").value > 40
+
+
+def test_layers_of_one_form_are_measured_once(digits: Classification, teacher: nn.Module) -> None:
+    asked: list[tuple[str, str, tuple[int, ...]]] = []
+
+    def measure(before: nn.Module, after: nn.Module, shape: tuple[int, ...]) -> Ratio:
+        asked.append((str(before), str(after), shape))
+        return FASTER
+
+    result = factorize(teacher, digits, FactorizeTable(macs_ratio=0.3, multiple_of=64), 0, measure)
+    assert len(result.layers) > len(asked)
+    assert len(set(asked)) == len(asked)
+
+
+def test_if_nothing_is_faster_nothing_changes(digits: Classification, teacher: nn.Module) -> None:
+    result = factorize(teacher, digits, FactorizeTable(macs_ratio=0.5), 0, lambda *_: SLOWER)
+    assert result.layers == {}
+    assert torch.equal(result.network(digits.example_input(2)), teacher(digits.example_input(2)))
+
+
+def test_same_seed_same_pairs(digits: Classification, teacher: nn.Module) -> None:
+    one, two = (factorize(teacher, digits, FactorizeTable(macs_ratio=0.5), 7, lambda *_: FASTER) for _ in range(2))
+    assert one.layers == two.layers
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True))
