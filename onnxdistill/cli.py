@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import click
 from rich.console import Console
@@ -138,7 +140,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A console that cannot show a character gets a question mark instead of a traceback.
             stream.reconfigure(errors="replace")
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _end)
     sys.exit(_run())
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """Ends like any other exit, so that nothing half-written stays behind."""
+    sys.exit(128 + number)
 
 
 def _run() -> int:

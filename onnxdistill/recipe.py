@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -185,16 +185,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
-        raise RecipeError(
-            f"{path} is not a valid recipe:\n" + "\n".join(f"  - {line}" for line in lines),
-            "\nCorrect these keys; the README lists them all.",
-        ) from error
-
-
-def recipe_from_tables(tables: Mapping[str, Any]) -> Recipe:
-    """Validates a recipe that is already in memory, as `report.json` keeps it."""
-    return Recipe.model_validate(tables)
+        found = [_explain(detail) for detail in error.errors()]
+        listed = found if len(found) == 1 else [f"({number}) {text}" for number, text in enumerate(found, 1)]
+        raise RecipeError(f"{path} is not a valid recipe: {'; '.join(listed)}.", "Correct it.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -265,8 +258,7 @@ def _nearest_key(location: tuple[int | str, ...]) -> str:
     for part in location[:-1]:
         table = table_type(table.model_fields[str(part)].annotation) or table
     close = difflib.get_close_matches(str(location[-1]), table.model_fields, n=1, cutoff=0.0)
-    known = ", ".join(table.model_fields)
-    return f"; the nearest valid one is {close[0]!r} (known here: {known})" if close else f" (known here: {known})"
+    return f", the nearest valid one is {close[0]!r}; known here are {', '.join(table.model_fields)}"
 
 
 def table_type(annotation: Any) -> type[BaseModel] | None:  # a typing construct

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -138,6 +139,21 @@ def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: 
     assert (earlier / "report.json").read_text() == "earlier"
     missed = json.loads((tmp_path / "run.missed" / "report.json").read_text())
     assert missed["shipped"] is False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "recipe.toml").write_text(QUICK.replace("epochs = 4", "epochs = 400"))
+    command = [sys.executable, "-m", "onnxdistill", "compress", tmp_path / "recipe.toml", "--out", tmp_path / "run"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("data")  # now it trains the teacher
+        assert len(list(tmp_path.glob(".run.partial-*"))) == 1
+        process.send_signal(number)
+        _, message = process.communicate(timeout=60)
+    assert process.returncode in (128 + number, 130)
+    assert "Traceback" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
 
 
 def test_latency_only_without_weights_or_data(tmp_path: Path) -> None:

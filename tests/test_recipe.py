@@ -48,11 +48,11 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
     path = write(tmp_path, MINIMAL + "[prune]\nratio = 0.5\nmultipel_of = 8\n")
     message = refusal(path)
     assert str(path) in message
-    assert "prune.multipel_of: unknown key; the nearest valid one is 'multiple_of'" in message
+    assert "prune.multipel_of: unknown key, the nearest valid one is 'multiple_of'" in message
 
 
 def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:
-    assert "prunee: unknown key; the nearest valid one is 'prune'" in refusal(write(tmp_path, MINIMAL + "[prunee]\n"))
+    assert "prunee: unknown key, the nearest valid one is 'prune'" in refusal(write(tmp_path, MINIMAL + "[prunee]\n"))
 
 
 def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:

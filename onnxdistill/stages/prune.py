@@ -65,7 +65,8 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
 
 
 def _importance(network: nn.Module, analysis: ChannelAnalysis, task: Task, table: PruneTable) -> Scores:
-    match table.criterion:
+    # Without trained weights and data a gradient says nothing, and costs the most of the whole run.
+    match table.criterion if task.measurable else "l2":
         case "l1":
             return magnitude(network, analysis, 1)
         case "l2":

@@ -198,9 +198,12 @@ class LatencyOnlyClassification:
     def step(
         self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
     ) -> StepResult:
-        """Cross-entropy: importance scores that need a gradient get one."""
-        logits = student(batch.inputs)
-        return {"loss": F.cross_entropy(logits, batch.targets), "output": logits}
+        """There is nothing to learn.
+
+        Raises:
+            DataError: Always; callers ask `measurable` first.
+        """
+        raise DataError("There are no images to train on.", "Give the teacher weights and data.root.")
 
     def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
         """There is no score.
