@@ -8,6 +8,7 @@ out that stage. Unknown keys are refused. Paths are relative to the recipe; path
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
 import types
 from collections.abc import Sequence
@@ -179,9 +180,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: One message with every error of the file.
     """
     tables = _read(path)
-    _anchor_paths(tables, path.parent)
+    _anchor_paths(tables, path.parent.absolute())
     for item in overrides:
         _override(tables, item)
+    _anchor_paths(tables, Path.cwd())  # those of the overrides; absolute ones stay
     try:
         return Recipe.model_validate(tables)
     except ValidationError as error:
@@ -206,12 +208,12 @@ def _read(path: Path) -> dict[str, Any]:
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     data, teacher = tables.get("data"), tables.get("teacher")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = str(folder / Path(data["root"]).expanduser())
+        data["root"] = os.path.normpath(folder / Path(data["root"]).expanduser())
     if isinstance(teacher, dict):
         for key in ("weights", "network"):
             value = teacher.get(key)
             if isinstance(value, str) and _is_path(key, value):
-                teacher[key] = str(folder / Path(value).expanduser())
+                teacher[key] = os.path.normpath(folder / Path(value).expanduser())
 
 
 def _is_path(key: str, value: str) -> bool:

@@ -93,7 +93,9 @@ def test_missing_recipe_and_folder(tmp_path: Path) -> None:
     assert "cannot be read" in refusal(binary)
 
 
-def test_paths_are_relative_to_the_recipe_and_overrides_to_the_working_directory(tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_recipe_and_overrides_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = MINIMAL.replace('source = "digits"', 'source = "folder"\nroot = "images"')
     text = text.replace('"digits-resnet"', '"nets.py:make"\nweights = "teacher.pt"')
     path = write(tmp_path, text)
@@ -101,7 +103,9 @@ def test_paths_are_relative_to_the_recipe_and_overrides_to_the_working_directory
     assert recipe.data.root == str(tmp_path / "images")
     assert recipe.teacher.weights == str(tmp_path / "teacher.pt")
     assert recipe.teacher.network == f"{tmp_path / 'nets.py'}:make"
-    assert load_recipe(path, ["data.root=other"]).data.root == "other"
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_recipe(path, ["data.root=other"]).data.root == str(tmp_path.parent / "other")
+    assert load_recipe(path.relative_to(tmp_path.parent)) == recipe
 
 
 def test_names_of_weights_are_not_paths(tmp_path: Path) -> None:
