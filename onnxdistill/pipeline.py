@@ -150,7 +150,8 @@ class _Run:
         self._begin("teacher", f"building {table.network}")
         result = teacher(self.recipe, self.task, self._on_training)
         self._log("teacher", result.training)
-        source = "no weights" if table.weights == "none" else Path(table.weights).name
+        fresh = "from scratch" if table.train is not None else "no weights"
+        source = fresh if table.weights == "none" else Path(table.weights).name
         trained = "" if table.train is None else f", trained {table.train.epochs} epochs"
         return self._finish("teacher", result.network, f"{table.network}, {source}{trained}")
 
