@@ -37,26 +37,39 @@ def stage_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+UNITS = {"x": "×", "ms": " ms", "percent": " %", "points": " points", "minutes": " minutes"}
+
+
 def claim_text(name: str, summary: Summary) -> str:
-    """The claim, how to repeat it, and the figures."""
-    figures = [f"{key.replace('_', ' ')} {value:g}" for key, value in summary.figures.items()]
+    """The claim, where it was measured, how to repeat it, and what was asked."""
     verdicts = [f"{'✓' if held else '✗'} {key.replace('_', ' ')}" for key, held in summary.holds.items()]
+    machine = f"{summary.machine['cpu']}, ONNX Runtime {summary.machine['onnxruntime']}"
     return (
-        f"**{summary.claim}** ({summary.date}, {summary.machine['cpu']}, ONNX Runtime "
-        f"{summary.machine['onnxruntime']})\n\n    {summary.command}\n\n"
-        f"{'; '.join(verdicts)}. Measured: {'; '.join(figures)}. "
-        f"Raw results: [benchmarks/{name}](benchmarks/{name})."
+        f"{summary.claim}. Measured {summary.date} on {machine}; raw results in [benchmarks/{name}](benchmarks/{name}).\n\n"
+        f"    {summary.command}\n\nAsked and measured: {'; '.join(verdicts)}."
     )
 
 
+def figure_table(summary: Summary) -> str:
+    """A row a figure; the ends of an interval stand beside what they belong to."""
+    lines = ["| figure | measured | 95 % interval |", "|---|--:|--:|"]
+    for key, value in summary.figures.items():
+        name, _, unit = key.rpartition("_")
+        if name.endswith(("_low", "_high")):
+            continue
+        low, high = (summary.figures.get(f"{name}_{end}_{unit}") for end in ("low", "high"))
+        interval = "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
+        lines.append(f"| {name.replace('_', ' ')} | {value:.4g}{UNITS[unit]} | {interval} |")
+    return "\n".join(lines)
+
+
 def results() -> str:
-    """The whole generated part of the README."""
+    """The results, benchmark by benchmark."""
     parts = []
     for name, summary in read_summaries().items():
-        parts.append(f"### {name}\n\n{claim_text(name, summary)}")
         report = FOLDER / name / "report.json"
-        if report.is_file():
-            parts.append(stage_table(load_report(report)))
+        table = stage_table(load_report(report)) if report.is_file() else figure_table(summary)
+        parts.append(f"### {name}\n\n{claim_text(name, summary)}\n\n{table}")
     return "\n\n".join(parts)
 
 
