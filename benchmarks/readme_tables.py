@@ -45,7 +45,8 @@ def claim_text(name: str, summary: Summary) -> str:
     verdicts = [f"{'✓' if held else '✗'} {key.replace('_', ' ')}" for key, held in summary.holds.items()]
     machine = f"{summary.machine['cpu']}, ONNX Runtime {summary.machine['onnxruntime']}"
     return (
-        f"{summary.claim}. Measured {summary.date} on {machine}; raw results in [benchmarks/{name}](benchmarks/{name}).\n\n"
+        f"{summary.claim}. Measured {summary.date} on {machine}; "
+        f"raw results in [benchmarks/{name}](benchmarks/{name}).\n\n"
         f"    {summary.command}\n\nAsked and measured: {'; '.join(verdicts)}."
     )
 
@@ -59,7 +60,8 @@ def figure_table(summary: Summary) -> str:
             continue
         low, high = (summary.figures.get(f"{name}_{end}_{unit}") for end in ("low", "high"))
         interval = "" if low is None or high is None else f"{low:.2f} to {high:.2f}"
-        lines.append(f"| {name.replace('_', ' ')} | {value:.4g}{UNITS[unit]} | {interval} |")
+        shown = f"{value:.2f}" if unit == "x" else f"{value:.4g}"
+        lines.append(f"| {name.replace('_', ' ')} | {shown}{UNITS[unit]} | {interval} |")
     return "\n".join(lines)
 
 

@@ -17,7 +17,8 @@ from onnxdistill.stages.quantize import quantize
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Feeds
 
-RUNS = 300
+# How long two files are timed, together; again and longer as long as the answer is not clear.
+SECONDS = (2.0, 4.0, 8.0)
 # Ranges do not change how long a kernel takes, so a gate calibrates on few samples.
 CALIBRATION_BATCHES = 2
 
@@ -39,17 +40,27 @@ class Gate:
         self._deployed: dict[Path, Path] = {}
 
     def speedup(self, before: Path, after: Path) -> Ratio:
-        """How many times faster `after` runs than `before`, as the files are."""
+        """How many times faster `after` runs than `before`, as the files are.
+
+        On a noisy machine a first interval may hold both answers; then it is measured again for longer.
+        """
+        for seconds in SECONDS:
+            ratio = self._timed(before, after, seconds)
+            if ratio.low > 1.0 or ratio.high < 1.0:
+                break
+        return ratio
+
+    def _timed(self, before: Path, after: Path, seconds: float) -> Ratio:
         table = self._recipe.bench
         result = bench(
             {"before": before, "after": after},
             threads=table.threads,
             batch=table.batch,
             provider=table.provider,
-            runs=RUNS,
+            seconds=seconds,
             seed=self._recipe.seed,
         )
-        return result.models[1].speedup
+        return result["after"].speedup
 
     def deployed_speedup(self, before: Path, after: Path) -> Ratio:
         """The same of two float files, each in the precision that is to be deployed."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from torch import nn
 
 from onnxdistill.device.statistics import Ratio
-from onnxdistill.gate import Gate, measurably_faster
+from onnxdistill.gate import SECONDS, Gate, measurably_faster
 from onnxdistill.recipe import Recipe
 from onnxdistill.tasks.classification import Classification
 
@@ -30,3 +31,18 @@ def test_a_layer_with_a_sixteenth_of_the_work_is_faster(digits: Classification, 
 def test_only_the_whole_interval_counts() -> None:
     assert measurably_faster(Ratio(1.2, 1.01, 1.4))
     assert not measurably_faster(Ratio(1.2, 0.99, 1.4))
+
+
+def test_what_is_unclear_is_measured_again_for_longer(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [Ratio(1.1, 0.9, 1.3), Ratio(1.1, 1.05, 1.15)]
+    asked: list[float] = []
+
+    def timed(_gate: Gate, _before: Path, _after: Path, seconds: float) -> Ratio:
+        asked.append(seconds)
+        return answers[len(asked) - 1]
+
+    monkeypatch.setattr(Gate, "_timed", timed)
+    assert Gate(recipe(), digits, tmp_path).speedup(tmp_path, tmp_path) == answers[1]
+    assert asked == list(SECONDS[:2])

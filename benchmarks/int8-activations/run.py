@@ -56,8 +56,8 @@ def main() -> None:
     (folder / "times_ms.json").write_text(json.dumps(raw) + "\n")
     write_summary(
         folder.name,
-        "int8 with unsigned activations (U8S8) is faster than fp32 and than signed ones (S8S8) on every network; signed "
-        "ones are slower than fp32 on the CIFAR ResNets",
+        "int8 with unsigned activations (U8S8) is faster than fp32 and than signed ones (S8S8) on every network; "
+        "signed ones are slower than fp32 on the CIFAR ResNets",
         "python benchmarks/int8-activations/run.py",
         figures,
         {
