@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from onnxdistill.data import load_images
 from onnxdistill.recipe import DataTable
 from onnxdistill.tasks.classification import Classification
+
+# The same examples every time, and no limit of time that a busy machine would miss.
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

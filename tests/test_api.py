@@ -25,7 +25,10 @@ def test_compress_raises_what_the_command_prints(tmp_path: Path) -> None:
 
 
 def test_importing_costs_neither_torch_nor_onnx() -> None:
-    code = "import sys, onnxdistill, onnxdistill.cli; print([m for m in ('torch', 'onnx', 'onnxruntime') if m in sys.modules])"
+    code = (
+        "import sys, onnxdistill, onnxdistill.cli; "
+        "print([name for name in ('torch', 'onnx', 'onnxruntime') if name in sys.modules])"
+    )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
 

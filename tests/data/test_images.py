@@ -36,7 +36,7 @@ def table(root: Path, **changes: object) -> DataTable:
     return DataTable.model_validate(values | changes)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50)
 @given(
     counts=st.lists(st.integers(1, 30), min_size=1, max_size=5),
     share=st.floats(0, 1),

@@ -203,7 +203,7 @@ def test_text_cannot_be_made_up(make_model) -> None:
 def test_fixed_batch_says_which_one(make_model) -> None:
     session = open_session(make_model(shape=(4, 3, 8, 8)))
     assert random_feeds(session, 4, {}, rng())["x"].shape == (4, 3, 8, 8)
-    with pytest.raises(UsageError, match="to 4, and a batch of 1 was asked for. Use --batch 4"):
+    with pytest.raises(UsageError, match=r"to 4, and a batch of 1 was asked for\. Use --batch 4"):
         random_feeds(session, 1, {}, rng())
     # Given in full, the first dimension need not be the batch.
     assert random_feeds(session, 1, {"x": (4, 3, 8, 8)}, rng())["x"].shape == (4, 3, 8, 8)
@@ -211,10 +211,10 @@ def test_fixed_batch_says_which_one(make_model) -> None:
 
 def test_open_dimensions_need_a_shape(make_model) -> None:
     session = open_session(make_model(shape=("batch", 3, "height", "width")))
-    with pytest.raises(UsageError, match="'height' of its input x .* open.* --shape x=1x3x224x224"):
+    with pytest.raises(UsageError, match=r"'height' of its input x .* open.* --shape x=1x3x224x224"):
         random_feeds(session, 1, {}, rng())
     assert random_feeds(session, 2, {"x": (2, 3, 16, 8)}, rng())["x"].shape == (2, 3, 16, 8)
-    with pytest.raises(UsageError, match="has a batch of 2, and a batch of 1 was asked for. Add --batch 2"):
+    with pytest.raises(UsageError, match=r"has a batch of 2, and a batch of 1 was asked for\. Add --batch 2"):
         random_feeds(session, 1, {"x": (2, 3, 16, 8)}, rng())
     with pytest.raises(UsageError, match="x=1x4x16x8 does not fit the input"):
         random_feeds(session, 1, {"x": (1, 4, 16, 8)}, rng())

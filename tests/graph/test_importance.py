@@ -76,7 +76,7 @@ def test_grouped_channels_count_in_channels_of_the_layer() -> None:
     assert uniform_widths(analysis, 0.5, 4, 4, ["grouped"]) == {"stem": 2}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(ratio=st.floats(0.01, 0.99), multiple=st.integers(1, 8), minimum=st.integers(1, 8))
 def test_widths_are_multiples_and_never_below_what_was_asked(ratio: float, multiple: int, minimum: int) -> None:
     analysis = analyse_channels_once()

@@ -65,7 +65,7 @@ def test_linear_by_hand() -> None:
     )
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(rank=st.integers(1, 7), seed=st.integers(0, 100))
 def test_the_lost_energy_is_the_predicted_one(rank: int, seed: int) -> None:
     """Eckart-Young in the metric of the inputs: the mean squared change of the outputs, for a linear layer exactly."""
@@ -139,7 +139,7 @@ def test_ranks_by_hand() -> None:
     assert choose_ranks(options, 0) == {"a": 1, "b": 1}  # cannot be met: the cheapest
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(st.lists(st.lists(st.floats(0.01, 10), min_size=6, max_size=6), min_size=1, max_size=5), st.floats(0.3, 1))
 def test_the_budget_holds_wherever_it_can(spectra: list[list[float]], share: float) -> None:
     options = {}

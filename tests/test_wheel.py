@@ -1,0 +1,87 @@
+"""The built wheel on a device: only the base and ONNX Runtime, no torch and no onnx."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+MODEL = Path("models/digits/student.onnx").absolute()
+
+
+class Device:
+    """A fresh environment with the wheel in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.bin = folder / ("Scripts" if os.name == "nt" else "bin")
+
+    def python(self, *arguments: object, check: bool = False) -> subprocess.CompletedProcess[str]:
+        command = [str(self.bin / "python"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=check, cwd=self.folder)
+
+    def onnxdistill(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [str(self.bin / "onnxdistill"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=self.folder)
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Device:
+    dist = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(dist)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = dist.glob("*.whl")
+    folder = tmp_path_factory.mktemp("device")
+    venv.create(folder, with_pip=True)
+    device = Device(folder)
+    constraints = Path("constraints.txt").absolute()
+    device.python("-m", "pip", "install", "--quiet", "--constraint", constraints, f"{wheel}[cpu]", check=True)
+    return device
+
+
+def test_neither_torch_nor_onnx_is_there(device: Device) -> None:
+    for package in ("torch", "onnx", "pydantic"):
+        assert device.python("-c", f"import {package}").returncode == 1
+    assert device.onnxdistill("--version").stdout.startswith("onnxdistill 0.")
+
+
+def test_bench_works(device: Device) -> None:
+    process = device.onnxdistill("bench", MODEL, "--runs", 100, "--json", "-")
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout)
+    (model,) = result["models"]
+    assert model["name"] == "student"
+    assert len(model["times_ms"]) >= 100
+    assert 0 < model["latency_ms"]["median"] <= model["latency_ms"]["p95"]
+    table = device.onnxdistill("bench", MODEL, "--runs", 100, "--threads", 1, "--batch", 4)
+    assert table.returncode == 0, table.stderr
+    assert "student" in table.stdout
+
+
+def test_doctor_works(device: Device) -> None:
+    process = device.onnxdistill("doctor")
+    assert process.returncode == 0, process.stdout
+    assert "onnxruntime" in process.stdout
+
+
+def test_compress_names_the_extra(device: Device) -> None:
+    process = device.onnxdistill("compress", "recipe.toml")
+    assert process.returncode == 2
+    assert "onnxdistill[compress,cpu]" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+
+
+def test_without_a_runtime_bench_names_the_extras(device: Device) -> None:
+    device.python("-m", "pip", "uninstall", "--quiet", "--yes", "onnxruntime", check=True)
+    process = device.onnxdistill("bench", MODEL)
+    assert process.returncode == 2
+    assert "onnxdistill[cpu]" in process.stderr
+    assert "onnxdistill[gpu]" in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert device.onnxdistill("--version").returncode == 0
+    assert device.onnxdistill("doctor").returncode == 1
