@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.graph.labels import ChannelAnalysis, ChannelGroup, Member
+from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
 
 Scores = dict[str, Tensor]
 """For every group, by name, a score `[channels]`, float64; more is more important."""
@@ -24,6 +26,40 @@ def magnitude(network: nn.Module, analysis: ChannelAnalysis, power: int) -> Scor
     """
     values = {name: tensor.detach().double().abs() ** power for name, tensor in network.named_parameters()}
     return _scores(analysis, values)
+
+
+def norm_scale(network: nn.Module, analysis: ChannelAnalysis) -> Scores:
+    """Absolute scale of the normalisations that a channel runs through; without any, its magnitude.
+
+    Source: Liu et al. 2017, "Learning Efficient Convolutional Networks through Network Slimming", section 3.
+    """
+    values = {
+        f"{name}.weight": layer.weight.detach().double().abs()
+        for name, layer in network.named_modules()
+        if isinstance(layer, NORMS) and layer.weight is not None
+    }
+    plain = magnitude(network, analysis, 1)
+    return {
+        group.name: _normalised(_summed(group, values, producers_only=True))
+        if any(member.tensor in values for member in group.members)
+        else plain[group.name]
+        for group in analysis.groups
+    }
+
+
+def geometric_median(network: nn.Module, analysis: ChannelAnalysis) -> Scores:
+    """Sum of the distances to all other channels of the group: one near the middle can be made up for by others.
+
+    Source: He et al. 2019, "Filter Pruning via Geometric Median", equation 6, over all slices of a channel instead
+    of the producing filter alone.
+    """
+    parameters = {name: tensor.detach().double() for name, tensor in network.named_parameters() if tensor.ndim > 1}
+    scores = {}
+    for group in analysis.groups:
+        rows = [_rows(member, parameters[member.tensor]) for member in group.members if member.tensor in parameters]
+        vectors = torch.cat(rows, 1) if rows else torch.zeros(group.size, 1, dtype=torch.float64)
+        scores[group.name] = _normalised(torch.cdist(vectors, vectors).sum(1))
+    return scores
 
 
 def first_order_taylor(
@@ -72,6 +108,12 @@ def _summed(group: ChannelGroup, values: dict[str, Tensor], producers_only: bool
 def _by_channel(member: Member, values: Tensor) -> Tensor:
     by_index = values.movedim(member.dim, 0).flatten(1).sum(1) if values.ndim > 1 else values
     return torch.stack([by_index[torch.from_numpy(indices)].sum() for indices in member.indices])
+
+
+def _rows(member: Member, values: Tensor) -> Tensor:
+    """All values of every channel in a row, `[channels, ...]`."""
+    by_index = values.movedim(member.dim, 0).flatten(1)
+    return torch.stack([by_index[torch.from_numpy(indices)].flatten() for indices in member.indices])
 
 
 def _normalised(scores: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,14 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> nn.
 
     Args:
         network: Not changed.
-        batches: Inputs `[B, ...]`, of equal size but for the last.
+        batches: Inputs `[B, ...]`, of equal size but for the last. A batch of one has no variance and is left
+            out; where nothing else is left, the statistics stay as they are.
     """
     changed = copy.deepcopy(network).eval()
+    usable = (inputs for inputs in batches if len(inputs) > 1)
+    first = next(usable, None)
+    if first is None:
+        return changed
     norms = [m for m in changed.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -27,7 +33,7 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> nn.
         norm.momentum = None  # the cumulative average
         norm.train()
     with torch.no_grad():
-        for inputs in batches:
+        for inputs in chain([first], usable):
             changed(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

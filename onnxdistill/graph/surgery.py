@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from onnxdistill.errors import NetworkError
-from onnxdistill.graph.labels import ChannelAnalysis, ChannelGroup
-
-Channels = NDArray[np.int64]
+from onnxdistill.graph.cores import core_of
+from onnxdistill.graph.groups import ChannelAnalysis, Channels, ScaledByWidth
+from onnxdistill.graph.rules.elementwise import scalar_factor
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+Removed = Mapping[tuple[str, int], Channels]
 
 
 def remove_channels(
@@ -34,74 +37,161 @@ def remove_channels(
         ValueError: If a frozen channel is to be removed, or nothing of a group is kept.
         NetworkError: If the result does not run: code of the network has sizes of its own.
     """
-    cut = copy.deepcopy(network)
-    for (tensor, dim), removed in _removed_indices(analysis, kept).items():
-        _cut(cut, tensor, dim, removed)
-    _update_sizes(cut)
+    cut = cut_channels(network, analysis, kept, example)
     _check(network, cut, example)
     return cut
 
 
-def _removed_indices(analysis: ChannelAnalysis, kept: Mapping[str, Channels]) -> dict[tuple[str, int], Channels]:
-    removed: dict[tuple[str, int], list[Channels]] = {}
-    for name, channels in kept.items():
-        group = analysis[name]
-        gone = np.setdiff1d(np.arange(group.size), channels)
-        _check_request(group, channels, gone)
-        for member in group.members:
-            removed.setdefault((member.tensor, member.dim), []).extend(member.indices[channel] for channel in gone)
-    return {key: np.concatenate(parts) for key, parts in removed.items() if parts}
-
-
-def _check_request(group: ChannelGroup, channels: Channels, gone: Channels) -> None:
-    if len(channels) == 0 or channels.min() < 0 or channels.max() >= group.size:
-        raise ValueError(f"group {group.name} has channels 0..{group.size - 1}, and at least one stays")
-    if group.frozen and len(gone):
-        raise ValueError(f"group {group.name} is frozen")
+def cut_channels(
+    network: nn.Module, analysis: ChannelAnalysis, kept: Mapping[str, Channels], example: Tensor
+) -> nn.Module:
+    """The same without a check that the result runs."""
+    cut = copy.deepcopy(network)
+    removed = analysis.removed_indices(kept)
+    before = {name: len(layer.weight) for name, layer in cut.named_modules() if isinstance(layer, CONVOLUTIONS)}
+    for (tensor, dim), indices in removed.items():
+        _cut(cut, tensor, dim, indices)
+    _update_layers(cut, analysis, before)
+    _update_sizes_in_code(cut, analysis, kept)
+    _keep_scalings(cut, analysis, kept, removed, example)
+    return cut
 
 
 def _cut(network: nn.Module, tensor: str, dim: int, removed: Channels) -> None:
     layer, _, name = tensor.rpartition(".")
-    owner = network.get_submodule(layer)
-    old = getattr(owner, name)
+    old = getattr(network.get_submodule(layer), name)
     stay = torch.from_numpy(np.setdiff1d(np.arange(old.shape[dim]), removed))
     new = old.detach().index_select(dim, stay).clone()
     if isinstance(old, nn.Parameter):
-        setattr(owner, name, nn.Parameter(new, requires_grad=old.requires_grad))
-    else:
-        setattr(owner, name, new)  # a buffer stays one
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for owner in network.modules():  # a tensor can have several names
+        for entries in (owner._parameters, owner._buffers):
+            for key, value in entries.items():
+                if value is old:
+                    entries[key] = new
 
 
-def _update_sizes(network: nn.Module) -> None:
-    """Brings the sizes that layers note beside their weights in line with the weights."""
-    for layer in network.modules():
+def _update_layers(network: nn.Module, analysis: ChannelAnalysis, outputs_before: Mapping[str, int]) -> None:
+    """Brings the sizes that PyTorch's layers note beside their weights in line with the weights."""
+    for name, layer in network.named_modules():
         if isinstance(layer, CONVOLUTIONS):
+            _update_convolution(layer, name in analysis.whole_groups, outputs_before[name])
+        elif isinstance(layer, TRANSPOSED):
             depthwise = layer.groups > 1 and layer.groups == layer.in_channels
-            multiplier = layer.out_channels // layer.groups
-            layer.out_channels = layer.weight.shape[0]
-            if depthwise:
-                layer.groups = layer.out_channels // multiplier
-            layer.in_channels = layer.weight.shape[1] * layer.groups
+            layer.in_channels = layer.weight.shape[0]
+            layer.groups = layer.in_channels if depthwise else layer.groups
+            layer.out_channels = layer.weight.shape[1] * layer.groups
         elif isinstance(layer, nn.Linear):
             layer.out_features, layer.in_features = layer.weight.shape
-        elif isinstance(layer, BATCH_NORMS) and layer.running_mean is not None:
-            layer.num_features = layer.running_mean.shape[0]
+        elif isinstance(layer, nn.Embedding):
+            layer.embedding_dim = layer.weight.shape[1]
+        elif isinstance(layer, nn.LayerNorm | nn.RMSNorm) and layer.weight is not None:
+            layer.normalized_shape = tuple(layer.weight.shape)
+        elif isinstance(layer, nn.GroupNorm) and layer.weight is not None:
+            layer.num_channels = layer.weight.shape[0]
+        elif isinstance(layer, nn.modules.batchnorm._NormBase):
+            tensor = layer.weight if layer.weight is not None else layer.running_mean
+            layer.num_features = layer.num_features if tensor is None else tensor.shape[0]
+        elif isinstance(layer, nn.PReLU):
+            layer.num_parameters = layer.weight.shape[0]
+
+
+def _update_convolution(layer: nn.Module, whole_groups: bool, outputs_before: int) -> None:
+    assert isinstance(layer, CONVOLUTIONS)
+    outputs = layer.weight.shape[0]
+    if layer.groups > 1 and (whole_groups or layer.groups == layer.in_channels):
+        layer.groups = layer.groups * outputs // outputs_before
+    layer.out_channels = outputs
+    layer.in_channels = layer.weight.shape[1] * layer.groups
+
+
+def _update_sizes_in_code(network: nn.Module, analysis: ChannelAnalysis, kept: Mapping[str, Channels]) -> None:
+    """Sets integer attributes, such as a number of heads, that are the old size of what a module's code reshapes."""
+    for module, sizes in _new_sizes(analysis, kept).items():
+        owner = network.get_submodule(module)
+        changed = {old: min(new) for old, new in sizes.items() if len(new - {old}) == 1}
+        for name, value in vars(owner).items():
+            if type(value) is int and value in changed and not name.startswith("_"):
+                setattr(owner, name, changed[value])
+
+
+def _new_sizes(analysis: ChannelAnalysis, kept: Mapping[str, Channels]) -> dict[str, dict[int, set[int]]]:
+    """Per module and old size, what it becomes."""
+    atoms = analysis.removed_atoms(kept)
+    gone: dict[tuple[str, str], np.ndarray[Any, np.dtype[np.bool_]]] = {}
+    shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+    for size in analysis.sizes:
+        key = (size.module, size.node)
+        mask = np.isin(size.label, atoms[size.kind])
+        gone[key] = gone[key] | mask if key in gone else mask
+        shapes[key] = size.shape
+    sizes: dict[str, dict[int, set[int]]] = {}
+    for (module, node), mask in gone.items():
+        for axis, old in enumerate(shapes[module, node]):
+            if mask.shape[axis] == old:
+                others = tuple(other for other in range(mask.ndim) if other != axis)
+                left = old - int(mask.all(axis=others).sum())
+                sizes.setdefault(module, {}).setdefault(old, set()).add(left)
+    return sizes
+
+
+def _keep_scalings(
+    network: nn.Module,
+    analysis: ChannelAnalysis,
+    kept: Mapping[str, Channels],
+    removed: Removed,
+    example: Tensor,
+) -> None:
+    """Where code scales by a width that has changed, scales what it scales by the inverse of that change."""
+    atoms = analysis.removed_atoms(kept)["channels"]
+    touched = [scaling for scaling in analysis.scalings if _width_left(scaling, atoms) != scaling.shape[-1]]
+    now = _scalars(network, example) if any(scaling.factor is not None for scaling in touched) else {}
+    for scaling in touched:
+        if scaling.factor is None:
+            change = (scaling.shape[-1] / _width_left(scaling, atoms)) ** 0.5
+        else:
+            change = now.get(scaling.node, scaling.factor) / scaling.factor
+        for tensor, rows in scaling.producers.items():
+            stay = np.setdiff1d(np.arange(len(rows)), removed.get((tensor, 0), np.zeros(0, dtype=np.int64)))
+            parameter = network.get_parameter(tensor)
+            with torch.no_grad():
+                parameter[torch.from_numpy(rows[stay])] /= change
+
+
+def _width_left(scaling: ScaledByWidth, removed: Channels) -> int:
+    label = scaling.label
+    if label.shape[-1] == 1:
+        return scaling.shape[-1]
+    gone = np.isin(label, removed).all(axis=tuple(range(label.ndim - 1)))
+    return scaling.shape[-1] - int(gone.sum())
+
+
+def _scalars(network: nn.Module, example: Tensor) -> dict[str, float]:
+    """The numbers that the code of a network now multiplies by, by traced operator."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(core_of(network).eval(), (example,), strict=False)
+    except (RuntimeError, ValueError, AssertionError, TypeError):
+        return {}  # it does not run either, which the check will find
+    return {node.name: factor for node in program.graph.nodes if (factor := scalar_factor(node)) is not None}
 
 
 def _check(before: nn.Module, after: nn.Module, example: Tensor) -> None:
     with torch.inference_mode():
-        expected = before.eval()(example)
+        expected = tree_leaves(core_of(before.eval())(example))
         try:
-            actual = after.eval()(example)
-        except (RuntimeError, ValueError, IndexError) as error:
-            first = str(error).strip().splitlines()[0]
+            actual = tree_leaves(core_of(after.eval())(example))
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise NetworkError(
                 f"{type(before).__name__} does not run with fewer channels: {first[:200]}.",
                 "Its forward has sizes written into it; keep those layers with prune.skip.",
             ) from error
-    if isinstance(expected, Tensor) and actual.shape != expected.shape:
-        raise NetworkError(
-            f"{type(before).__name__} with fewer channels gives {tuple(actual.shape)} instead of "
-            f"{tuple(expected.shape)}.",
-            "Its forward has sizes written into it; keep those layers with prune.skip.",
-        )
+    for one, other in zip(expected, actual, strict=True):
+        if one.shape != other.shape:
+            raise NetworkError(
+                f"{type(before).__name__} with fewer channels gives {tuple(other.shape)} instead of "
+                f"{tuple(one.shape)}.",
+                "Its forward has sizes written into it; keep those layers with prune.skip.",
+            )

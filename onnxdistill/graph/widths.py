@@ -2,51 +2,182 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import ceil, gcd
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor, nn
 
+from onnxdistill.graph.cores import core_of
+from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Channels
 from onnxdistill.graph.importance import Scores
-from onnxdistill.graph.labels import ChannelAnalysis, ChannelGroup
+from onnxdistill.graph.surgery import CONVOLUTIONS, TRANSPOSED
 
 
-def uniform_widths(
-    analysis: ChannelAnalysis, ratio: float, multiple_of: int, minimum: int, skip: list[str]
-) -> dict[str, int]:
+@dataclass(frozen=True)
+class Steps:
+    """Which widths are allowed: latency goes by steps.
+
+    Attributes:
+        multiple_of: Widths of the producing layers are rounded up to a multiple; by pattern of the group's name (`*`
+            matches anything, the first that fits holds) or one for all.
+        minimum: No layer gets narrower.
+        skip: Names of groups to leave alone; `*` matches anything.
+    """
+
+    multiple_of: int | Mapping[str, int] = 1
+    minimum: int = 1
+    skip: tuple[str, ...] = ()
+
+    def may_cut(self, group: ChannelGroup) -> bool:
+        """Whether channels of a group may be removed at all."""
+        return not group.frozen and not any(fnmatchcase(group.name, pattern) for pattern in self.skip)
+
+    def rounded(self, group: ChannelGroup, wanted: float) -> int:
+        """The next allowed width of a group, in channels of the group.
+
+        The multiple and the minimum are in channels of the layer; heads are counted one by one.
+        """
+        each = 1 if group.kind == "heads" else group.indices_per_channel
+        multiple = 1 if group.kind == "heads" else self._multiple(group)
+        step = multiple // gcd(multiple, each)
+        # 1e-9: a share such as 0.3 of 10 has to come to 7, not to 8, whatever binary fractions say.
+        least = 1 if group.kind == "heads" else self.minimum / each
+        return min(group.size, ceil(max(wanted - 1e-9, least) / step) * step)
+
+    def _multiple(self, group: ChannelGroup) -> int:
+        if isinstance(self.multiple_of, int):
+            return self.multiple_of
+        return next((m for pattern, m in self.multiple_of.items() if fnmatchcase(group.name, pattern)), 1)
+
+
+def uniform_widths(analysis: ChannelAnalysis, ratio: float, steps: Steps) -> dict[str, int]:
     """The same share of every group that may be cut.
 
     Args:
         analysis: Channel groups of the network.
         ratio: Share of the channels to remove.
-        multiple_of: Widths of the producing layers are rounded up to a multiple: latency goes by steps.
-        minimum: No layer gets narrower.
-        skip: Names of groups to leave alone; `*` matches anything.
+        steps: Which widths are allowed.
 
     Returns:
         Channels to keep, for every group that gets narrower, by name.
     """
-    widths: dict[str, int] = {}
-    for group in analysis.groups:
-        if group.frozen or any(fnmatchcase(group.name, pattern) for pattern in skip):
-            continue
-        kept = _rounded(group, ratio, multiple_of, minimum)
-        if kept < group.size:
-            widths[group.name] = kept
-    return widths
+    widths = {
+        group.name: steps.rounded(group, (1 - ratio) * group.size) for group in analysis.free if steps.may_cut(group)
+    }
+    return {name: width for name, width in widths.items() if width < analysis[name].size}
 
 
-def _rounded(group: ChannelGroup, ratio: float, multiple_of: int, minimum: int) -> int:
-    """In channels of the group; the multiple and the minimum are in channels of the layer."""
-    each = group.indices_per_channel
-    step = multiple_of // gcd(multiple_of, each)
-    # 1e-9: a share such as 0.3 of 10 has to come to 7, not to 8, whatever binary fractions say.
-    wanted = max((1 - ratio) * group.size - 1e-9, minimum / each)
-    return min(group.size, ceil(wanted / step) * step)
+@dataclass(frozen=True)
+class WeightCost:
+    """A layer's weight: its sizes, at how many positions it is applied, and the groups that run through it.
+
+    Attributes:
+        name: Qualified name of the weight.
+        shape: Of the weight.
+        positions: Of one sample.
+        runs: `(group, dim, indices a channel)`.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    positions: int
+    runs: tuple[tuple[str, int, int], ...]
+
+    def macs(self, removed: Mapping[str, int]) -> int:
+        """Multiply-adds of one sample with so many channels less."""
+        left = list(self.shape)
+        for group, dim, each in self.runs:
+            left[dim] -= removed.get(group, 0) * each
+        return self.positions * int(np.prod(left))
 
 
-def most_important(scores: Scores, widths: dict[str, int]) -> dict[str, NDArray[np.int64]]:
+def weight_costs(network: nn.Module, analysis: ChannelAnalysis, example: Tensor) -> list[WeightCost]:
+    """The costs of all convolutions and linear layers.
+
+    Args:
+        network: In evaluation mode.
+        analysis: Of this network.
+        example: An input `[N, ...]`.
+    """
+    positions: dict[str, int] = {}
+    handles = []
+    for name, layer in network.named_modules():
+        if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
+            handles.append(layer.register_forward_hook(_counting(name, positions, len(example))))
+    try:
+        with torch.inference_mode():
+            core_of(network)(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    runs: dict[str, list[tuple[str, int, int]]] = {}
+    for group in analysis.free:
+        for member in group.members:
+            runs.setdefault(member.tensor, []).append((group.name, member.dim, len(member.indices[0])))
+    costs = []
+    for layer_name, count in positions.items():
+        weight = f"{layer_name}.weight"
+        shape = tuple(network.get_parameter(weight).shape)
+        costs.append(WeightCost(weight, shape, count, tuple(runs.get(weight, ()))))
+    return costs
+
+
+def _counting(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    def count(layer: nn.Module, inputs: Any, outputs: Tensor) -> None:
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        applied = inputs[0] if isinstance(layer, TRANSPOSED) else outputs
+        positions[name] = positions.get(name, 0) + applied.numel() // len(weight) // samples
+
+    return count
+
+
+def global_widths(
+    analysis: ChannelAnalysis, scores: Scores, costs: Sequence[WeightCost], share: float, steps: Steps
+) -> dict[str, int]:
+    """Widths for a share of the multiply-adds, cut where a multiply-add costs the least importance.
+
+    A channel goes if its score is below a price times the multiply-adds that it saves, at full widths, with one price
+    for all groups, found by bisection (Everett 1963, "Generalized Lagrange Multiplier Method").
+
+    Args:
+        analysis: Channel groups of the network.
+        scores: Importance of every channel; those of different groups are compared.
+        costs: Of all layers.
+        share: Of the multiply-adds of all convolutions and linear layers, what may be left.
+        steps: Which widths are allowed.
+
+    Returns:
+        Channels to keep, for every group that gets narrower, by name. If even the narrowest widths leave more than
+        the share, these.
+    """
+    groups = [group for group in analysis.free if steps.may_cut(group)]
+    whole = sum(cost.macs({}) for cost in costs)
+    # A group whose channels save nothing keeps them at every price.
+    savings = {group.name: whole - sum(cost.macs({group.name: 1}) for cost in costs) for group in groups}
+
+    def at(price: float) -> dict[str, int]:
+        wanted = {group.name: int((scores[group.name] >= price * savings[group.name]).sum()) for group in groups}
+        return {group.name: steps.rounded(group, wanted[group.name]) for group in groups}
+
+    def left(widths: Mapping[str, int]) -> int:
+        removed = {group.name: group.size - widths[group.name] for group in groups}
+        return sum(cost.macs(removed) for cost in costs)
+
+    ratios = [scores[group.name] / savings[group.name] for group in groups if savings[group.name]]
+    low, high = 0.0, 2.0 * max((float(ratio.max()) for ratio in ratios), default=1.0) + 1e-30
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (low, middle) if left(at(middle)) <= share * whole else (middle, high)
+    return {name: width for name, width in at(high).items() if width < analysis[name].size}
+
+
+def most_important(scores: Scores, widths: Mapping[str, int]) -> dict[str, Channels]:
     """The channels with the highest scores, in ascending order; ties go to the first."""
     return {
         name: np.sort(np.argsort(-scores[name].numpy(), kind="stable")[:width]).astype(np.int64)

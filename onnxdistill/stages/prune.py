@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
+from onnxdistill.graph.blocks import least_important_blocks, removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
-from onnxdistill.graph.importance import Scores, first_order_taylor, magnitude
+from onnxdistill.graph.importance import Scores, first_order_taylor, geometric_median, magnitude, norm_scale
 from onnxdistill.graph.recalibrate import recalibrate_batch_norm
+from onnxdistill.graph.repair import Removed, layers_after, layers_that_lost_inputs, refit
+from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
-from onnxdistill.graph.widths import most_important, uniform_widths
+from onnxdistill.graph.widths import Steps, global_widths, most_important, uniform_widths, weight_costs
 from onnxdistill.recipe import PruneTable
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Objective, TrainingBatch
@@ -33,15 +37,25 @@ class Cut:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The smaller network, what was cut, and what the user should know."""
+    """The smaller network, what was cut, and what the user should know.
+
+    Attributes:
+        network: Trains and exports like any other.
+        cuts: Channel groups that got narrower.
+        blocks: Residual blocks that were left out.
+        notes: A sentence each.
+    """
 
     network: nn.Module
     cuts: list[Cut]
+    blocks: list[str]
     notes: list[str]
 
 
 def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
-    """Removes channels; batch norms get new statistics if the validation score says that these are better.
+    """Removes blocks, then channels, and repairs what took them.
+
+    Of the ways to repair, the one with the best validation score is taken.
 
     Args:
         network: Not changed.
@@ -51,17 +65,65 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     Raises:
         NetworkError: If the network cannot be traced, or does not run with fewer channels.
     """
+    shorter, blocks, notes = _without_blocks(network, task, table)
+    if table.ratio is None and table.macs_ratio is None:
+        return PruneResult(shorter, [], blocks, notes)
     example = task.example_input(2)
-    analysis = analyse_channels(network, example)
-    widths = uniform_widths(analysis, table.ratio, table.multiple_of, table.minimum, table.skip)
-    kept = most_important(_importance(network, analysis, task, table), widths)
-    smaller = remove_channels(network, analysis, kept, example)
+    analysis = analyse_channels(shorter, example)
+    steps = Steps(table.multiple_of, table.minimum, tuple(table.skip))
+    scores = _importance(shorter, analysis, task, table)
+    widths = _widths(shorter, analysis, scores, table, steps, example)
+    notes += _notes(analysis)
+    if not widths:
+        return PruneResult(shorter, [], blocks, [*notes, _why_nothing(analysis, table, steps)])
+    kept = most_important(scores, widths)
+    smaller = remove_channels(shorter, analysis, kept, example)
+    if task.measurable:
+        smaller = _best_repaired(network, smaller, analysis.removed_indices(kept), blocks, task, table)
     cuts = [
         Cut(group.name, group.size, widths[group.name], group.layers)
         for group in analysis.groups
         if group.name in widths
     ]
-    return PruneResult(_better_statistics(smaller, task), cuts, _notes(analysis, table))
+    return PruneResult(smaller, cuts, blocks, notes)
+
+
+def _without_blocks(network: nn.Module, task: Task, table: PruneTable) -> tuple[nn.Module, list[str], list[str]]:
+    """The network without the blocks that matter least, their names, and notes."""
+    if table.blocks == 0:
+        return network, [], []
+    names = removable_blocks(network, task.example_input(2))
+    losses = list(_losses(task)) if task.measurable else []
+
+    def damage(shorter: nn.Module) -> float:
+        with torch.inference_mode():
+            return sum(float(loss(shorter)) for loss in losses)
+
+    gone = least_important_blocks(network, names, table.blocks, damage)
+    notes = []
+    if len(gone) < table.blocks:
+        notes.append(
+            f"prune.blocks = {table.blocks}, but only {len(gone)} can go: {len(names)} blocks are a sum of what they "
+            "get and a branch, and one of them stays."
+        )
+    shorter = without_blocks(network, gone)
+    if gone and task.measurable:
+        shorter = _best_repaired(network, shorter, {}, gone, task, table)
+    return shorter, gone, notes
+
+
+def _widths(
+    network: nn.Module,
+    analysis: ChannelAnalysis,
+    scores: Scores,
+    table: PruneTable,
+    steps: Steps,
+    example: Tensor,
+) -> dict[str, int]:
+    if table.ratio is not None:
+        return uniform_widths(analysis, table.ratio, steps)
+    assert table.macs_ratio is not None  # one of the two is there
+    return global_widths(analysis, scores, weight_costs(network, analysis, example), table.macs_ratio, steps)
 
 
 def _importance(network: nn.Module, analysis: ChannelAnalysis, task: Task, table: PruneTable) -> Scores:
@@ -71,8 +133,14 @@ def _importance(network: nn.Module, analysis: ChannelAnalysis, task: Task, table
             return magnitude(network, analysis, 1)
         case "l2":
             return magnitude(network, analysis, 2)
+        case "norm_scale":
+            return norm_scale(network, analysis)
+        case "geometric_median":
+            return geometric_median(network, analysis)
         case "taylor":
             return first_order_taylor(network, analysis, _losses(task))
+        case "second_order":
+            return second_order(network, analysis, _losses(task))
 
 
 def _losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
@@ -83,16 +151,36 @@ def _losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
         yield partial(loss, batch)
 
 
-def _better_statistics(network: nn.Module, task: Task) -> nn.Module:
-    if not task.measurable:
-        return network
-    inputs = (batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH))
-    renewed = recalibrate_batch_norm(network, inputs)
-    old, new = (task.score(module_runner(n, task), "validation").value for n in (network, renewed))
-    return renewed if task.metric.drop(new, old) > 0 else network
+def _best_repaired(
+    network: nn.Module, smaller: nn.Module, removed: Removed, blocks: list[str], task: Task, table: PruneTable
+) -> nn.Module:
+    """Of the smaller network as it is, with new statistics, and fitted to `network`, what scores best."""
+    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
+    forms = [smaller, recalibrate_batch_norm(smaller, inputs)]
+    if table.repair:
+        layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, inputs[0])]
+        forms.append(refit(network, smaller, list(dict.fromkeys(layers)), removed, inputs))
+    scores = [task.score(module_runner(form, task), "validation").value for form in forms]
+    best = 0
+    for index, score in enumerate(scores):
+        if task.metric.drop(score, scores[best]) > 0:
+            best = index
+    return forms[best]
 
 
-def _notes(analysis: ChannelAnalysis, table: PruneTable) -> list[str]:
+def _why_nothing(analysis: ChannelAnalysis, table: PruneTable, steps: Steps) -> str:
+    """Which key leaves all widths as they are."""
+    free = [group for group in analysis.free if steps.may_cut(group)]
+    if not free:
+        return "prune removed nothing: no channels may go" + (" but those of prune.skip." if analysis.free else ".")
+    wanted = "prune.ratio" if table.ratio is not None else "prune.macs_ratio"
+    return (
+        f"prune removed nothing: {wanted} asks for too little to reach the next narrower width, which "
+        f"prune.multiple_of = {table.multiple_of} and prune.minimum = {table.minimum} allow."
+    )
+
+
+def _notes(analysis: ChannelAnalysis) -> list[str]:
     """Which operators keep channels from being removed; that outputs keep their width goes without saying."""
     notes = []
     for freeze in analysis.freezes:

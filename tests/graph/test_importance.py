@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from onnxdistill.graph.channels import analyse_channels
-from onnxdistill.graph.importance import first_order_taylor, magnitude
+from onnxdistill.graph.importance import first_order_taylor, geometric_median, magnitude, norm_scale
 from onnxdistill.graph.recalibrate import recalibrate_batch_norm
-from onnxdistill.graph.widths import most_important, uniform_widths
+from onnxdistill.graph.widths import most_important
 from tests import tiny
 
 
@@ -62,39 +60,31 @@ def test_taylor_is_the_change_of_a_linear_loss() -> None:
     assert scores.tolist() == pytest.approx((np.array(changes) / np.mean(changes)).tolist())
 
 
-def test_widths_by_hand() -> None:
-    analysis = analyse_channels(tiny.Concatenated(), torch.zeros(2, 3, 8, 8))
-    assert uniform_widths(analysis, 0.5, 1, 1, []) == {"left": 2, "right": 3, "joint": 3}
-    assert uniform_widths(analysis, 0.5, 4, 1, []) == {"right": 4, "joint": 4}  # 2 rounds up to 4, all of left
-    assert uniform_widths(analysis, 0.5, 1, 3, ["joi*"]) == {"left": 3, "right": 3}
-    assert uniform_widths(analysis, 0.3, 1, 1, ["left", "right"]) == {"joint": 5}
+def test_norm_scale_by_hand() -> None:
+    network = tiny.Chain()
+    with torch.no_grad():
+        network.bn1.weight.copy_(torch.tensor([1.0, -2.0, 3.0, 0.0, 4.0, 2.0]))
+    scores = norm_scale(network, analyse_channels(network, torch.zeros(2, 3, 8, 8)))
+    assert scores["conv1"].tolist() == pytest.approx([0.5, 1.0, 1.5, 0.0, 2.0, 1.0])
+    analysis = analyse_channels(network, torch.zeros(2, 3, 8, 8))
+    assert torch.equal(scores["conv2"], magnitude(network, analysis, 1)["conv2"])  # it has no normalisation
 
 
-def test_grouped_channels_count_in_channels_of_the_layer() -> None:
-    analysis = analyse_channels(tiny.Grouped(), torch.zeros(2, 3, 8, 8))
-    # The stem's 8 channels go in pairs: 4 layer channels are 2 of the group.
-    assert uniform_widths(analysis, 0.5, 4, 4, ["grouped"]) == {"stem": 2}
-
-
-@settings(max_examples=60)
-@given(ratio=st.floats(0.01, 0.99), multiple=st.integers(1, 8), minimum=st.integers(1, 8))
-def test_widths_are_multiples_and_never_below_what_was_asked(ratio: float, multiple: int, minimum: int) -> None:
-    analysis = analyse_channels_once()
-    for name, width in uniform_widths(analysis, ratio, multiple, minimum, []).items():
-        group = analysis[name]
-        assert width % multiple == 0
-        assert min(group.size, minimum) <= width < group.size
-        assert width >= (1 - ratio) * group.size - 1e-6
-
-
-_CACHE: dict[str, object] = {}
-
-
-def analyse_channels_once():  # type: ignore[no-untyped-def]
-    if "wide" not in _CACHE:
-        wide = nn.Sequential(nn.Conv2d(3, 24, 1), nn.ReLU(), nn.Conv2d(24, 17, 1), nn.ReLU(), nn.Conv2d(17, 2, 1))
-        _CACHE["wide"] = analyse_channels(wide, torch.zeros(2, 3, 4, 4))
-    return _CACHE["wide"]
+def test_geometric_median_by_hand() -> None:
+    network = TwoLayers()
+    with torch.no_grad():
+        network.a.weight.copy_(torch.tensor([[0.0], [3.0]]))
+        network.b.weight.copy_(torch.tensor([[0.0, 4.0]]))
+    # Two channels at (0, 0) and (3, 4): each is 5 from the other.
+    scores = geometric_median(network, analyse_channels(network, torch.ones(2, 1)))
+    assert scores["a"].tolist() == [1.0, 1.0]
+    wide = tiny.Concatenated()
+    with torch.no_grad():
+        for tensor in (wide.left.weight, wide.joint.weight):
+            tensor.zero_()
+        wide.left.weight[3] = 1.0
+    scores = geometric_median(wide, analyse_channels(wide, torch.zeros(2, 3, 8, 8)))
+    assert scores["left"].tolist() == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2.0])  # three alike, one apart
 
 
 def test_the_most_important_stay_in_order() -> None:

@@ -26,7 +26,7 @@ def teacher(digits: Classification) -> nn.Module:
     return train(build_network("digits-resnet", 10, 0), digits, table, 0, Objective()).network
 
 
-@pytest.mark.parametrize("criterion", ["l1", "l2", "taylor"])
+@pytest.mark.parametrize("criterion", ["second_order", "l1", "l2", "taylor", "norm_scale", "geometric_median"])
 def test_half_of_the_channels_go_and_the_network_still_sees(
     digits: Classification, teacher: nn.Module, criterion: str
 ) -> None:

@@ -1,0 +1,106 @@
+"""Whole residual blocks: which can be left out, and how much each matters.
+
+A block maps x to x + f(x), perhaps through an activation. Without f it is its shortcut alone, which computes nothing.
+A narrower layer still has to be started; a layer that is gone doesn't, and on small networks that is most of the time.
+Veit et al. 2016, "Residual Networks Behave Like Ensembles of Relatively Shallow Networks", section 4.1: without one
+of its blocks, a residual network still works.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.graph.channels import trace
+from onnxdistill.graph.cores import PREFIX
+from onnxdistill.graph.rules.walk import module_of, operator_name
+
+
+def removable_blocks(network: nn.Module, example: Tensor) -> list[str]:
+    """Paths of the modules that can be left out, in the order in which they run.
+
+    Such a module gives `x`, or an activation of `x` that changes nothing on its inputs, as soon as its branch is
+    silent. That is tried on the example, not only read off the graph.
+
+    Args:
+        network: In evaluation mode; not changed.
+        example: An input `[N, ...]` with N > 1.
+
+    Raises:
+        NetworkError: If the network cannot be traced.
+    """
+    program = trace(network, example)
+    sums = dict.fromkeys(
+        module_of(node).removeprefix(PREFIX)
+        for node in program.graph.nodes
+        if node.op == "call_function" and operator_name(node) == "add" and len(node.all_input_nodes) == 2
+    )
+    modules = dict(network.named_modules())
+    candidates = [name for name in sums if name and name in modules and _has_one_tensor(modules[name])]
+    return [name for name in candidates if _is_shortcut_when_silent(network, name, example)]
+
+
+def without_blocks(network: nn.Module, names: Sequence[str]) -> nn.Module:
+    """Returns a copy in which these modules give back what they get."""
+    shorter = copy.deepcopy(network)
+    for name in names:
+        shorter.set_submodule(name, nn.Identity())
+    return shorter
+
+
+def least_important_blocks(
+    network: nn.Module, names: Sequence[str], count: int, damage: Callable[[nn.Module], float]
+) -> list[str]:
+    """The blocks whose absence hurts least, chosen one after the other.
+
+    Args:
+        network: Not changed.
+        names: Blocks to choose from.
+        count: How many go; at least one block of `names` stays.
+        damage: Of a network without blocks; less is better.
+    """
+    gone: list[str] = []
+    while len(gone) < min(count, len(names) - 1):
+        rest = [name for name in names if name not in gone]
+        gone.append(min(rest, key=lambda name: damage(without_blocks(network, [*gone, name]))))
+    return gone
+
+
+def _has_one_tensor(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters()) and not isinstance(module, nn.Sequential)
+
+
+def _is_shortcut_when_silent(network: nn.Module, name: str, example: Tensor) -> bool:
+    """Whether a module gives back its input once the last layer of its branch gives zero."""
+    silent = copy.deepcopy(network).eval()
+    block = silent.get_submodule(name)
+    last = _last_layer(block)
+    if last is None:
+        return False
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
+    same: list[bool] = []
+
+    def compare(_module: nn.Module, inputs: tuple[object, ...], outputs: object) -> None:
+        match inputs, outputs:
+            case (Tensor() as given,), Tensor() as result:
+                same.append(given.shape == result.shape and torch.equal(given, result))
+            case _:
+                same.append(False)
+
+    handle = block.register_forward_hook(compare)
+    try:
+        with torch.no_grad():
+            silent(example)
+    finally:
+        handle.remove()
+    return same == [True]
+
+
+def _last_layer(block: nn.Module) -> nn.Module | None:
+    """The layer with parameters that is written last in a block."""
+    layers = [module for module in block.modules() if any(True for _ in module.parameters(recurse=False))]
+    return layers[-1] if layers else None

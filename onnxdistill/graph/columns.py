@@ -1,0 +1,69 @@
+"""What a convolution or a linear layer multiplies its weight with: one column of inputs for every output position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Layer = nn.Conv2d | nn.Linear
+
+
+def has_columns(layer: nn.Module) -> bool:
+    """Linear layers, and two-dimensional convolutions of one group with zero padding in pixels."""
+    if isinstance(layer, nn.Linear):
+        return True
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and not isinstance(layer.padding, str)
+    )
+
+
+def input_columns(layer: Layer, inputs: Tensor) -> Tensor:
+    """The inputs `[N, ...]` of a layer as columns `[positions, in_channels * kernel]`, in the order of the weight."""
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(-1, layer.in_features)
+    down, across = (int(amount) for amount in layer.padding)
+    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, (down, across), layer.stride)
+    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+
+
+def output_columns(layer: Layer, outputs: Tensor) -> Tensor:
+    """The outputs `[N, ...]` of a layer as `[positions, out_channels]`, in the order of `input_columns`."""
+    if isinstance(layer, nn.Linear):
+        return outputs.reshape(-1, outputs.shape[-1])
+    return outputs.flatten(2).transpose(1, 2).reshape(-1, outputs.shape[1])
+
+
+def sampled(columns: Tensor, count: int, seed: int) -> Tensor:
+    """At most `count` of the rows, the same ones for as many rows and the same seed."""
+    if len(columns) <= count:
+        return columns
+    return columns[torch.randint(len(columns), (count,), generator=torch.Generator().manual_seed(seed))]
+
+
+@contextmanager
+def watched(
+    network: nn.Module, layers: Iterable[str], see: Callable[[str, Layer, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Calls `see(name, layer, inputs, outputs)` whenever one of the layers has run."""
+
+    def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        def after(layer: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+            assert isinstance(layer, nn.Conv2d | nn.Linear)
+            see(name, layer, inputs[0], outputs)
+
+        return after
+
+    handles = [network.get_submodule(name).register_forward_hook(watching(name)) for name in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

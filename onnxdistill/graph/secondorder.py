@@ -1,0 +1,184 @@
+"""Activation-aware second-order importance: how much the loss grows when a channel goes and the rest is repaired.
+
+For a layer with weight W that takes columns x, S = E[x x^T]. Without the inputs of a channel C, and with all other
+weights changed so that the outputs change least, output o changes by
+
+    e_o = W_oC (S^-1_CC)^-1 W_oC^T    (mean square; Hassibi and Stork 1993, "Optimal Brain Surgeon", equation 5, for a
+                                       set of weights as in Kurtic et al. 2023, "ZipLM", equation 2)
+
+and the loss by about 1/2 P sum_o E[g_o^2] e_o, with the gradients g of the loss of a sample by the outputs and P
+positions a sample (the Fisher information in place of the second derivative, outputs and positions taken as
+independent, as in Martens and Grosse 2015, "K-FAC", section 3). Channels are removed greedily: after every step S^-1
+and W are those of the repaired layer, so that two channels that stand in for each other aren't both called useless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.graph.columns import Layer, has_columns, input_columns, output_columns, sampled, watched
+from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
+
+# Columns of a batch that enter a second moment; more do not change it visibly.
+COLUMNS_PER_BATCH = 4096
+# Layers with longer columns would need more memory than they are worth: 5000^2 float64 are 200 MB.
+LONGEST_COLUMN = 5000
+# Relative to the mean of the diagonal: what little the inputs vary in is not trusted.
+DAMPING = 1e-3
+# Greedy steps a group; each removes a like share of the channels.
+STEPS = 32
+
+
+@dataclass
+class Consumer:
+    """A layer that takes channels: its weight as a matrix, the inverse of S, and what its outputs are worth.
+
+    Attributes:
+        weight: `[out, columns]`, float64.
+        inverse: `[columns, columns]`, float64.
+        worth: `[out]`, the loss a unit of mean square change of an output.
+        kernel: Columns an input channel.
+    """
+
+    weight: Tensor
+    inverse: Tensor
+    worth: Tensor
+    kernel: int
+
+    def losses(self, channels: list[Tensor]) -> Tensor:
+        """The growth of the loss for every set of columns, each by itself."""
+        grown = []
+        for columns in channels:
+            block = self.inverse[columns][:, columns]
+            weight = self.weight[:, columns]
+            grown.append((self.worth * (torch.linalg.solve(block, weight.T).T * weight).sum(1)).sum())
+        return torch.stack(grown)
+
+    def remove(self, columns: Tensor) -> None:
+        """Takes columns out and repairs the rest."""
+        factor = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])
+        self.weight -= self.weight[:, columns] @ factor
+        self.inverse -= self.inverse[:, columns] @ factor
+        # What has gone stays zero, and a solve with it stays possible.
+        self.weight[:, columns] = 0.0
+        self.inverse[columns] = 0.0
+        self.inverse[:, columns] = 0.0
+        self.inverse[columns, columns] = 1.0
+
+
+def second_order(
+    network: nn.Module, analysis: ChannelAnalysis, losses: Iterable[Callable[[nn.Module], Tensor]]
+) -> dict[str, Tensor]:
+    """For every free group, by name, how much the loss grows when a channel goes, in greedy order.
+
+    Channels that nothing with columns takes (only grouped convolutions, say) get the mean of the others' scores.
+
+    Args:
+        network: In evaluation mode; its gradients are left as they were.
+        analysis: Of this network.
+        losses: For every batch, a function from the network to its mean loss.
+    """
+    members = {group.name: _consuming(network, group) for group in analysis.free}
+    layers = sorted({member.layer for found in members.values() for member in found})
+    moments, worth = _statistics(network, layers, losses)
+    return {
+        group.name: _greedy(group, [(m, _consumer(network, m.layer, moments, worth)) for m in members[group.name]])
+        for group in analysis.free
+    }
+
+
+def _consuming(network: nn.Module, group: ChannelGroup) -> list[Member]:
+    return [
+        member
+        for member in group.members
+        if member.dim == 1 and member.tensor.endswith(".weight") and _is_known(network.get_submodule(member.layer))
+    ]
+
+
+def _is_known(layer: nn.Module) -> bool:
+    if not isinstance(layer, nn.Conv2d | nn.Linear):
+        return False
+    return has_columns(layer) and layer.weight[0].numel() <= LONGEST_COLUMN
+
+
+def _statistics(
+    network: nn.Module, layers: list[str], losses: Iterable[Callable[[nn.Module], Tensor]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    moments: dict[str, Tensor] = {}
+    worth: dict[str, Tensor] = {}
+    outputs: list[tuple[str, Layer, Tensor]] = []
+    batches = 0
+
+    def see(name: str, layer: Layer, inputs: Tensor, result: Tensor) -> None:
+        columns = sampled(input_columns(layer, inputs.detach()), COLUMNS_PER_BATCH, batches).double()
+        moment = columns.T @ columns / len(columns)
+        moments[name] = moments[name] + moment if name in moments else moment
+        outputs.append((name, layer, result))
+
+    with watched(network, layers, see), torch.enable_grad():
+        for loss in losses:
+            outputs.clear()
+            value = loss(network)
+            gradients = torch.autograd.grad(value, [result for _, _, result in outputs], allow_unused=True)
+            for (name, layer, result), gradient in zip(outputs, gradients, strict=True):
+                if gradient is None:
+                    continue
+                # The loss is a mean over the batch: a sample's own gradient is that many times larger.
+                each = output_columns(layer, gradient.double()) * len(result)
+                positions = len(each) / len(result)
+                square = 0.5 * positions * (each**2).mean(0)
+                worth[name] = worth[name] + square if name in worth else square
+            batches += 1
+    count = max(1, batches)
+    return {k: v / count for k, v in moments.items()}, {k: v / count for k, v in worth.items()}
+
+
+def _consumer(network: nn.Module, name: str, moments: dict[str, Tensor], worth: dict[str, Tensor]) -> Consumer | None:
+    if name not in moments or name not in worth:
+        return None
+    layer = network.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    weight = layer.weight.detach().double().flatten(1)
+    moment = moments[name]
+    damped = moment + DAMPING * moment.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moment), dtype=moment.dtype)
+    kernel = 1 if isinstance(layer, nn.Linear) else layer.kernel_size[0] * layer.kernel_size[1]
+    return Consumer(weight.clone(), torch.linalg.inv(damped), worth[name], kernel)
+
+
+def _greedy(group: ChannelGroup, consumers: list[tuple[Member, Consumer | None]]) -> Tensor:
+    known = [(member, consumer) for member, consumer in consumers if consumer is not None]
+    if not known:
+        return torch.ones(group.size, dtype=torch.float64)
+    columns = [
+        ([_columns_of(member.indices[channel], consumer.kernel) for channel in range(group.size)], consumer)
+        for member, consumer in known
+    ]
+    grown = torch.zeros(group.size, dtype=torch.float64)
+    left = list(range(group.size))
+    last = 0.0
+    step = max(1, group.size // STEPS)
+    while left:
+        marginal = sum(
+            (consumer.losses([own[channel] for channel in left]) for own, consumer in columns),
+            start=torch.zeros(len(left), dtype=torch.float64),
+        )
+        order = torch.argsort(marginal, stable=True)[:step].tolist()
+        for place in order:
+            channel = left[place]
+            # Not below those before it, so that the order by score is the order of removal.
+            last = max(last, float(marginal[place]))
+            grown[channel] = last
+            for own, consumer in columns:
+                consumer.remove(own[channel])
+        left = [channel for place, channel in enumerate(left) if place not in order]
+    return grown
+
+
+def _columns_of(indices: np.ndarray[tuple[int], np.dtype[np.int64]], kernel: int) -> Tensor:
+    starts = torch.from_numpy(indices) * kernel
+    return (starts[:, None] + torch.arange(kernel)).reshape(-1)

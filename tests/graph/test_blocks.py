@@ -1,0 +1,75 @@
+"""Residual blocks that can be left out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onnxdistill.graph.blocks import least_important_blocks, removable_blocks, without_blocks
+from onnxdistill.networks import build_network
+
+
+class Block(nn.Module):
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * torch.tanh(self.conv(x))
+
+
+class Doubling(nn.Module):
+    """Gives twice its input when its branch is silent: no shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x + self.conv(x)
+
+
+class Tower(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.first, self.second, self.third = Block(0.5), Block(0.01), Block(2.0)
+        self.doubling = Doubling()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.doubling(self.third(self.second(self.first(self.stem(x)))))
+        return self.linear(F.relu(x).mean((2, 3)))
+
+
+def test_only_shortcuts_can_be_left_out() -> None:
+    assert removable_blocks(Tower().eval(), torch.randn(2, 3, 8, 8)) == ["first", "second", "third"]
+
+
+def test_of_a_residual_network_the_blocks_that_keep_shape() -> None:
+    network = build_network("cifar-resnet20", 10, 0)
+    assert removable_blocks(network, torch.rand(2, 3, 32, 32)) == [
+        "layer1.0", "layer1.1", "layer1.2", "layer2.1", "layer2.2", "layer3.1", "layer3.2",
+    ]  # fmt: skip
+
+
+def test_a_network_without_sums_has_none() -> None:
+    assert removable_blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)) == []
+
+
+def test_the_least_important_goes_first_and_one_stays() -> None:
+    torch.manual_seed(0)
+    network, example = Tower().eval(), torch.randn(2, 3, 8, 8)
+
+    def damage(shorter: nn.Module) -> float:
+        with torch.inference_mode():
+            return float((shorter(example) - network(example)).abs().max())
+
+    names = ["first", "second", "third"]
+    assert least_important_blocks(network, names, 1, damage) == ["second"]
+    assert least_important_blocks(network, names, 5, damage) == ["second", "first"]
+    shorter = without_blocks(network, ["second", "first"])
+    assert torch.equal(shorter.first(example), example)
+    assert isinstance(network.first, Block)

@@ -1,0 +1,89 @@
+"""Least-squares repair: exact where another channel can stand in, and the mean is never lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onnxdistill.graph.channels import analyse_channels
+from onnxdistill.graph.repair import layers_after, layers_that_lost_inputs, refit
+from onnxdistill.graph.surgery import remove_channels
+from tests import tiny
+
+
+class WithNorm(nn.Module):
+    """The second convolution has no bias of its own: a shift of the mean has to go into its batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1)
+        self.conv2 = nn.Conv2d(6, 4, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.bn2(self.conv2(F.relu(self.conv1(x))))).mean((2, 3)))
+
+
+def inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(32, 3, 8, 8, generator=generator) for _ in range(4)]
+
+
+def repaired(network: nn.Module, kept: list[int]) -> tuple[float, float]:
+    """Largest difference of the outputs, without and with repair."""
+    batches = inputs()
+    analysis = analyse_channels(network, batches[0][:2])
+    widths = {"conv1": np.array(kept)}
+    cut = remove_channels(network, analysis, widths, batches[0][:2])
+    removed = analysis.removed_indices(widths)
+    layers = layers_that_lost_inputs(cut, removed)
+    fitted = refit(network, cut, layers, removed, batches)
+    with torch.inference_mode():
+        outputs = [each(batches[0]) for each in (network, cut, fitted)]
+    return float((outputs[1] - outputs[0]).abs().max()), float((outputs[2] - outputs[0]).abs().max())
+
+
+@pytest.mark.parametrize("kind", [tiny.Chain, WithNorm])
+def test_a_twin_takes_over(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = kind().eval()
+    with torch.no_grad():
+        network.conv1.weight[1], network.conv1.bias[1] = network.conv1.weight[0], network.conv1.bias[0]
+    before, after = repaired(network, [0, 2, 3, 4, 5])
+    assert after < 0.05 * before
+
+
+@pytest.mark.parametrize("kind", [tiny.Chain, WithNorm])
+def test_a_constant_goes_into_the_mean(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = kind().eval()
+    with torch.no_grad():
+        network.conv1.weight[0], network.conv1.bias[0] = 0.0, 2.0
+    before, after = repaired(network, [1, 2, 3, 4, 5])
+    # Chain's second convolution pads with zeros, where the constant is none.
+    assert after < (0.6 if kind is tiny.Chain else 0.01) * before
+
+
+def test_what_runs_after_a_block_is_found_in_order() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Identity(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    assert layers_after(network, ["1"], torch.randn(2, 3, 4, 4)) == ["2", "4"]
+    assert layers_after(network, ["3", "1"], torch.randn(2, 3, 4, 4)) == ["2", "4"]
+    assert layers_after(network, [], torch.randn(2, 3, 4, 4)) == []
+
+
+def test_only_layers_that_lost_inputs_are_fitted() -> None:
+    network = tiny.Residual().eval()
+    example = torch.randn(2, 3, 8, 8)
+    analysis = analyse_channels(network, example)
+    kept = {"conv1": np.array([0, 2, 5])}
+    cut = remove_channels(network, analysis, kept, example)
+    removed = analysis.removed_indices(kept)
+    assert layers_that_lost_inputs(cut, removed) == ["conv2"]
+    fitted = refit(network, cut, ["conv2"], removed, [torch.randn(16, 3, 8, 8)])
+    assert torch.equal(fitted.stem.weight, cut.stem.weight)
+    assert torch.equal(fitted.conv1.weight, cut.conv1.weight)
+    assert not torch.equal(fitted.conv2.weight, cut.conv2.weight)

@@ -1,0 +1,90 @@
+"""Second-order importance against hand-worked values and against least squares done directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onnxdistill.graph.channels import analyse_channels
+from onnxdistill.graph.secondorder import Consumer, second_order
+from tests import tiny
+
+
+def consumer(weight: list[list[float]], moment: list[list[float]]) -> Consumer:
+    matrix = torch.tensor(weight, dtype=torch.float64)
+    inverse = torch.linalg.inv(torch.tensor(moment, dtype=torch.float64))
+    return Consumer(matrix, inverse, torch.ones(len(matrix), dtype=torch.float64), 1)
+
+
+def test_independent_inputs_lose_what_their_weights_carry() -> None:
+    known = consumer([[3.0, 2.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 4.0]])
+    columns = [torch.tensor([0]), torch.tensor([1])]
+    assert known.losses(columns).tolist() == pytest.approx([3**2 + 1**2, 2**2 * 4])
+
+
+def test_a_twin_takes_over() -> None:
+    known = consumer([[1.0, 2.0]], [[1.0, 0.999], [0.999, 1.0]])
+    both = [torch.tensor([0]), torch.tensor([1])]
+    assert known.losses(both).tolist() == pytest.approx([0.002, 0.008], rel=1e-2)
+    known.remove(torch.tensor([0]))
+    assert known.weight.tolist() == [[0.0, pytest.approx(2.999)]]
+    # Alone, the twin carries everything.
+    assert float(known.losses([torch.tensor([1])])[0]) == pytest.approx(2.999**2)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10_000), size=st.integers(2, 6))
+def test_the_loss_is_that_of_least_squares(seed: int, size: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(50, size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(3, size, generator=generator, dtype=torch.float64)
+    moment = inputs.T @ inputs / len(inputs)
+    known = Consumer(weight.clone(), torch.linalg.inv(moment), torch.ones(3, dtype=torch.float64), 1)
+    gone = torch.tensor([0])
+    told = float(known.losses([gone])[0])
+    fitted = torch.linalg.lstsq(inputs[:, 1:], inputs @ weight.T).solution
+    left = ((inputs @ weight.T - inputs[:, 1:] @ fitted) ** 2).mean(0).sum()
+    assert told == pytest.approx(float(left), rel=1e-6)
+    known.remove(gone)
+    assert torch.allclose(known.weight[:, 1:], fitted.T, atol=1e-8)
+
+
+def batches() -> Iterator[Callable[[nn.Module], Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        inputs = torch.randn(16, 3, 8, 8, generator=generator)
+        labels = torch.randint(2, (16,), generator=generator)
+        yield lambda network, inputs=inputs, labels=labels: F.cross_entropy(network(inputs), labels)  # type: ignore[misc]
+
+
+def test_of_twins_one_is_worth_nothing_and_a_dead_channel_neither() -> None:
+    torch.manual_seed(0)
+    network = tiny.Chain().eval()
+    with torch.no_grad():
+        for layer in (network.conv1, network.bn1):
+            layer.weight[1] = layer.weight[0]
+            layer.bias[1] = layer.bias[0]
+        network.conv2.weight[:, 2] = 0.0
+    analysis = analyse_channels(network, torch.randn(2, 3, 8, 8))
+    scores = second_order(network, analysis, batches())["conv1"]
+    twins, dead, others = scores[:2], scores[2], scores[3:]
+    assert float(dead) < 1e-9
+    assert float(twins.min()) < 0.05 * float(others.min())
+    assert float(twins.max()) > 0.05 * float(others.min())
+    assert network.conv1.weight.grad is None
+
+
+def test_groups_are_counted_in_the_loss_that_they_cost() -> None:
+    """What the head hardly looks at costs less than what it looks at much."""
+    torch.manual_seed(0)
+    network = tiny.Concatenated().eval()
+    with torch.no_grad():
+        network.joint.weight[:, :4] *= 0.01
+    scores = second_order(network, analyse_channels(network, torch.randn(2, 3, 8, 8)), batches())
+    assert float(scores["left"].max()) < 0.01 * float(scores["right"].min())
