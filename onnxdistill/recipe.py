@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from onnxdistill.errors import RecipeError
 
@@ -23,10 +23,21 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+# Bounds that no machine of today gets near; what lies beyond is a slip of the keyboard, and would end in a crash.
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+Batch = Annotated[int, Field(ge=1, le=65536)]
+TrainingBatchSize = Annotated[int, Field(ge=2, le=65536)]  # batch norm cannot train on one image
+ThreadCount = Annotated[int, Field(ge=1, le=1024)]
+
+FOLDER_IMAGE_SIZE = 224
+LONGEST_NAME_BYTES = 200
+
+
+Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataTable(_Table):
@@ -35,10 +46,11 @@ class DataTable(_Table):
     source: Literal["digits", "folder", "cifar10"] = Field(description="Kind of data set.")
     root: str | None = Field(None, description="Folder of the data set.")
     download: bool = Field(False, description="Let torchvision download CIFAR-10 into `root`.")
-    image_size: Count | None = Field(
-        None, description="Height and width that the network gets, in pixels; 224 for folders."
+    image_size: Pixels | None = Field(
+        None,
+        description=f"Height and width that the network gets, in pixels; only for folders, {FOLDER_IMAGE_SIZE} there.",
     )
-    resize: Count | None = Field(None, description="Shorter side before the centre crop, in pixels.")
+    resize: Pixels | None = Field(None, description="Shorter side before the centre crop, in pixels, only for folders.")
     mean: list[float] | None = Field(
         None, description="Mean per channel, of images in 0..1; that of ImageNet but for digits."
     )
@@ -50,6 +62,18 @@ class DataTable(_Table):
     def _consistent(self) -> DataTable:
         if self.source != "digits" and self.root is None:
             raise ValueError(f"data.root is needed for data.source = {self.source!r}")
+        if self.download and self.source != "cifar10":
+            raise ValueError(f"data.download has no effect on data.source = {self.source!r}; leave it out")
+        for key in ("image_size", "resize"):
+            if self.source != "folder" and getattr(self, key) is not None:
+                raise ValueError(f"data.{key} has no effect on data.source = {self.source!r}; leave it out")
+        size = self.image_size or FOLDER_IMAGE_SIZE
+        if self.resize is not None and self.resize < size:
+            raise ValueError(f"data.resize = {self.resize} is less than data.image_size = {size}, which is cut out")
+        return self
+
+    @model_validator(mode="after")
+    def _normalisation(self) -> DataTable:
         if (self.mean is None) != (self.std is None):
             raise ValueError("data.mean and data.std go together")
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
@@ -61,7 +85,7 @@ class TrainingTable(_Table):
     """What every training shares: the optimizer, its schedule, and the augmentation."""
 
     epochs: Count = Field(description="Passes over the training images.")
-    batch_size: Count = Field(128, description="Images a step.")
+    batch_size: TrainingBatchSize = Field(128, description="Images a step.")
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD is with Nesterov momentum.")
     learning_rate: Positive = Field(0.05, description="Highest learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
@@ -69,7 +93,7 @@ class TrainingTable(_Table):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="After the warm-up.")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the steps that warm up.")
     clip_norm: Positive | None = Field(None, description="Clip the gradient to this norm.")
-    crop_pad: Annotated[int, Field(ge=0)] = Field(0, description="Random crop after padding by so many pixels.")
+    crop_pad: Annotated[int, Field(ge=0, le=512)] = Field(0, description="Random crop after padding by so many pixels.")
     flip: bool = Field(False, description="Random horizontal flip.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 autocast where the processor has it."
@@ -89,11 +113,30 @@ class TeacherTable(_Table):
 class PruneTable(_Table):
     """`[prune]`: remove whole channels."""
 
-    ratio: Share = Field(description="Share of the channels to remove in every group.")
-    multiple_of: Count = Field(8, description="Kept widths are rounded up to a multiple of this.")
+    blocks: Annotated[int, Field(ge=0)] = Field(0, description="Residual blocks to leave out, the least important.")
+    ratio: Share | None = Field(None, description="Share of the channels to remove in every group; or `macs_ratio`.")
+    macs_ratio: Share | None = Field(
+        None, description="Multiply-adds to keep; channels go wherever these cost the least importance."
+    )
+    criterion: Criterion = Field(
+        "second_order", description="Importance of a channel: the growth of the loss after repair, or a simpler score."
+    )
+    repair: bool = Field(
+        True, description="Fit what takes fewer channels to the outputs that it had, by least squares."
+    )
+    multiple_of: Count | dict[str, Count] = Field(
+        8, description="Kept widths are rounded up to a multiple of this; or a table of group names with `*`."
+    )
     minimum: Count = Field(8, description="No group gets narrower than this.")
-    criterion: Literal["l1", "l2", "taylor"] = Field("l2", description="Importance of a channel.")
     skip: list[str] = Field([], description="Groups to leave alone, by name; `*` matches anything.")
+
+    @model_validator(mode="after")
+    def _one_ratio(self) -> PruneTable:
+        if self.ratio is not None and self.macs_ratio is not None:
+            raise ValueError("prune.ratio and prune.macs_ratio exclude each other")
+        if self.ratio is None and self.macs_ratio is None and self.blocks == 0:
+            raise ValueError("prune needs prune.ratio, prune.macs_ratio or prune.blocks")
+        return self
 
 
 class FactorizeTable(_Table):
@@ -111,7 +154,10 @@ class DistillTable(TrainingTable):
     temperature: Positive = Field(2.0, description="Softens both distributions.")
     soft_weight: NotNegative = Field(9.0, description="Weight of the teacher's logits.")
     hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
-    standardise: bool = Field(True, description="z-score the logits first (Sun et al. 2024).")
+    standardise: bool = Field(
+        True,
+        description="z-score the logits first (Sun et al. 2024); not with two classes, where only a sign is left.",
+    )
 
 
 class ExportTable(_Table):
@@ -124,18 +170,20 @@ class QuantizeTable(_Table):
     """`[quantize]`: static int8 in QDQ form."""
 
     activations: Literal["auto", "uint8", "int8"] = Field(
-        "auto", description="`auto` takes uint8 on x86-64, where int8 is slower than float."
+        "auto",
+        description="`auto` takes uint8 on x86-64, whose kernels take unsigned activations; signed ones are rewritten "
+        "and slower. Elsewhere it takes int8.",
     )
     per_channel: bool = Field(True, description="A scale for every output channel of a weight.")
     ranges: Literal["minmax", "percentile", "entropy"] = Field("minmax", description="Calibration method.")
-    calibration_batch: Count = Field(32, description="Images a calibration step.")
+    calibration_batch: Batch = Field(32, description="Images a calibration step.")
 
 
 class BenchTable(_Table):
     """`[bench]`: how latency is measured."""
 
-    threads: Count = Field(1, description="Intra-op threads.")
-    batch: Count = Field(1, description="Images a call.")
+    threads: ThreadCount = Field(1, description="Intra-op threads.")
+    batch: Batch = Field(1, description="Images a call.")
     provider: str = Field("cpu", description="Execution provider.")
     runs: Count = Field(400, description="Timed calls of every model.")
 
@@ -152,7 +200,7 @@ class Recipe(_Table):
 
     name: str = Field(description="Names the run; the run folder is runs/NAME by default.")
     task: Literal["classification"] = Field("classification", description="Kind of task.")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="Seeds everything random.")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="Seeds everything random.")
     data: DataTable
     teacher: TeacherTable
     prune: PruneTable | None = None
@@ -162,6 +210,18 @@ class Recipe(_Table):
     quantize: QuantizeTable | None = None
     bench: BenchTable = BenchTable()
     limits: LimitsTable = LimitsTable()
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not name.isprintable() or name != name.strip() or name in ("", ".", "..") or set(name) & {"/", "\\"}:
+            raise ValueError(
+                f"name = {name!r}: it names the run folder, so it has letters, but no slashes, no control characters, "
+                "and no spaces at its ends"
+            )
+        if len(name.encode()) > LONGEST_NAME_BYTES:
+            raise ValueError(f"name = {name[:20]!r}…: it names the run folder; {LONGEST_NAME_BYTES} bytes are the most")
+        return name
 
     @property
     def latency_only(self) -> bool:
@@ -201,19 +261,26 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"The recipe {path} does not exist.", "Correct the path.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"The recipe {path} cannot be read: {error}.", "It has to be a text file.") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one, and so is a number of too many digits
         raise RecipeError(f"The recipe {path} is not valid TOML: {error}.", "Correct that line.") from error
 
 
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     data, teacher = tables.get("data"), tables.get("teacher")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
-        data["root"] = os.path.normpath(folder / Path(data["root"]).expanduser())
+        data["root"] = _anchored(data["root"], folder)
     if isinstance(teacher, dict):
         for key in ("weights", "network"):
             value = teacher.get(key)
             if isinstance(value, str) and _is_path(key, value):
-                teacher[key] = os.path.normpath(folder / Path(value).expanduser())
+                teacher[key] = _anchored(value, folder)
+
+
+def _anchored(path: str, folder: Path) -> str:
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except RuntimeError as error:
+        raise RecipeError(f"The path {path} starts with a home folder that isn't known.", "Write it out.") from error
 
 
 def _is_path(key: str, value: str) -> bool:
@@ -238,7 +305,7 @@ def _override(tables: dict[str, Any], item: str) -> None:
         return
     try:
         table[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         table[last] = text
 
 

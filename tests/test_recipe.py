@@ -79,10 +79,80 @@ def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
             "data.mean and data.std go together",
         ),
         ("name = 'broken", "not valid TOML"),
+        (MINIMAL + "[distill]\nepochs = " + "9" * 5000, "not valid TOML"),
     ],
 )
 def test_wrong_values_are_named(tmp_path: Path, text: str, part: str) -> None:
     assert part in refusal(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (r"a/b", "'a/b'"),
+        (r"a\\b", r"'a\\b'"),
+        (r"a\nb", r"'a\nb'"),
+        (r"\u0000", r"'\x00'"),
+        ("", "''"),
+        ("..", "'..'"),
+        (" a", "' a'"),
+        ("é" * 101, f"'{'é' * 20}'…"),
+    ],
+)
+def test_names_that_no_folder_can_have(tmp_path: Path, name: str, shown: str) -> None:
+    assert f"name = {shown}: it names the run folder" in refusal(write(tmp_path, MINIMAL.replace("small", name)))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        f"seed={2**63}",
+        "distill.learning_rate=inf",
+        "distill.temperature=nan",
+        "limits.max_drop=nan",
+        "data.mean=[nan]",
+        "data.std=[inf]",
+        "distill.crop_pad=513",
+        "distill.batch_size=1",
+        "bench.batch=65537",
+        "bench.threads=1025",
+        "quantize.calibration_batch=65537",
+        "data.image_size=8193",
+    ],
+)
+def test_values_that_would_end_in_a_crash(tmp_path: Path, setting: str) -> None:
+    key = setting.partition("=")[0]
+    assert key in refusal(write(tmp_path, MINIMAL), "distill.epochs=1", setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (["data.image_size=8"], "data.image_size has no effect on data.source = 'digits'"),
+        (["data.resize=8"], "data.resize has no effect on data.source = 'digits'"),
+        (["data.source=cifar10", "data.root=x", "data.image_size=32"], "no effect on data.source = 'cifar10'"),
+        (["data.download=true"], "data.download has no effect on data.source = 'digits'"),
+        (["data.source=folder", "data.root=x", "data.download=true"], "no effect on data.source = 'folder'"),
+        (
+            ["data.source=folder", "data.root=x", "data.resize=200"],
+            "data.resize = 200 is less than data.image_size = 224",
+        ),
+        (
+            ["data.source=folder", "data.root=x", "data.resize=31", "data.image_size=32"],
+            "data.resize = 31 is less than data.image_size = 32",
+        ),
+        (["data.root=~nobody-of-this-name/x"], "a home folder that isn't known"),
+    ],
+)
+def test_keys_without_effect_and_values_that_contradict(tmp_path: Path, settings: list[str], part: str) -> None:
+    assert part in refusal(write(tmp_path, MINIMAL), *settings)
+
+
+def test_bounds_themselves_are_valid(tmp_path: Path) -> None:
+    settings = [f"seed={2**63 - 1}", "bench.batch=65536", "bench.threads=1024", f"name={'x' * 200}"]
+    folder = ["data.source=folder", "data.root=x", "data.resize=32", "data.image_size=32"]
+    assert load_recipe(write(tmp_path, MINIMAL), [*settings, *folder]).data.resize == 32
+    assert load_recipe(write(tmp_path, MINIMAL), ["name=Größe 2"]).name == "Größe 2"
 
 
 def test_missing_recipe_and_folder(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from onnxdistill.data.cifar import load_cifar10
-from onnxdistill.data.digits import load_digits_images
-from onnxdistill.data.folder import load_folder
-from onnxdistill.data.images import Images, MemoryImages, Splits
+from onnxdistill.data.cifar import CIFAR10_OUTLINE, load_cifar10
+from onnxdistill.data.digits import DIGITS_OUTLINE, load_digits_images
+from onnxdistill.data.folder import folder_outline, load_folder
+from onnxdistill.data.images import Images, MemoryImages, Outline, Splits
 from onnxdistill.recipe import DataTable
 
-__all__ = ["Images", "MemoryImages", "Splits", "load_images"]
+__all__ = ["Images", "MemoryImages", "Outline", "Splits", "load_images", "outline"]
 
 
 def load_images(table: DataTable, seed: int) -> Splits:
@@ -27,3 +27,18 @@ def load_images(table: DataTable, seed: int) -> Splits:
             return load_cifar10(table, rng)
         case "folder":
             return load_folder(table, rng)
+
+
+def outline(table: DataTable) -> Outline:
+    """What the images of a recipe look like, without reading any.
+
+    Raises:
+        DataError: If there are class folders, but too few.
+    """
+    match table.source:
+        case "digits":
+            return DIGITS_OUTLINE
+        case "cifar10":
+            return CIFAR10_OUTLINE
+        case "folder":
+            return folder_outline(table)

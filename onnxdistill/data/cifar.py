@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torchvision.datasets import CIFAR10
 
-from onnxdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, MemoryImages, Splits
+from onnxdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, MemoryImages, Outline, Splits
 from onnxdistill.data.splitting import split_training
 from onnxdistill.errors import DataError
 from onnxdistill.recipe import DataTable
+
+CIFAR10_OUTLINE = Outline(channels=3, size=32, classes=10)
 
 
 def load_cifar10(table: DataTable, rng: np.random.Generator) -> Splits:

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from onnxdistill.data.images import MemoryImages, Splits
+from onnxdistill.data.images import MemoryImages, Outline, Splits
 from onnxdistill.data.splitting import split_training, stratified_parts
 from onnxdistill.recipe import DataTable
 
 TEST_IMAGES = 450
+DIGITS_OUTLINE = Outline(channels=1, size=8, classes=10)
 
 
 def load_digits_images(table: DataTable, rng: np.random.Generator) -> Splits:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ from onnxdistill.data.images import (
     Images,
     Indices,
     MemoryImages,
+    Outline,
     Splits,
 )
-from onnxdistill.data.splitting import split_training, stratified_parts
+from onnxdistill.data.splitting import FEWEST_TRAINED, split_training, stratified_parts
 from onnxdistill.errors import DataError
-from onnxdistill.recipe import DataTable
+from onnxdistill.recipe import FOLDER_IMAGE_SIZE, DataTable
 
 # Decoded images up to this size are kept in memory: decoding them every epoch costs more than training.
 MEMORY_LIMIT_BYTES = 2 * 1024**3
@@ -34,7 +37,7 @@ def load_folder(table: DataTable, rng: np.random.Generator) -> Splits:
     are always taken from the training images.
 
     Raises:
-        DataError: If folders, classes or images are missing, or an image does not decode.
+        DataError: If folders, classes or images are missing, an image does not decode, or two splits share one.
     """
     root = Path(table.root or ".")
     if not root.is_dir():
@@ -50,9 +53,9 @@ def load_folder(table: DataTable, rng: np.random.Generator) -> Splits:
             "Arrange the images as SPLIT/CLASS/IMAGE.",
         )
     classes = _classes(present["train"])
-    size = table.image_size or 224
-    decoding = Decoding(size, table.resize)
+    decoding = Decoding(table.image_size or FOLDER_IMAGE_SIZE, table.resize)
     named = {name: _files(folder, classes, decoding) for name, folder in present.items()}
+    _check_distinct(named)
     test = _load(named["test"] if "test" in named else named["val"])
     if "val" in named and "test" in named:
         calibration_part, rest = stratified_parts(
@@ -75,11 +78,42 @@ def load_folder(table: DataTable, rng: np.random.Generator) -> Splits:
     )
 
 
+def folder_outline(table: DataTable) -> Outline:
+    """What the images of a folder look like; the number of classes is that of the class folders, if there are some.
+
+    Raises:
+        DataError: If there is only one class folder.
+    """
+    train = Path(table.root or ".") / "train"
+    known = train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
+    return Outline(3, table.image_size or FOLDER_IMAGE_SIZE, len(_classes(train)) if known else None)
+
+
 def _classes(folder: Path) -> tuple[str, ...]:
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not classes:
         raise DataError(f"{folder} holds no class folders.", "Arrange the images as SPLIT/CLASS/IMAGE.")
+    if len(classes) == 1:
+        raise DataError(
+            f"{folder} holds only the class {classes[0]!r}; telling classes apart needs at least two.",
+            "Arrange the images as SPLIT/CLASS/IMAGE.",
+        )
     return classes
+
+
+def _check_distinct(splits: dict[str, FileImages]) -> None:
+    """Refuses a file that is reached twice, by links: what was trained on must not be measured on."""
+    resolved = cache(Path.resolve)
+    seen: dict[Path, Path] = {}
+    for path in chain.from_iterable(images.paths for images in splits.values()):
+        # Following links costs the most by far: once a folder, and only for those files that are links themselves.
+        real = path.resolve() if path.is_symlink() else resolved(path.parent) / path.name
+        first = seen.setdefault(real, path)
+        if first is not path:
+            raise DataError(
+                f"{first} and {path} are the same file, but an image serves one purpose only.",
+                "Give every split images of its own; without val/, validation is taken from train/.",
+            )
 
 
 def _files(folder: Path, classes: tuple[str, ...], decoding: Decoding) -> FileImages:
@@ -110,7 +144,7 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _affordable(calibration: int, train: FileImages) -> int:
-    if calibration >= len(train):
+    if calibration > len(train) - FEWEST_TRAINED:
         raise DataError(
             f"{len(train)} training images do not suffice for {calibration} calibration images.",
             "Lower data.calibration.",

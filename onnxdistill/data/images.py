@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from onnxdistill.errors import DataError
@@ -22,6 +22,17 @@ Indices = NDArray[np.int64]
 # Per-channel statistics of ImageNet; the published ImageNet and CIFAR ResNet checkpoints were trained with them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+SIXTEEN_BITS = 2**16 - 1
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the images of a data set look like; `classes` is None where it cannot be known yet."""
+
+    channels: int
+    size: int
+    classes: int | None
 
 
 class Images(Protocol):
@@ -90,9 +101,11 @@ class Decoding:
         """
         try:
             with Image.open(path) as opened:
-                image = opened.convert("RGB")
-        except (UnidentifiedImageError, OSError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}.", "Replace or remove the file.") from error
+                image = _eight_bits(opened).convert("RGB")
+        except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
+            raise DataError(
+                f"{path} cannot be read as an image: {str(error).rstrip('.')}.", "Replace or remove the file."
+            ) from error
         if self.resize is not None:
             scale = self.resize / min(image.size)
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
@@ -104,6 +117,16 @@ class Decoding:
         left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
         image = image.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scales grey images of more than 8 bits, which `convert` would clip; others are returned as they are."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    # 16-bit PGM comes as 32-bit integers, and so did 16-bit PNG; those of TIFF have no range that is known.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError("its pixels are neither 8 nor 16 bits wide")
+    return Image.fromarray(np.round(np.asarray(image) * (255.0 / SIXTEEN_BITS)).astype(np.uint8))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from onnxdistill.data.images import Images, Indices
 from onnxdistill.errors import DataError
 
+# Batch norm cannot train on a single image.
+FEWEST_TRAINED = 2
+
 
 def stratified_parts(labels: NDArray[np.int64], sizes: list[int], rng: np.random.Generator) -> list[Indices]:
     """Draws disjoint parts, every one with nearly the class shares of the whole.
@@ -44,14 +47,14 @@ def split_training(
         rng: Decides which.
 
     Raises:
-        DataError: If nothing would be left to train on.
+        DataError: If fewer than `FEWEST_TRAINED` would be left to train on.
     """
     held = round(validation * len(images))
-    if held + calibration >= len(images) or held == 0:
+    if held + calibration > len(images) - FEWEST_TRAINED or held == 0:
         raise DataError(
             f"{len(images)} training images do not suffice for {held} validation "
             f"(data.validation = {validation}) and {calibration} calibration images (data.calibration).",
-            "Add images, or lower these two; validation needs at least one image.",
+            f"Add images, or lower these two; validation needs at least one image and training {FEWEST_TRAINED}.",
         )
     labels = images.labels.numpy()
     held_part, calibration_part, rest = stratified_parts(labels, [held, calibration], rng)

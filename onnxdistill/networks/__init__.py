@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import difflib
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 
 import torch
-import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from onnxdistill.errors import NetworkError
+from onnxdistill.networks.calling import explained
 from onnxdistill.networks.cifar_resnet import CifarResNet, resnet20, resnet56
 from onnxdistill.networks.digits_resnet import DigitsResNet, digits_resnet
+from onnxdistill.networks.torchvision_classifiers import CLASSIFIERS, build_classifier
+from onnxdistill.networks.user import user_builder
 
-__all__ = ["BUILT_IN", "CifarResNet", "DigitsResNet", "build_network"]
+__all__ = ["BUILT_IN", "CifarResNet", "DigitsResNet", "build_network", "probe"]
 
 Builder = Callable[..., nn.Module]
 
@@ -45,12 +44,11 @@ def build_network(name: str, class_count: int, seed: int, folder: Path | None = 
         NetworkError: If the name is unknown, or building fails.
     """
     builder = _builder(name, folder)
-    with torch.random.fork_rng(devices=[]):
+    arguments = {"num_classes": class_count} if _takes(builder, "num_classes") else {}
+    fix = "Let the function build the network with no other argument than num_classes."
+    with torch.random.fork_rng(devices=[]), explained(f"teacher.network = {name!r} cannot be built", fix):
         torch.manual_seed(seed)
-        if name.startswith("torchvision:") or _takes(builder, "num_classes"):
-            network = builder(num_classes=class_count)
-        else:
-            network = builder()
+        network = builder(**arguments)
     if not isinstance(network, nn.Module):
         raise NetworkError(
             f"teacher.network = {name!r} returned a {type(network).__name__}, not a torch.nn.Module.",
@@ -59,68 +57,43 @@ def build_network(name: str, class_count: int, seed: int, folder: Path | None = 
     return network.eval()
 
 
+def probe(name: str, network: nn.Module, inputs: Tensor) -> object:
+    """Runs a network once, to see what it returns.
+
+    Args:
+        name: How the recipe names it.
+        network: In evaluation mode.
+        inputs: What it will get.
+
+    Raises:
+        NetworkError: If the network raises anything.
+    """
+    shape = " x ".join(str(size) for size in inputs.shape)
+    fix = "It has to map a batch of images as the recipe's [data] describes them; see data.image_size."
+    # Not inference mode: what a network makes or keeps in its first call may have to be trained later.
+    with torch.no_grad(), explained(f"teacher.network = {name!r} does not run on float32 images [{shape}]", fix):
+        return network(inputs)
+
+
 def _takes(builder: Builder, parameter: str) -> bool:
-    return parameter in inspect.signature(builder).parameters
+    try:
+        return parameter in inspect.signature(builder).parameters
+    except (TypeError, ValueError):  # functions that are written in C have none
+        return False
 
 
 def _builder(name: str, folder: Path | None) -> Builder:
     if name in BUILT_IN:
         return BUILT_IN[name]
     if ":" not in name:
-        known = [*BUILT_IN, *(f"torchvision:{n}" for n in torchvision.models.list_models(torchvision.models))]
+        known = [*BUILT_IN, *(f"torchvision:{classifier}" for classifier in CLASSIFIERS)]
         raise NetworkError(f"teacher.network = {name!r} is not a network that is known here.", _nearest(name, known))
     place, _, function = name.rpartition(":")
-    if place == "torchvision":
-        return _torchvision_builder(function)
-    return _user_builder(place, function, folder)
-
-
-def _torchvision_builder(model: str) -> Builder:
-    known = torchvision.models.list_models(torchvision.models)
-    if model not in known:
-        raise NetworkError(f"torchvision has no classifier named {model!r}.", _nearest(model, known))
-
-    def build(num_classes: int) -> nn.Module:
-        extra = {"aux_logits": False, "init_weights": False} if model in ("googlenet", "inception_v3") else {}
-        network: nn.Module = torchvision.models.get_model(model, weights=None, num_classes=num_classes, **extra)
-        return network
-
-    return build
-
-
-def _user_builder(place: str, function: str, folder: Path | None) -> Builder:
-    module = _module_from_file(place, folder) if place.endswith(".py") else _module_by_name(place)
-    builder = getattr(module, function, None)
-    if not callable(builder):
-        raise NetworkError(
-            f"{place} has no function {function!r}.",
-            "Write teacher.network as MODULE:FUNCTION or path/to/file.py:FUNCTION.",
-        )
-    return builder  # type: ignore[no-any-return]  # a user's function: checked when it has been called
-
-
-def _module_by_name(place: str) -> ModuleType:
-    try:
-        return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        raise NetworkError(
-            f"teacher.network names the module {place!r}, which cannot be imported: {error}.",
-            "Install the package that holds it, or give a path that ends in .py.",
-        ) from error
-
-
-def _module_from_file(place: str, folder: Path | None) -> ModuleType:
-    path = Path(place) if Path(place).is_absolute() else (folder or Path()) / place
-    if not path.is_file():
-        raise NetworkError(f"teacher.network names the file {path}, which does not exist.", "Correct the path.")
-    name = f"onnxdistill_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise NetworkError(f"{path} cannot be loaded as a Python module.", "Give a file that ends in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up here
-    spec.loader.exec_module(module)
-    return module
+    if place != "torchvision":
+        return user_builder(place, function, folder)
+    if function not in CLASSIFIERS:
+        raise NetworkError(f"torchvision has no classifier named {function!r}.", _nearest(function, CLASSIFIERS))
+    return partial(build_classifier, function)
 
 
 def _nearest(name: str, known: list[str]) -> str:

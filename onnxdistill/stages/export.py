@@ -90,16 +90,21 @@ def _parity(network: nn.Module, example: Tensor, path: Path, input_name: str, ou
     for inputs in (example[:1], example):
         with torch.inference_mode():
             expected = network(inputs).numpy()
+        if not np.isfinite(expected).all():
+            raise ParityError(
+                f"The {type(network).__name__} itself gives NaN or infinity, so that {path.name} cannot be compared.",
+                "Check the weights of the teacher, and data.mean and data.std.",
+            )
         actual = session.run({input_name: inputs.numpy()})[output_name]
         difference = float(np.abs(actual - expected).max()) / max(1e-12, float(np.abs(expected).max()))
+        # Each by itself, and written so that a NaN fails: `max` would lose it.
+        if not difference <= RELATIVE_TOLERANCE:
+            raise ParityError(
+                f"The exported {path.name} computes something else than the network: its outputs differ by "
+                f"{difference:.2g} of their largest value, more than {RELATIVE_TOLERANCE:g}.",
+                "This is a fault of an operator's export; another export.opset may avoid it.",
+            )
         worst = max(worst, difference)
-    # Written so that a NaN fails, too.
-    if not worst <= RELATIVE_TOLERANCE:
-        raise ParityError(
-            f"The exported {path.name} computes something else than the network: its outputs differ by {worst:.2g} of "
-            f"their largest value, more than {RELATIVE_TOLERANCE:g}.",
-            "This is a fault of an operator's export; another export.opset may avoid it.",
-        )
     return worst
 
 

@@ -53,8 +53,8 @@ class QuantizeResult:
 def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: QuantizeTable) -> QuantizeResult:
     """Quantizes weights and activations to 8 bits.
 
-    Activations are unsigned on x86-64 (U8S8): the runtime's int8 kernels there take unsigned activations, and a
-    model with signed ones runs slower than float32. On processors without VNNI, weights get 7 bits.
+    Activations are unsigned on x86-64 (U8S8): the runtime's kernels there take unsigned activations; signed ones
+    are rewritten and slower. On processors without VNNI, weights get 7 bits.
 
     Args:
         source: The float ONNX file.

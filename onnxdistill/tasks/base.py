@@ -96,6 +96,14 @@ class Task(Protocol):
         """Returns an input `[batch, ...]` of the right shape, from real training data where there is some."""
         ...
 
+    def check_output(self, output: object, batch: int) -> None:
+        """Checks what a network returned for `example_input(batch)`.
+
+        Raises:
+            NetworkError: If the task cannot use it; the message says what it is and what it should be.
+        """
+        ...
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """Number of training batches in an epoch."""
         ...

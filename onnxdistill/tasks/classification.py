@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from math import ceil
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from onnxdistill.data import load_images
+from onnxdistill.data import Outline, load_images, outline
 from onnxdistill.data.augment import random_crop, random_flip
-from onnxdistill.data.images import IMAGENET_MEAN, Images, Splits, in_batches
-from onnxdistill.errors import DataError
+from onnxdistill.data.images import Images, Indices, Splits, in_batches
+from onnxdistill.errors import DataError, NetworkError
 from onnxdistill.graph.losses import distillation_loss
 from onnxdistill.recipe import Recipe
 from onnxdistill.tasks.base import (
@@ -42,9 +41,10 @@ def build_classification(recipe: Recipe) -> Task:
         DataError: If the data is missing or unfit.
     """
     if recipe.latency_only:
-        size = recipe.data.image_size or 224
-        mean = recipe.data.mean or IMAGENET_MEAN
-        return LatencyOnlyClassification(len(mean), size, recipe.data.calibration, recipe.seed)
+        expected = outline(recipe.data)
+        if recipe.data.mean is not None:
+            _check_channels(len(recipe.data.mean), expected.channels)
+        return LatencyOnlyClassification(expected, recipe.data.calibration, recipe.seed)
     return Classification(load_images(recipe.data, recipe.seed))
 
 
@@ -65,43 +65,48 @@ class Classification:
         self.class_names: Sequence[str] = splits.classes
         self._mean = torch.tensor(splits.mean).view(-1, 1, 1)
         self._std = torch.tensor(splits.std).view(-1, 1, 1)
-        if splits.train.fetch(np.zeros(1, dtype=np.int64)).shape[1] != splits.channels:
-            raise DataError(
-                f"data.mean has {splits.channels} channels, but the images have another number.",
-                "Give data.mean and data.std one number a channel.",
-            )
+        _check_channels(splits.channels, splits.train.fetch(np.zeros(1, dtype=np.int64)).shape[1])
 
     def example_input(self, batch: int) -> Tensor:
         """See `Task.example_input`."""
         indices = np.arange(batch, dtype=np.int64) % len(self.splits.train)
         return self._normalised(self.splits.train.fetch(indices))
 
+    def check_output(self, output: object, batch: int) -> None:
+        """See `Task.check_output`: one float32 tensor `[batch, classes]`."""
+        _check_logits(output, batch, len(self.class_names))
+
     def steps_per_epoch(self, batch_size: int) -> int:
         """See `Task.steps_per_epoch`."""
-        return ceil(len(self.splits.train) / batch_size)
+        return len(self._training_cuts(batch_size)) + 1
 
     def training_batches(
         self, batch_size: int, augmentation: Augmentation, rng: np.random.Generator
     ) -> Iterator[TrainingBatch]:
         """See `Task.training_batches`."""
-        order = rng.permutation(len(self.splits.train)).astype(np.int64)
-        for pixels, labels in in_batches(self.splits.train, batch_size, order):
-            changed = random_crop(pixels, augmentation.crop_pad, rng)
+        train = self.splits.train
+        order: Indices = rng.permutation(len(train)).astype(np.int64)
+        for chosen in np.split(order, self._training_cuts(batch_size)):
+            changed = random_crop(train.fetch(chosen), augmentation.crop_pad, rng)
             if augmentation.flip:
                 changed = random_flip(changed, rng)
-            yield TrainingBatch(self._normalised(changed), labels)
+            yield TrainingBatch(self._normalised(changed), train.labels[torch.from_numpy(chosen)])
 
     def step(
         self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
     ) -> StepResult:
-        """Cross-entropy with the labels and, with a teacher, `graph.losses.distillation_loss`."""
+        """Cross-entropy with the labels and, with a teacher, `graph.losses.distillation_loss`.
+
+        Two logits are never standardised: all that a z-score leaves of them is which one is the larger.
+        """
         logits = student(batch.inputs)
         loss = objective.hard_weight * F.cross_entropy(logits.float(), batch.targets)
         if teacher is not None and objective.soft_weight > 0:
             with torch.no_grad():
                 target = teacher(batch.inputs)
+            standardise = objective.standardise and logits.shape[-1] > 2
             loss = loss + objective.soft_weight * distillation_loss(
-                logits.float(), target.float(), objective.temperature, objective.standardise
+                logits.float(), target.float(), objective.temperature, standardise
             )
         return {"loss": loss, "output": logits}
 
@@ -148,6 +153,10 @@ class Classification:
         """See `Task.describe_data`."""
         return self.splits.describe()
 
+    def _training_cuts(self, batch_size: int) -> Sequence[int]:
+        # A last single image joins the batch before it: batch norm cannot train on one.
+        return range(batch_size, len(self.splits.train) - 1, batch_size)
+
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255.0 - self._mean) / self._std
 
@@ -156,8 +165,7 @@ class LatencyOnlyClassification:
     """Stands in for data that is not there: random inputs, and no score.
 
     Args:
-        channels: Channels of the input.
-        size: Height and width of the input, in pixels.
+        expected: What the images would be; ImageNet's number of classes where it isn't known.
         calibration: Random inputs to calibrate with.
         seed: Seeds the inputs.
     """
@@ -166,16 +174,21 @@ class LatencyOnlyClassification:
     input_name = Classification.input_name
     output_name = Classification.output_name
     measurable = False
-    class_names: Sequence[str] = tuple(str(index) for index in range(IMAGENET_CLASSES))
 
-    def __init__(self, channels: int, size: int, calibration: int, seed: int) -> None:
-        self._shape = (channels, size, size)
+    def __init__(self, expected: Outline, calibration: int, seed: int) -> None:
+        self.class_names: Sequence[str] = tuple(str(index) for index in range(expected.classes or IMAGENET_CLASSES))
+        self._shape = (expected.channels, expected.size, expected.size)
+        self._classes = expected.classes
         self._calibration = calibration
         self._seed = seed
 
     def example_input(self, batch: int) -> Tensor:
         """See `Task.example_input`."""
         return torch.randn(batch, *self._shape, generator=torch.Generator().manual_seed(self._seed))
+
+    def check_output(self, output: object, batch: int) -> None:
+        """See `Task.check_output`: one float32 tensor `[batch, classes]`; any number where it isn't known."""
+        _check_logits(output, batch, self._classes)
 
     def calibration_batches(self, batch_size: int) -> Iterator[TrainingBatch]:
         """Random inputs, each with a random class."""
@@ -222,3 +235,28 @@ class LatencyOnlyClassification:
     def describe_data(self) -> dict[str, dict[str, int | str]]:
         """No split holds anything."""
         return {}
+
+
+def _check_channels(given: int, images: int) -> None:
+    if given != images:
+        raise DataError(
+            f"data.mean has {given} channels, but the images have {images}.",
+            "Give data.mean and data.std one number a channel.",
+        )
+
+
+def _check_logits(output: object, batch: int, classes: int | None) -> None:
+    """Refuses anything but a float32 tensor `[batch, classes]`; None stands for any number of classes."""
+    wanted = f"float32 logits [{batch}, {'classes' if classes is None else classes}] for {batch} images"
+    if not isinstance(output, Tensor):
+        raise NetworkError(
+            f"The teacher returns a {type(output).__name__}, not one tensor of {wanted}.",
+            "Let its forward return the logits alone.",
+        )
+    fits = output.ndim == 2 and len(output) == batch and output.shape[1] == (classes or output.shape[1])
+    if not fits or output.dtype != torch.float32:
+        raise NetworkError(
+            f"The teacher returns {str(output.dtype).removeprefix('torch.')} {list(output.shape)}, not {wanted}.",
+            "The number of its outputs is the number of classes in the data; a function gets it as num_classes, "
+            "if it has such a parameter.",
+        )

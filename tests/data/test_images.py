@@ -14,7 +14,7 @@ from PIL import Image
 
 from onnxdistill.data import load_images
 from onnxdistill.data.augment import random_crop, random_flip
-from onnxdistill.data.images import FileImages, MemoryImages
+from onnxdistill.data.images import Decoding, FileImages, MemoryImages
 from onnxdistill.data.splitting import split_training, stratified_parts
 from onnxdistill.errors import DataError
 from onnxdistill.recipe import DataTable
@@ -74,6 +74,9 @@ def test_too_few_images_for_the_splits() -> None:
     images = MemoryImages(torch.zeros(10, 1, 1, 1, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64))
     with pytest.raises(DataError, match="10 training images do not suffice for 5 validation"):
         split_training(images, 0.5, 6, np.random.default_rng(0))
+    with pytest.raises(DataError, match="training 2"):
+        split_training(images, 0.5, 4, np.random.default_rng(0))
+    assert len(split_training(images, 0.5, 3, np.random.default_rng(0))[0]) == 2
 
 
 def test_folder_with_train_and_test(tmp_path: Path) -> None:
@@ -127,6 +130,10 @@ def test_resize_then_centre_crop(tmp_path: Path) -> None:
             "train/, but train/ and one of val/ and test/ are needed",
         ),
         (lambda root: [shutil.rmtree(p) for p in (root / "train").iterdir()], "holds no class folders"),
+        (
+            lambda root: [shutil.rmtree(p / "dog") for p in root.iterdir()],
+            "holds only the class 'cat'; telling classes apart needs at least two",
+        ),
         (lambda root: shutil.rmtree(root / "test" / "dog"), "has no image of the class 'dog'"),
         (
             lambda root: [p.unlink() for p in (root / "train" / "cat").iterdir()],
@@ -143,6 +150,62 @@ def test_damaged_folders_are_explained(tmp_path: Path, damage: object, part: str
         load_images(table(root), seed=0)
     assert part in str(caught.value)
     assert str(root) in str(caught.value)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["folder", "file"])
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_splits_that_share_a_file_are_refused(tmp_path: Path, split: str, whole: bool) -> None:
+    root = make_folder(tmp_path, {"train": 8, "val": 2, "test": 3})
+    if whole:
+        shutil.rmtree(root / split)
+        (root / split).symlink_to(root / "train")
+    else:
+        (root / split / "dog" / "0.png").unlink()
+        (root / split / "dog" / "0.png").symlink_to(root / "train" / "cat" / "5.png")
+    with pytest.raises(DataError, match=rf"train/cat/\d\.png and .*/{split}/.* are the same file"):
+        load_images(table(root), seed=0)
+
+
+def test_links_to_images_elsewhere_are_fine(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "set", {"train": 8, "test": 3})
+    (root / "test").rename(tmp_path / "kept")
+    (root / "test").symlink_to(tmp_path / "kept")
+    assert len(load_images(table(root), seed=0).test) == 6
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_grey_images_of_16_bits_are_scaled(tmp_path: Path, suffix: str) -> None:
+    pixels = np.array([[0, 257, 300], [32768, 65278, 65535], [1, 2, 128]], dtype=np.uint16)
+    Image.fromarray(pixels).save(tmp_path / f"grey.{suffix}")
+    decoded = Decoding(3, None)(tmp_path / f"grey.{suffix}")
+    expected = [[0, 1, 1], [128, 254, 255], [0, 0, 0]]
+    assert decoded.tolist() == [expected] * 3
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_images_whose_range_is_not_known_are_refused(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.ones((3, 3), dtype=kind)).save(tmp_path / "wide.tif")
+    with pytest.raises(DataError, match=r"wide\.tif cannot be read as an image: its pixels are neither 8 nor 16 bits"):
+        Decoding(3, None)(tmp_path / "wide.tif")
+
+
+def test_images_that_break_off_in_the_middle_are_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    path = tmp_path / "broken.png"
+    Image.fromarray(noise).save(path)
+    head, first, second, *rest = path.read_bytes().split(b"IDAT")
+    assert rest == []
+    path.write_bytes(head + b"IDAT" + first + b"\x00\x01\x02\x03" + second)
+    with pytest.raises(DataError, match=r"broken\.png cannot be read as an image: broken PNG file") as caught:
+        Decoding(200, None)(path)
+    assert isinstance(caught.value.__cause__, SyntaxError)
+
+
+def test_images_that_are_far_too_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (30, 30)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    with pytest.raises(DataError, match=r"bomb\.png cannot be read as an image: Image size \(900 pixels\) exceeds"):
+        Decoding(30, None)(tmp_path / "bomb.png")
 
 
 def test_cifar10_that_is_not_there(tmp_path: Path) -> None:

@@ -66,3 +66,24 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ParityError, match=r"outputs differ by 0\.5"):
         export(Moody().eval(), example(), tmp_path / "net.onnx", ExportTable())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_refused(tmp_path: Path, bad: float) -> None:
+    network = build_network("digits-resnet", 10, 0)
+    with torch.no_grad():
+        network.linear.bias[3] = bad  # type: ignore[union-attr, index, operator]  # a linear layer
+    with pytest.raises(ParityError, match=r"DigitsResNet itself gives NaN or infinity, so that net\.onnx"):
+        export(network, example(), tmp_path / "net.onnx", ExportTable())
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_file_that_alone_gives_nan_is_refused(tmp_path: Path) -> None:
+    class Fragile(nn.Module):
+        """Takes the root of a negative number only in the file."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.flatten(1) - (1000.0 if torch.compiler.is_exporting() else -1000.0)).sqrt()
+
+    with pytest.raises(ParityError, match="outputs differ by nan"):
+        export(Fragile().eval(), example(), tmp_path / "net.onnx", ExportTable())

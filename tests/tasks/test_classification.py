@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from onnxdistill.errors import DataError
+from onnxdistill.graph.losses import distillation_loss
 from onnxdistill.recipe import Recipe
 from onnxdistill.report.assemble import paired_interval
-from onnxdistill.tasks.base import Augmentation, Feeds, Metric, Score
+from onnxdistill.tasks.base import Augmentation, Feeds, Metric, Objective, Score, TrainingBatch
 from onnxdistill.tasks.classification import Classification, build_classification
 
 
@@ -65,6 +70,37 @@ def test_training_batches_cover_every_image_once(digits: Classification) -> None
     assert sorted(torch.cat([b.targets for b in batches]).tolist()) == sorted(digits.splits.train.labels.tolist())
 
 
+@pytest.mark.parametrize(
+    ("images", "sizes"), [(9, [5, 4]), (10, [5, 5]), (11, [5, 6]), (12, [5, 5, 2]), (6, [6]), (5, [5]), (3, [3])]
+)
+def test_no_training_batch_has_a_single_image(digits: Classification, images: int, sizes: list[int]) -> None:
+    train = digits.splits.train.subset(np.arange(images))
+    task = Classification(dataclasses.replace(digits.splits, train=train))
+    batches = list(task.training_batches(5, Augmentation(), np.random.default_rng(0)))
+    assert [len(batch.inputs) for batch in batches] == sizes
+    assert task.steps_per_epoch(5) == len(sizes)
+    assert sorted(torch.cat([b.targets for b in batches]).tolist()) == sorted(train.labels.tolist())
+
+
+class Constant(nn.Module):
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_two_logits_are_not_standardised(digits: Classification, classes: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, classes, generator=rng) for _ in range(2))
+    batch = TrainingBatch(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+    objective = Objective(hard_weight=0.0, soft_weight=1.0, temperature=2.0, standardise=True)
+    loss = digits.step(Constant(student), Constant(teacher), batch, objective)["loss"]
+    assert torch.equal(loss, distillation_loss(student, teacher, 2.0, standardise=classes > 2))
+
+
 def test_inputs_are_normalised(digits: Classification) -> None:
     inputs = digits.example_input(500)
     assert inputs.shape == (500, 1, 8, 8)
@@ -93,3 +129,34 @@ def test_without_weights_there_is_only_latency() -> None:
     assert task.describe_data() == {}
     with pytest.raises(DataError, match="no test images"):
         task.score(lambda feeds: feeds, "test")
+
+
+@pytest.mark.parametrize(
+    ("data", "shape", "classes"),
+    [
+        ({"source": "digits"}, (1, 8, 8), 10),
+        ({"source": "cifar10", "root": "/nowhere"}, (3, 32, 32), 10),
+        ({"source": "folder", "root": "/nowhere"}, (3, 224, 224), 1000),
+        ({"source": "folder", "root": "set", "image_size": 48}, (3, 48, 48), 3),
+        ({"source": "folder", "root": "empty"}, (3, 224, 224), 1000),
+    ],
+)
+def test_random_inputs_look_like_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: dict[str, object], shape: tuple[int, ...], classes: int
+) -> None:
+    for name in ("set/train/ant", "set/train/bee", "set/train/cat", "empty/train"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.model_validate({"name": "x", "data": data, "teacher": {"network": "digits-resnet"}})
+    task = build_classification(recipe)
+    assert tuple(task.example_input(2).shape) == (2, *shape)
+    assert len(task.class_names) == classes
+
+
+def test_normalisation_of_another_number_of_channels(digits: Classification) -> None:
+    with pytest.raises(DataError, match=r"data\.mean has 3 channels, but the images have 1"):
+        Classification(dataclasses.replace(digits.splits, mean=(0.5,) * 3, std=(0.5,) * 3))
+    data = {"source": "cifar10", "root": "/nowhere", "mean": [0.5], "std": [0.5]}
+    recipe = Recipe.model_validate({"name": "x", "data": data, "teacher": {"network": "digits-resnet"}})
+    with pytest.raises(DataError, match=r"data\.mean has 1 channels, but the images have 3"):
+        build_classification(recipe)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,3 +124,10 @@ def test_only_matrices_decay() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     groups = build_optimizer(network, table(weight_decay=0.1)).param_groups
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 3)]
+
+
+def test_a_last_single_image_does_not_end_the_training(digits: Classification) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).eval()
+    images = digits.splits.train.subset(np.arange(65))
+    task = Classification(dataclasses.replace(digits.splits, train=images))
+    assert len(train(network, task, table(epochs=1), 0, Objective()).history) == 1

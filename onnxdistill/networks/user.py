@@ -1,0 +1,78 @@
+"""A user's own network: `module:function` or `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+from torch import nn
+
+from onnxdistill.errors import NetworkError
+from onnxdistill.networks.calling import described
+
+
+def user_builder(place: str, function: str, folder: Path | None) -> Callable[..., nn.Module]:
+    """The function that a recipe names.
+
+    Args:
+        place: An importable module, or a path that ends in `.py`.
+        function: Name of the function in it.
+        folder: Where a relative path starts.
+
+    Raises:
+        NetworkError: If there is no such module, it cannot be imported, or it lacks the function.
+    """
+    module = _module_from_file(place, folder) if place.endswith(".py") else _module_by_name(place)
+    builder = getattr(module, function, None)
+    if not callable(builder):
+        raise NetworkError(
+            f"{place} has no function {function!r}.",
+            "Write teacher.network as MODULE:FUNCTION or path/to/file.py:FUNCTION.",
+        )
+    return builder  # type: ignore[no-any-return]  # a user's function: checked when it has been called
+
+
+def _module_by_name(place: str) -> ModuleType:
+    if not place or place.startswith("."):
+        raise NetworkError(
+            f"teacher.network names the module {place!r}, which is empty or relative.",
+            "Write it as package.module:FUNCTION or path/to/file.py:FUNCTION.",
+        )
+    fix = "Install the package that holds it, or give a path that ends in .py."
+    return _imported(place, lambda: importlib.import_module(place), fix)
+
+
+def _module_from_file(place: str, folder: Path | None) -> ModuleType:
+    path = Path(place) if Path(place).is_absolute() else (folder or Path()) / place
+    if not path.is_file():
+        raise NetworkError(f"teacher.network names the file {path}, which does not exist.", "Correct the path.")
+    name = f"onnxdistill_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise NetworkError(f"{path} cannot be loaded as a Python module.", "Give a file that ends in .py.")
+    module, loader = importlib.util.module_from_spec(spec), spec.loader
+
+    def load() -> ModuleType:
+        sys.modules[name] = module  # dataclasses and pickling look a class's module up here
+        loader.exec_module(module)
+        return module
+
+    try:
+        return _imported(str(path), load, "Correct the file; it has to be importable by itself.")
+    except NetworkError:
+        sys.modules.pop(name, None)
+        raise
+
+
+def _imported(place: str, load: Callable[[], ModuleType], fix: str) -> ModuleType:
+    try:
+        return load()
+    # A script without a guard for __main__ may well end the process when it is imported.
+    except (Exception, SystemExit) as error:
+        raise NetworkError(
+            f"teacher.network names the module {place!r}, which cannot be imported: {described(error)}.", fix
+        ) from error

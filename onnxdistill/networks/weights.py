@@ -1,0 +1,159 @@
+"""Weights of a network: read from a file or published by torchvision, checked, and loaded."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torchvision
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch.nn.parameter import is_lazy
+
+from onnxdistill.errors import WeightsError
+from onnxdistill.networks.calling import described
+from onnxdistill.networks.torchvision_classifiers import rename_published
+
+# DataParallel and DistributedDataParallel put it before every name.
+PARALLEL_PREFIX = "module."
+
+
+def load_weights(network: nn.Module, name: str, weights: str) -> None:
+    """Loads weights into a network.
+
+    Args:
+        network: Changed in place.
+        name: How the recipe names the network.
+        weights: A file, or for `torchvision:NAME` the name of a weight enum.
+
+    Raises:
+        WeightsError: If the weights are missing, damaged, not finite, or of another architecture.
+    """
+    place, _, model = name.rpartition(":")
+    if place == "torchvision" and "/" not in weights and "." not in weights:
+        state = _published(model, weights)
+    else:
+        state = _from_file(Path(weights))
+    if all(key.startswith(PARALLEL_PREFIX) for key in state) and not state.keys() & network.state_dict().keys():
+        consume_prefix_in_state_dict_if_present(state, PARALLEL_PREFIX)
+    if place == "torchvision":
+        rename_published(model, state)
+    _load(network, state, weights)
+    _check_finite(network, weights)
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"teacher.weights = {path} does not exist or is not a file.", "Correct the path.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # weights_only: a checkpoint is data; unpickling it freely would run code from it.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can make the reader raise anything
+        # Without torch's own text, which advises to switch weights_only off.
+        raise WeightsError(
+            f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}).",
+            "The file is damaged, truncated, or holds more than tensors; save it again with "
+            "torch.save(network.state_dict(), path).",
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    _check_form(path, loaded)
+    return loaded  # type: ignore[no-any-return]  # whatever the file held: its form has been checked
+
+
+def _check_form(path: Path, loaded: object) -> None:
+    fix = "Save it with torch.save(network.state_dict(), path)."
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}, not a state dict.", fix)
+    for key, value in loaded.items():
+        if not isinstance(key, str):
+            raise WeightsError(f"{path} holds something under the {type(key).__name__} {key!r}, not under a name.", fix)
+        if not isinstance(value, torch.Tensor):
+            raise WeightsError(f"{path} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor.", fix)
+
+
+def _published(model: str, weights: str) -> dict[str, Any]:
+    enum = torchvision.models.get_model_weights(model)
+    if weights not in enum.__members__:
+        raise WeightsError(
+            f"torchvision has no weights {weights!r} for {model}.",
+            f"Choose one of {', '.join(enum.__members__)}.",
+        )
+    try:
+        state: dict[str, Any] = enum[weights].get_state_dict(progress=False, check_hash=True)
+    except OSError as error:  # urllib's URLError is one
+        raise WeightsError(
+            f"The weights {weights} of torchvision's {model} cannot be downloaded: {described(error)}.",
+            "Check the network; or download the file elsewhere and set teacher.weights to its path; or set "
+            'teacher.weights = "none" to measure latency only.',
+        ) from error
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:  # a hash that differs, or a damaged copy
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"The weights {weights} of torchvision's {model} arrived damaged ({type(error).__name__}).",
+            f"Delete their file in {folder} and try again.",
+        ) from error
+    return state
+
+
+def _load(network: nn.Module, state: dict[str, Any], source: str) -> None:
+    own = network.state_dict()
+    shapes = [
+        f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
+        for name in sorted(own.keys() & state.keys())
+        if not is_lazy(own[name]) and own[name].shape != state[name].shape
+    ]
+    if shapes:
+        _refuse(source, sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys()), shapes)
+    try:
+        result = network.load_state_dict(state, strict=False)
+    except Exception as error:  # modules may have loaders of their own
+        raise WeightsError(
+            f"{source} cannot be loaded into the {type(network).__name__}: {described(error)}.",
+            "Save it with torch.save(network.state_dict(), path), from the same network.",
+        ) from error
+    # Modules may have read old names, so it is torch that says what is left. Older checkpoints lack the counter
+    # of batch norm, which nothing reads here.
+    missing = sorted(name for name in result.missing_keys if not name.endswith("num_batches_tracked"))
+    if missing or result.unexpected_keys:
+        _refuse(source, missing, sorted(result.unexpected_keys), [])
+
+
+def _refuse(source: str, missing: list[str], unexpected: list[str], shapes: list[str]) -> NoReturn:
+    parts = []
+    if missing:
+        parts.append(f"it lacks {len(missing)} of the network's tensors ({_some(missing)})")
+    if unexpected:
+        parts.append(f"it has {len(unexpected)} that the network lacks ({_some(unexpected)})")
+    if shapes:
+        parts.append(f"{len(shapes)} shapes differ ({_some(shapes)})")
+    raise WeightsError(
+        f"{source} is for another architecture: {'; '.join(parts)}.",
+        "Set teacher.network to the network that the weights were saved from; the number of outputs is the number "
+        "of classes in the data.",
+    )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:2]) + (", …" if len(names) > 2 else "")
+
+
+def _check_finite(network: nn.Module, source: str) -> None:
+    for name, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            _refuse_values(source, name)
+    for name, buffer in network.named_buffers():
+        if buffer.isnan().any():  # a mask of attention may well be infinite
+            _refuse_values(source, name)
+
+
+def _refuse_values(source: str, name: str) -> NoReturn:
+    raise WeightsError(
+        f"{source} holds NaN or infinity in the tensor {name}.",
+        "Take a checkpoint from before the training diverged.",
+    )

@@ -1,0 +1,115 @@
+"""Networks by name: what builds, and what is explained when a user's own does not."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from onnxdistill.errors import NetworkError
+from onnxdistill.graph.cost import count_macs
+from onnxdistill.networks import BUILT_IN, build_network, probe
+from onnxdistill.networks.digits_resnet import digits_resnet
+
+NETS = """
+import sys
+from torch import nn
+
+def make(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, num_classes))
+
+def fixed():
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, 5))
+
+def fails():
+    raise ZeroDivisionError("by\\nzero")
+
+def needs(depth):
+    return nn.Identity()
+
+def ends():
+    return 3
+"""
+
+
+def refusal(name: str, folder: Path) -> str:
+    with pytest.raises(NetworkError) as caught:
+        build_network(name, 10, 0, folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_functions_of_a_file_get_the_number_of_classes_if_they_take_it(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    inputs = torch.ones(2, 1, 2, 2)
+    assert build_network("nets.py:make", 7, 0, tmp_path)(inputs).shape == (2, 7)
+    assert build_network(f"{tmp_path / 'nets.py'}:fixed", 7, 0)(inputs).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("nets.py:fails", "'nets.py:fails' cannot be built: ZeroDivisionError: by zero."),
+        ("nets.py:needs", "cannot be built: TypeError: needs() missing 1 required positional argument: 'depth'"),
+        ("nets.py:ends", "returned a int, not a torch.nn.Module"),
+        ("nets.py:nothing", "has no function 'nothing'"),
+        ("nets.py:", "has no function ''"),
+        ("nowhere.py:make", "does not exist"),
+        (":make", "module '', which is empty or relative"),
+        (".nets:make", "module '.nets', which is empty or relative"),
+        ("builtins:dict", "returned a dict"),
+        ("no_such_module:make", "cannot be imported: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("resnet18", "Did you mean 'torchvision:resnet18'"),
+        ("torchvision:resnet19", "Did you mean 'resnet18'"),
+    ],
+)
+def test_what_does_not_build_is_explained_in_one_line(tmp_path: Path, name: str, part: str) -> None:
+    (tmp_path / "nets.py").write_text(NETS)
+    assert part in refusal(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("def make(:", "SyntaxError: "),
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(0)", "SystemExit: 0"),
+    ],
+)
+def test_files_that_do_not_import_are_explained(tmp_path: Path, code: str, part: str) -> None:
+    (tmp_path / "broken_nets.py").write_text(code)
+    message = refusal("broken_nets.py:make", tmp_path)
+    assert str(tmp_path / "broken_nets.py") in message
+    assert part in message
+    assert "onnxdistill_user_broken_nets" not in sys.modules
+
+
+def test_a_probe_says_what_the_network_raises() -> None:
+    with pytest.raises(NetworkError, match=r"'x' does not run on float32 images \[2 x 3 x 4 x 4\]: RuntimeError: "):
+        probe("x", nn.Linear(5, 5), torch.ones(2, 3, 4, 4))
+
+
+def test_same_seed_same_network_and_no_trace_in_the_global_state() -> None:
+    state = torch.random.get_rng_state()
+    one, two, other = (build_network("cifar-resnet20", 10, seed) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one.linear.weight, two.linear.weight)  # type: ignore[union-attr, arg-type]
+    assert not torch.equal(one.linear.weight, other.linear.weight)  # type: ignore[union-attr, arg-type]
+
+
+@pytest.mark.parametrize(("name", "channels", "size"), [("digits-resnet", 1, 8), ("cifar-resnet20", 3, 32)])
+def test_sizes_are_those_of_the_docstrings(name: str, channels: int, size: int) -> None:
+    network = BUILT_IN[name](10)
+    documented = (BUILT_IN[name].__doc__ or "").split(": ")[1]
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    macs = count_macs(network.eval(), torch.zeros(1, channels, size, size))
+    assert documented == f"{parameters / 1e6:.2f} M parameters, {macs / 1e6:.1f} M multiply-adds."
+
+
+def test_the_digits_network_takes_grey_images() -> None:
+    assert digits_resnet(4).eval()(torch.ones(2, 1, 8, 8)).shape == (2, 4)

@@ -1,0 +1,111 @@
+"""The teacher: what it returns is checked before anything else is done with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from onnxdistill.errors import NetworkError
+from onnxdistill.recipe import Recipe
+from onnxdistill.stages.teacher import teacher
+from onnxdistill.tasks.classification import Classification, build_classification
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, outputs, change):
+        super().__init__()
+        self.linear = nn.Linear(64, outputs)
+        self.change = change
+    def forward(self, x):
+        return self.change(self.linear(x.flatten(1)))
+
+def right(): return Net(10, lambda y: y)
+def five(): return Net(5, lambda y: y)
+def hundred(): return Net(100, lambda y: y)
+def flat(): return Net(10, lambda y: y.flatten())
+def deep(): return Net(10, lambda y: y[:, :, None])
+def pair(): return Net(10, lambda y: (y, y))
+def table(): return Net(10, lambda y: {"logits": y})
+def double(): return Net(10, lambda y: y.double())
+def weights64(): return Net(10, lambda y: y).double()
+def fails(): return Net(10, lambda y: y / {}["x"])
+def seven(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
+def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+"""
+
+
+def recipe(network: str, **tables: object) -> Recipe:
+    values = {"name": "x", "data": {"source": "digits"}, "teacher": {"network": network, "train": {"epochs": 1}}}
+    return Recipe.model_validate(values | tables)
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> Path:
+    (tmp_path / "nets.py").write_text(NETS)
+    return tmp_path / "nets.py"
+
+
+@pytest.mark.parametrize(
+    ("function", "part"),
+    [
+        ("five", "returns float32 [2, 5], not float32 logits [2, 10] for 2 images"),
+        ("hundred", "returns float32 [2, 100], not float32 logits [2, 10]"),
+        ("flat", "returns float32 [20], not"),
+        ("deep", "returns float32 [2, 10, 1], not"),
+        ("double", "returns float64 [2, 10], not"),
+        ("pair", "returns a tuple, not one tensor of float32 logits [2, 10]"),
+        ("table", "returns a dict, not one tensor"),
+        ("fails", "does not run on float32 images [2 x 1 x 8 x 8]: KeyError: 'x'"),
+        ("weights64", "does not run on float32 images [2 x 1 x 8 x 8]: RuntimeError: "),
+    ],
+)
+def test_outputs_that_the_task_cannot_use(digits: Classification, nets: Path, function: str, part: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        teacher(recipe(f"{nets}:{function}"), digits)
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_the_network_refuses() -> None:
+    data = {"source": "folder", "root": "/nowhere", "image_size": 32}
+    wanted = recipe("torchvision:vit_b_16", data=data, teacher={"network": "torchvision:vit_b_16"})
+    with pytest.raises(NetworkError, match=r"\[2 x 3 x 32 x 32\]: AssertionError: .*data\.image_size"):
+        teacher(wanted, build_classification(wanted))
+
+
+@pytest.mark.parametrize("function", ["right", "lazy"])
+def test_a_network_that_fits_is_trained(digits: Classification, nets: Path, function: str) -> None:
+    result = teacher(recipe(f"{nets}:{function}"), digits)
+    assert result.training is not None
+    assert result.training.best_score > result.training.start_score
+    assert not any(parameter.is_inference() for parameter in result.network.parameters())
+
+
+def test_weights_are_loaded(digits: Classification, nets: Path, tmp_path: Path) -> None:
+    state = teacher(recipe(f"{nets}:right"), digits).network.state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    for function in ("right", "lazy"):
+        named = state if function == "right" else {f"1.{k.removeprefix('linear.')}": v for k, v in state.items()}
+        torch.save(named, tmp_path / "w.pt")
+        table = {"network": f"{nets}:{function}", "weights": str(tmp_path / "w.pt")}
+        loaded = teacher(recipe("", teacher=table), digits)
+        assert loaded.training is None
+        assert all(torch.equal(tensor, named[name]) for name, tensor in loaded.network.state_dict().items())
+
+
+def test_without_data_a_network_may_have_any_number_of_outputs(nets: Path) -> None:
+    data = {"source": "folder", "root": "/nowhere", "image_size": 8}
+    wanted = recipe("", data=data, teacher={"network": f"{nets}:seven"})
+    assert teacher(wanted, build_classification(wanted)).training is None
+
+
+@pytest.mark.parametrize(("source", "network"), [("digits", "digits-resnet"), ("cifar10", "cifar-resnet20")])
+def test_latency_only_networks_have_the_outputs_of_the_source(source: str, network: str) -> None:
+    wanted = recipe("", data={"source": source, "root": "/nowhere"}, teacher={"network": network})
+    task = build_classification(wanted)
+    assert teacher(wanted, task).network(task.example_input(2)).shape == (2, 10)
