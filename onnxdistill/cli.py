@@ -20,7 +20,7 @@ from onnxdistill.device.bench import bench
 from onnxdistill.device.display import BenchProgress, show_bench, show_findings
 from onnxdistill.device.doctor import diagnose
 from onnxdistill.device.jsonfile import check_place, json_text, write_json
-from onnxdistill.errors import OnnxDistillError
+from onnxdistill.errors import OnnxDistillError, UsageError, explained
 
 _STDOUT = "-"
 _INTERRUPTED = 130
@@ -94,7 +94,7 @@ def bench_command(
 ) -> None:
     """Time ONNX models side by side, with intervals; the first is the baseline."""
     if json_path is not None and json_path != _STDOUT:
-        check_place(Path(json_path))
+        check_place(Path(json_path), models)
     with BenchProgress(Console(stderr=True)) as progress:
         result = bench(
             models,
@@ -158,14 +158,37 @@ def _run() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except OnnxDistillError as error:
-        click.echo(f"Error: {' '.join(str(error).split())}", err=True)
-        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted.", err=True)
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader, as `head`, has seen enough; Python would complain once more when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader, as `head`, has seen enough.
+        _abandon_output()
         return 1
+    except (OnnxDistillError, OSError, MemoryError) as error:
+        return _refuse(error)
     return int(code or 0)
+
+
+def _refuse(error: OnnxDistillError | OSError | MemoryError) -> int:
+    """Says what went wrong, in one paragraph, and returns the exit code."""
+    if isinstance(error, OSError):
+        known: OnnxDistillError = explained(error, "The output")
+        _abandon_output()
+    elif isinstance(error, MemoryError):
+        known = UsageError(
+            f"The memory of this machine does not suffice{f': {error}' if str(error) else ''}.",
+            "Ask for a smaller batch or a smaller model, or close other programs.",
+        )
+    else:
+        known = error
+    click.echo(f"Error: {' '.join(str(known).split())}", err=True)
+    return known.exit_code
+
+
+def _abandon_output() -> None:
+    """What cannot be written now could not be at the end either, when Python flushes once more and complains."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

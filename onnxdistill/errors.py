@@ -20,6 +20,9 @@ The command line prints the message as one paragraph and ends with `exit_code`.
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class OnnxDistillError(Exception):
     """The root of the tree: a failure that is explained to the user instead of shown as a traceback.
@@ -89,3 +92,33 @@ class TrainingError(ResultError):
 
 class ParityError(ResultError):
     """Two forms of a network that should agree do not."""
+
+
+_NO_ROOM = "Free space there, or choose another place."
+_WAYS_OUT = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f).",
+}
+
+
+def cannot_write(place: Path | str, error: OSError | ValueError) -> OutputError:
+    """The paragraph for what the operating system says about writing to a place."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    name = str(place).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    fix = _WAYS_OUT.get(error.errno or 0) if isinstance(error, OSError) else None
+    return OutputError(f"{name} cannot be written: {reason}.", fix or "Choose another place.")
+
+
+def explained(error: OSError, place: str) -> UsageError:
+    """The paragraph for an error of the operating system that was not expected where it came up.
+
+    Args:
+        error: Names a file or not.
+        place: Where it was, if it does not: only writing fails without a name.
+    """
+    if error.filename is None or error.errno in _WAYS_OUT:
+        return cannot_write(error.filename or place, error)
+    return UsageError(
+        f"{error.filename} cannot be read or written: {error.strerror}.", "Check the path, and try again."
+    )

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from onnxdistill.device.bench import bench
+from onnxdistill.device.compare import compare, describe, measurably_faster
+from onnxdistill.device.session import SessionSettings
 from onnxdistill.device.statistics import Ratio
 from onnxdistill.recipe import Recipe
 from onnxdistill.stages.export import export
@@ -17,8 +18,8 @@ from onnxdistill.stages.quantize import quantize
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Feeds
 
-# How long two files are timed, together; again and longer as long as the answer is not clear.
-SECONDS = (2.0, 4.0, 8.0)
+__all__ = ["Gate", "describe", "measurably_faster"]
+
 # Ranges do not change how long a kernel takes, so a gate calibrates on few samples.
 CALIBRATION_BATCHES = 2
 
@@ -40,27 +41,10 @@ class Gate:
         self._deployed: dict[Path, Path] = {}
 
     def speedup(self, before: Path, after: Path) -> Ratio:
-        """How many times faster `after` runs than `before`, as the files are.
-
-        On a noisy machine a first interval may hold both answers; then it is measured again for longer.
-        """
-        for seconds in SECONDS:
-            ratio = self._timed(before, after, seconds)
-            if ratio.low > 1.0 or ratio.high < 1.0:
-                break
-        return ratio
-
-    def _timed(self, before: Path, after: Path, seconds: float) -> Ratio:
+        """How many times faster `after` runs than `before`, as the files are; see `compare`."""
         table = self._recipe.bench
-        result = bench(
-            {"before": before, "after": after},
-            threads=table.threads,
-            batch=table.batch,
-            provider=table.provider,
-            seconds=seconds,
-            seed=self._recipe.seed,
-        )
-        return result["after"].speedup
+        settings = SessionSettings(threads=table.threads, provider=table.provider)
+        return compare(before, after, settings, batch=table.batch, seed=self._recipe.seed)
 
     def deployed_speedup(self, before: Path, after: Path) -> Ratio:
         """The same of two float files, each in the precision that is to be deployed."""
@@ -96,13 +80,3 @@ class Gate:
 
     def _fresh(self) -> Path:
         return self._scratch / f"gate-{next(self._numbers)}.onnx"
-
-
-def measurably_faster(ratio: Ratio) -> bool:
-    """True only if the whole 95 % interval lies on the fast side."""
-    return ratio.low > 1.0
-
-
-def describe(ratio: Ratio) -> str:
-    """A speed-up in words, with its interval."""
-    return f"{ratio.value:.2f}× as fast (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -21,9 +22,10 @@ from rich.console import Console
 from torch import nn
 
 from onnxdistill.device.bench import BenchResult, bench
+from onnxdistill.device.feeds import check_memory
 from onnxdistill.device.runtime import usable_provider
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.errors import LimitsMissedError
+from onnxdistill.errors import LimitsMissedError, cannot_write, explained
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
@@ -72,17 +74,17 @@ def compress(
     """
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
-    with RunFolder(target) as folder, tempfile.TemporaryDirectory(prefix="onnxdistill-") as scratch:
+    with RunFolder(target) as folder, _scratch() as scratch:
         if console is None:
-            report = _Run(loaded, Path(scratch), SilentProgress()).whole(folder.work)
+            report = _Run(loaded, scratch, SilentProgress()).whole(folder.work)
         else:
             with ConsoleProgress(console) as progress:
-                report = _Run(loaded, Path(scratch), progress).whole(folder.work)
+                report = _Run(loaded, scratch, progress).whole(folder.work)
             console.print()
             console.print(render_report(report))
-        shipped = folder.ship(target if report.shipped else target.with_name(f"{target.name}.missed"))
+        shipped = folder.ship(missed=not report.shipped)
     if not report.shipped:
-        missed = "; ".join(limit_text(check) for check in report.limits if not check.met)
+        missed = "; ".join(limit_text(check) for check in report.limits if check.met is False)
         raise LimitsMissedError(
             f"The student of {loaded.name} does not ship: {missed}.",
             f"What was made lies in {shipped}. Prune less, train longer, or change [limits].",
@@ -90,6 +92,18 @@ def compress(
     if console is not None:
         console.print(f"\n{shipped / 'student.onnx'}\n{shipped / 'report.html'}", highlight=False, soft_wrap=True)
     return report
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for the files on the way; a disk that is full is explained."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
+            yield Path(folder)
+    except BrokenPipeError:
+        raise  # of the console, not of a file
+    except OSError as error:
+        raise explained(error, f"A file in {tempfile.gettempdir()}") from error
 
 
 @dataclass(frozen=True)
@@ -116,8 +130,11 @@ class _Run:
     def whole(self, folder: Path) -> Report:
         """Runs every stage and fills the run folder."""
         started = time.monotonic()
-        usable_provider(self.recipe.bench.provider)  # refused now rather than after the training
+        # Refused now rather than after the training.
+        usable_provider(self._settings().provider)
         self.task = self._load_task()
+        batch = self.recipe.bench.batch
+        check_memory(f"bench.batch = {batch}", batch * self.task.example_input(1).nbytes)
         self.gate = Gate(self.recipe, self.task, self.scratch)
         original = self._teacher()
         student = self._prune(original)
@@ -160,15 +177,19 @@ class _Run:
             return student
         self._begin("prune", "reading the channel groups")
         result = prune(student.module, self.task, self.recipe.prune)
-        self.groups.extend(GroupCut(**asdict(cut)) for cut in result.cuts)
-        self.notes.extend(result.notes)
-        removed = 1 - self._macs(result.network) / self._macs(student.module)
-        return self._keep_if_faster(
-            "prune",
-            student,
-            result.network,
-            f"{len(result.cuts)} groups narrower, {removed:.0%} of MACs removed",
-        )
+        if not result.cuts and not result.blocks:
+            self.notes.extend(result.notes)  # they say which key leaves nothing to cut
+            self.progress.end("left out: there is no channel to remove")
+            return student
+        macs = self._macs(student.module)
+        removed = f", {1 - self._macs(result.network) / macs:.0%} of MACs removed" if macs else ""
+        gone = f"without {', '.join(result.blocks)}, " if result.blocks else ""
+        summary = f"{gone}{len(result.cuts)} groups narrower{removed}"
+        kept = self._keep_if_faster("prune", student, result.network, summary)
+        if kept is not student:
+            self.groups.extend(GroupCut(**asdict(cut)) for cut in result.cuts)
+            self.notes.extend(result.notes)
+        return kept
 
     def _factorize(self, student: _Network) -> _Network:
         if self.recipe.factorize is None:
@@ -176,8 +197,9 @@ class _Run:
         self._begin("factorize", "choosing ranks")
         result = factorize(student.module, self.task, self.recipe.factorize, self.recipe.seed, self.gate.layer_speedup)
         self.notes.extend(result.notes)
-        if not result.layers:
-            self.progress.end("no layer is faster as a low-rank pair; left out")
+        if result.left_out:
+            self.notes.append(f"factorize was left out: {result.left_out}.")
+            self.progress.end(f"left out: {result.left_out}")
             return student
         return self._keep_if_faster("factorize", student, result.network, f"{len(result.layers)} layers in low rank")
 
@@ -254,11 +276,14 @@ class _Run:
 
     def _write(self, folder: Path, report: Report) -> None:
         student = [step for step in self.steps if step.applied][-1]
-        shutil.copyfile(self.steps[0].path, folder / "teacher.onnx")
-        shutil.copyfile(student.path, folder / "student.onnx")
-        (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-        (folder / "report.html").write_text(render_page(report), encoding="utf-8")
-        (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")
+        try:
+            shutil.copyfile(self.steps[0].path, folder / "teacher.onnx")
+            shutil.copyfile(student.path, folder / "student.onnx")
+            (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+            (folder / "report.html").write_text(render_page(report), encoding="utf-8")
+            (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(f"The run folder in {folder.parent}", error) from error
 
     def _keep_if_faster(self, stage: str, before: _Network, network: nn.Module, summary: str) -> _Network:
         """Goes on with `network` only if it is measurably faster in the precision that will be deployed."""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 NAME_WIDTH = 10
+_WIDE_COLUMNS = 80
 
 
 class Progress(Protocol):
@@ -112,8 +113,9 @@ class ConsoleProgress:
     def _running(self, text: str, share: float | None, remaining_s: float | None) -> Table:
         grid = Table.grid(padding=(0, 1))
         cells: list[RenderableType] = [Text(f"{self._stage:{NAME_WIDTH}}", style="bold"), self._spinner]
-        if share is not None:
+        if share is not None and self._console.width >= _WIDE_COLUMNS:
             cells.append(ProgressBar(total=1.0, completed=share, width=20))
+        if share is not None:
             cells.append(Text(f"{share:4.0%}"))
         cells.append(Text(text, no_wrap=True, overflow="ellipsis"))
         if remaining_s is not None:

@@ -10,7 +10,7 @@ import pytest
 
 import onnxdistill
 from onnxdistill import bench, compress
-from onnxdistill.errors import RecipeError
+from onnxdistill.errors import OutputError, RecipeError, explained
 
 
 def test_bench_times_the_embedded_student() -> None:
@@ -22,6 +22,19 @@ def test_bench_times_the_embedded_student() -> None:
 def test_compress_raises_what_the_command_prints(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"none\.toml does not exist"):
         compress(tmp_path / "none.toml")
+
+
+def test_a_place_with_a_null_byte_is_refused() -> None:
+    with pytest.raises(OutputError, match="embedded null byte"):
+        compress("models/digits/recipe.toml", out="a\0b")
+
+
+def test_errors_of_the_system_say_no_more_than_is_known() -> None:
+    assert str(explained(OSError(28, "No space left"), "The output")).startswith(
+        "The output cannot be written: No space"
+    )
+    missing = explained(FileNotFoundError(2, "No such file", "cat.png"), "The output")
+    assert str(missing).startswith("cat.png cannot be read or written: No such file.")
 
 
 def test_importing_costs_neither_torch_nor_onnx() -> None:

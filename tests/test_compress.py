@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,14 +16,18 @@ import pytest
 import torch
 from PIL import Image
 
+from onnxdistill import compress
 from onnxdistill.cli import main
 from onnxdistill.data import load_images
-from onnxdistill.device.session import SessionSettings, open_session
+from onnxdistill.device.session import SessionSettings, most_threads, open_session
+from onnxdistill.device.statistics import Ratio
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import load_recipe
-from onnxdistill.report import load_report
+from onnxdistill.report import LimitCheck, Report, load_report
 
 Refuse = Callable[..., None]
+
+EARLIER = json.dumps({"schema_version": 1, "onnxdistill_version": "0", "rows": [], "recipe": {}})
 
 QUICK = """
 name = "quick"
@@ -52,10 +57,12 @@ min_speedup = 1.1
 """
 
 
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: object, preexec_fn: Callable[[], None] | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "onnxdistill", *map(str, arguments)]
     variables = {**os.environ, "COLUMNS": "120", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, preexec_fn=preexec_fn)
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +138,12 @@ def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: 
     recipe.write_text(QUICK.replace("[prune]\nratio = 0.5\nmultiple_of = 16\n", "").replace("epochs = 4", "epochs = 1"))
     earlier = tmp_path / "run"
     earlier.mkdir()
-    (earlier / "report.json").write_text("earlier")
+    (earlier / "report.json").write_text(EARLIER)
     process = run("compress", recipe, "--out", earlier, "--set", "limits.min_speedup=1000")
     assert process.returncode == 1
     assert "min_speedup = 1000: measured" in process.stderr
     assert "Traceback" not in process.stderr
-    assert (earlier / "report.json").read_text() == "earlier"
+    assert (earlier / "report.json").read_text() == EARLIER
     missed = json.loads((tmp_path / "run.missed" / "report.json").read_text())
     assert missed["shipped"] is False
 
@@ -169,6 +176,136 @@ def test_latency_only_without_weights_or_data(tmp_path: Path) -> None:
     report = load_report(tmp_path / "run" / "report.json")
     assert all(row.score is None for row in report.rows)
     assert report.student.speedup is not None
+    assert report.shipped
+    assert report.limits == [LimitCheck("max_drop", 1.0, None, None, None, None, "points")]
+    assert report.notes[0] == "Accuracy was not measured: the teacher has neither weights nor training."
+    page = (tmp_path / "run" / "report.html").read_text()
+    for text in (process.stdout, page):
+        assert "max_drop = 1: not measured" in text
+
+
+NETWORK = """
+from torch import nn
+
+class Silent(nn.Module):
+    def forward(self, x):
+        return x.mean((2, 3)).relu()
+
+def small():
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )
+
+def silent():
+    return Silent()
+"""
+
+
+class TestStagesThatChangeNothing:
+    """On a tiny network without data: whatever did not become part of the student leaves a note and nothing else."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Callable[..., Report]:
+        (tmp_path / "net.py").write_text(NETWORK)
+
+        def compressed(tables: str, function: str = "small") -> Report:
+            recipe = tmp_path / "recipe.toml"
+            recipe.write_text(
+                'name = "tiny"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 8\ncalibration = 8\n'
+                f'[teacher]\nnetwork = "net.py:{function}"\n[bench]\nruns = 20\n{tables}'
+            )
+            return compress(recipe, out=tmp_path / "run")
+
+        return compressed
+
+    @pytest.fixture
+    def gate(self, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+        """Says that nothing is faster; returns what it was asked about."""
+        asked: list[Path] = []
+
+        def slower(before: Path, after: Path, *_: object, **__: object) -> Ratio:
+            asked.extend((before, after))
+            return Ratio(1.0, 0.99, 1.01)
+
+        monkeypatch.setattr("onnxdistill.gate.compare", slower)
+        return asked
+
+    @pytest.mark.parametrize(
+        ("table", "reason"),
+        [
+            ("ratio = 0.5\nmultiple_of = 1000", "prune.multiple_of = 1000"),
+            ("ratio = 0.5\nminimum = 500", "prune.minimum = 500"),
+            ("ratio = 0.01", "prune.ratio"),
+            ('ratio = 0.5\nskip = ["*"]', "prune.skip"),
+        ],
+    )
+    def test_prune_without_a_cut(self, made: Callable[..., Report], gate: list[Path], table: str, reason: str) -> None:
+        report = made(f"[prune]\n{table}\n")
+        assert [row.stage for row in report.rows] == ["teacher"]
+        assert [note for note in report.notes if note.startswith("prune removed nothing: ") and reason in note]
+        assert report.groups == []
+        assert gate == []
+
+    def test_prune_that_is_not_faster(self, made: Callable[..., Report], gate: list[Path]) -> None:
+        report = made("[prune]\nratio = 0.5\n")
+        assert gate
+        assert [(row.stage, row.applied) for row in report.rows] == [("teacher", True), ("prune", False)]
+        assert report.groups == []
+        refusals = [note for note in report.notes if note.startswith("prune")]
+        assert len(refusals) == 1
+        assert "was measured and not used: 1.00× as fast" in refusals[0]
+        assert "above 1.02" in refusals[0]
+
+    def test_prune_that_is_used_tells_its_cuts(
+        self, made: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("onnxdistill.gate.compare", lambda *_, **__: Ratio(2.0, 1.9, 2.1))
+        assert [group.channels_after for group in made("[prune]\nratio = 0.5\n").groups] == [8, 8]
+
+    @pytest.mark.parametrize(
+        ("table", "reason"),
+        [
+            ("macs_ratio = 0.5\nmultiple_of = 64", "no rank that is a multiple of 64 saves multiply-adds in any layer"),
+            ('macs_ratio = 0.5\nskip = ["*"]', "there is no layer to factorize, or all are skipped"),
+            ("macs_ratio = 0.5\nmultiple_of = 4", "low-rank pair"),
+        ],
+    )
+    def test_factorize_without_a_pair(
+        self, made: Callable[..., Report], gate: list[Path], table: str, reason: str
+    ) -> None:
+        report = made(f"[factorize]\n{table}\n")
+        notes = [note for note in report.notes if note.startswith("factorize was left out: ")]
+        assert len(notes) == 1
+        assert reason in notes[0]
+        assert ("measured" in notes[0]) == bool(gate)
+
+    def test_a_network_without_multiply_adds(self, made: Callable[..., Report], gate: list[Path]) -> None:
+        report = made("[prune]\nratio = 0.5\n[factorize]\nmacs_ratio = 0.5\n", function="silent")
+        assert report.teacher.macs == 0
+        assert any(note.startswith("prune removed nothing: ") for note in report.notes)
+        assert "factorize was left out: there is no layer to factorize." in report.notes
+        assert gate == []
+
+
+def test_a_limit_of_file_sizes_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORK.replace("(3, 16,", "(3, 512,").replace("d(16, 16", "d(512, 16"))
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "tiny"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 8\ncalibration = 8\n'
+        '[teacher]\nnetwork = "net.py:small"\n[bench]\nruns = 20\n'
+    )
+    process = run(
+        "compress",
+        recipe,
+        "--out",
+        tmp_path / "p" / "run",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert process.returncode == 2
+    assert "Traceback" not in process.stderr
+    assert "File too large. Raise the limit of file sizes" in " ".join(process.stderr.split())
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["net.py", "recipe.toml"]
 
 
 def test_downloadable_weights_without_a_network_say_so(tmp_path: Path) -> None:
@@ -213,7 +350,7 @@ class TestRefusals:
         (tmp_path / "recipe.toml").write_text(QUICK)
         image_folder(tmp_path / "images")
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "report.json").write_text("earlier")
+        (tmp_path / "run" / "report.json").write_text(EARLIER)
         return tmp_path
 
     @pytest.fixture
@@ -231,7 +368,7 @@ class TestRefusals:
             assert "\n\n" not in message.strip()
             for part in parts:
                 assert part in " ".join(message.split())
-            assert (place / "run" / "report.json").read_text() == "earlier"
+            assert (place / "run" / "report.json").read_text() == EARLIER
             assert sorted(path.name for path in place.iterdir()) == ["images", "recipe.toml", "run"]
 
         return refused
@@ -307,6 +444,20 @@ class TestRefusals:
     def test_unwritable_place(self, refuse: Refuse) -> None:
         # A file where a folder should be refuses root, too.
         refuse(out="recipe.toml/run", parts=("recipe.toml/run", "cannot be written"))
+
+    @pytest.mark.skipif(most_threads() >= 1000, reason="needs a machine for which 1000 threads are too many")
+    def test_more_threads_than_make_sense(self, refuse: Refuse) -> None:
+        refuse("bench.threads=1000", parts=("1000 threads were asked for", "Ask for at most"))
+
+    def test_a_batch_beyond_the_memory(self, place: Path, refuse: Refuse) -> None:
+        data = (
+            "data.source=folder",
+            f"data.root={place / 'images'}",
+            "data.calibration=2",
+            "data.image_size=1000",
+            "data.resize=1000",
+        )
+        refuse(*data, "bench.batch=65536", parts=("bench.batch = 65536 takes 786.4 GB", "smaller batch"))
 
     def test_somebody_elses_folder(self, refuse: Refuse) -> None:
         refuse(out="images", parts=("images", "not the folder of an earlier run"))

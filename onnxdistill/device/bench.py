@@ -80,7 +80,7 @@ def bench(
         ProviderError: If the provider is unknown or not usable, or takes no node of a model.
         MissingPackageError: If ONNX Runtime is not installed.
     """
-    _check_numbers(batch=batch, runs=runs, seconds=seconds, warmup=warmup)
+    _check_numbers(batch=batch, runs=runs, seconds=seconds, warmup=warmup, seed=seed)
     paths = _named(models)
     reference = next(iter(paths)) if baseline is None else baseline
     if reference not in paths:
@@ -159,7 +159,9 @@ def shaky_timing(latency_ms: Percentiles, warmup: Warmup) -> list[str]:
     return reasons
 
 
-def _check_numbers(*, batch: int, runs: int | None, seconds: float | None, warmup: int | None) -> None:
+def _check_numbers(*, batch: int, runs: int | None, seconds: float | None, warmup: int | None, seed: int) -> None:
+    if seed < 0:
+        raise UsageError(f"A seed is a whole number from 0 on, and {seed} was given.")
     if batch < 1:
         raise UsageError(f"A batch has at least 1 item, and {batch} were asked for.")
     if runs is not None and seconds is not None:

@@ -18,6 +18,8 @@ from onnxdistill.device.result import BenchResult, ModelTiming
 from onnxdistill.device.runtime import short_name
 
 _WIDE_COLUMNS = 100
+_NAME_WIDTH = 8
+_UNBOUNDED = 1000
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _REFRESH_S = 0.2
 
@@ -26,18 +28,12 @@ def show_bench(result: BenchResult, console: Console) -> None:
     """Prints the conditions, a row per model, and what is doubtful."""
     console.print(Text(_machine(result)))
     console.print(Text(_conditions(result)))
-    compared = len(result.models) > 1
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for heading in ("size", "median\nms", "p90\nms", "p95\nms", "p99\nms", "items/s"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    if compared:
-        table.add_column("speed-up\n(95 %)", justify="right", no_wrap=True)
-    for model in result.models:
-        table.add_row(*_cells(model, result.settings.baseline, compared, console.width >= _WIDE_COLUMNS))
+    table = _table(result, console.width >= _WIDE_COLUMNS)
+    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum > console.width:
+        table = _narrow_table(result)
     console.print()
     console.print(table)
-    if notes := _notes(result):
+    if notes := result.doubts():
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="yellow", no_wrap=True)
         grid.add_column(overflow="fold")
@@ -45,15 +41,6 @@ def show_bench(result: BenchResult, console: Console) -> None:
             grid.add_row("shaky", Text(note))
         console.print()
         console.print(grid)
-
-
-def _notes(result: BenchResult) -> list[str]:
-    """What is doubtful; a reason that several models share is said once."""
-    sharing: dict[str, list[str]] = {}
-    for model in result.models:
-        for reason in model.shaky:
-            sharing.setdefault(reason, []).append(model.name)
-    return [*result.shaky, *(f"{', '.join(names)}: {reason}" for reason, names in sharing.items())]
 
 
 def _machine(result: BenchResult) -> str:
@@ -70,21 +57,45 @@ def _conditions(result: BenchResult) -> str:
     return f"{where}, {calls:,} timed call{'s' if calls > 1 else ''} of each model"
 
 
-def _cells(model: ModelTiming, baseline: str, compared: bool, wide: bool) -> list[str]:
-    latency_ms = model.latency_ms
-    cells = [
-        escape(model.name),
-        size_text(model.size_bytes),
-        *(_number(value) for value in (latency_ms.median, latency_ms.p90, latency_ms.p95, latency_ms.p99)),
-        _number(model.throughput_per_s),
-    ]
-    if compared and model.name == baseline:
-        cells.append("baseline")
-    elif compared:
-        ratio = model.speedup
-        interval = f"{ratio.low:.2f}-{ratio.high:.2f}"
-        cells.append(f"{ratio.value:.2f}x ({interval})" if wide else f"{ratio.value:.2f}x\n{interval}")
-    return cells
+def _table(result: BenchResult, wide: bool) -> Table:
+    table = _empty_table("size", "median\nms", "p90\nms", "p95\nms", "p99\nms", "items/s")
+    compared = len(result.models) > 1
+    if compared:
+        table.add_column("speed-up\n(95 %)", justify="right", no_wrap=True)
+    for model in result.models:
+        latency_ms = model.latency_ms
+        times = (_number(value) for value in (latency_ms.median, latency_ms.p90, latency_ms.p95, latency_ms.p99))
+        cells = [size_text(model.size_bytes), *times, _number(model.throughput_per_s)]
+        speedup = [_speedup(model, result.settings.baseline, " " if wide else "\n")] if compared else []
+        table.add_row(escape(model.name), *cells, *speedup)
+    return table
+
+
+def _narrow_table(result: BenchResult) -> Table:
+    """What a comparison is made for; the rest needs a wider terminal, or --json."""
+    table = _empty_table("median\nms", "p95\nms", *(["speed-up\n(95 %)"] if len(result.models) > 1 else []))
+    for model in result.models:
+        cells = [_number(model.latency_ms.median), _number(model.latency_ms.p95)]
+        if len(result.models) > 1:
+            cells.append(_speedup(model, result.settings.baseline, "\n"))
+        table.add_row(escape(model.name), *cells)
+    return table
+
+
+def _empty_table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    table.add_column("model", overflow="fold", min_width=_NAME_WIDTH)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _speedup(model: ModelTiming, baseline: str, between: str) -> str:
+    if model.name == baseline:
+        return "baseline"
+    ratio = model.speedup
+    interval = f"{ratio.low:.2f}-{ratio.high:.2f}"
+    return f"{ratio.value:.2f}x{between}{f'({interval})' if between == ' ' else interval}"
 
 
 def _number(value: float | None) -> str:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 
 import numpy as np
 
+from onnxdistill.device.host import memory_bytes
 from onnxdistill.device.session import Array, Port, Session, shape_fits
 from onnxdistill.errors import UsageError
+
+# Of the memory; the model itself holds at least as much again, in outputs and in between.
+_SHARE = 0.5
+# No machine of today has more; for systems that do not tell.
+_MOST_BYTES = 1 << 45
 
 
 def random_feeds(
@@ -26,9 +33,29 @@ def random_feeds(
         rng: Where the values come from.
 
     Raises:
-        UsageError: If a shape is missing, does not fit, or contradicts `batch`.
+        UsageError: If a shape is missing, does not fit, contradicts `batch`, or asks for more than the memory.
     """
-    return {port.name: _values(session, port, _shape(session, port, batch, shapes), rng) for port in session.inputs}
+    chosen = {port.name: _shape(session, port, batch, shapes) for port in session.inputs}
+    for port in session.inputs:
+        size = prod(chosen[port.name]) * (1 if port.dtype is None else port.dtype.itemsize)
+        check_memory(f"{session.label}: the input {port.name!r} as {list(chosen[port.name])}", size)
+    return {port.name: _values(session, port, chosen[port.name], rng) for port in session.inputs}
+
+
+def check_memory(what: str, size_bytes: int) -> None:
+    """Makes sure, before it is allocated, that this machine could hold an input.
+
+    Args:
+        what: Names the input, as the beginning of a sentence.
+        size_bytes: What it would take.
+
+    Raises:
+        UsageError: If it takes so much of the memory that the model cannot run beside it.
+    """
+    memory = memory_bytes()
+    if size_bytes > _SHARE * (memory or _MOST_BYTES):
+        here = "" if memory is None else f", and this machine has {memory / 1e9:,.1f} GB of memory"
+        raise UsageError(f"{what} takes {size_bytes / 1e9:,.1f} GB{here}.", "Ask for a smaller batch or shape.")
 
 
 def _shape(session: Session, port: Port, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -83,5 +110,5 @@ def _values(session: Session, port: Port, shape: tuple[int, ...], rng: np.random
         return rng.standard_normal(shape, dtype=np.float32).astype(dtype)
     if dtype.itemsize == 1 and dtype.kind in "iu":
         limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max, size=shape, endpoint=True).astype(dtype)
-    return rng.integers(0, 2, size=shape).astype(dtype)
+        return rng.integers(limits.min, limits.max, size=shape, endpoint=True, dtype=dtype.type)
+    return rng.integers(0, 2, size=shape, dtype=dtype.type)

@@ -113,7 +113,7 @@ def read_host() -> HostFacts:
         logical_cpus=os.cpu_count() or 1,
         usable_cpus=usable_cpus(),
         cpu_limit=cpu_limit(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         onnxruntime=load_runtime().__version__,
@@ -180,7 +180,8 @@ def load_average() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def _memory_bytes() -> int | None:
+def memory_bytes() -> int | None:
+    """Memory of the machine; None where the system does not tell."""
     if not hasattr(os, "sysconf"):
         return None
     return int(os.sysconf("SC_PAGE_SIZE")) * int(os.sysconf("SC_PHYS_PAGES"))

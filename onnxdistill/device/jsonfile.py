@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxdistill.errors import OutputError
+from onnxdistill.errors import OutputError, cannot_write
 
 
 def json_text(data: Mapping[str, Any]) -> str:
@@ -17,15 +17,32 @@ def json_text(data: Mapping[str, Any]) -> str:
     return _render(data, 0) + "\n"
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path, inputs: Iterable[Path] = ()) -> None:
     """Makes sure, before any work is done, that a file could be written there.
 
+    Args:
+        path: A new file, a file to replace, or something to write into, as a pipe or /dev/null.
+        inputs: Files that are read, and must not be replaced.
+
     Raises:
-        OutputError: If the folder does not exist or may not be written, or if the path is a folder.
+        OutputError: If the folder does not exist or may not be written, if the path is a folder or an input.
     """
+    try:
+        _check(path, inputs)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise cannot_write(path, error) from error
+
+
+def _check(path: Path, inputs: Iterable[Path]) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder.", "Name a file in it.")
-    folder = path.absolute().parent
+    if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
+        raise OutputError(f"{path} is a model that is to be read, and the result would replace it.", "Name a new file.")
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise OutputError(f"{path} cannot be written: no permission.", "Choose another place.")
+        return
+    folder = _target(path).parent
     if not folder.is_dir():
         raise OutputError(f"{path} cannot be written: there is no folder {folder}.", "Create the folder first.")
     if not os.access(folder, os.W_OK):
@@ -33,27 +50,47 @@ def check_place(path: Path) -> None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Writes under a temporary name beside the file, then renames.
+    """Writes under a temporary name beside the file, then renames; into a pipe or a device it writes as it is.
+
+    A symbolic link stays, and the file that it points to is written.
 
     Raises:
         OutputError: If the file cannot be written.
     """
     check_place(path)
-    target = path.absolute()
+    text = json_text(data)
+    try:
+        if _is_special(path):
+            path.write_text(text, encoding="utf-8")
+        else:
+            _replace(_target(path), text)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def _replace(target: Path, text: str) -> None:
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(
             "w", encoding="utf-8", dir=target.parent, prefix=f".{target.name}.", delete=False
         ) as file:
             temporary = Path(file.name)
-            file.write(json_text(data))
+            file.write(text)
         # The temporary file is for its owner only; the result is an ordinary file.
         temporary.chmod(0o644)
         temporary.replace(target)
-    except OSError as error:
+    except OSError:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path} cannot be written: {error.strerror}.", "Choose another place.") from error
+        raise
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file()
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path))
 
 
 def _render(value: object, indent: int) -> str:

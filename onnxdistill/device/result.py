@@ -101,6 +101,14 @@ class BenchResult:
         """The model of that name."""
         return next(model for model in self.models if model.name == name)
 
+    def doubts(self) -> list[str]:
+        """Every reason not to trust the numbers; one that several models share is said once."""
+        sharing: dict[str, list[str]] = {}
+        for model in self.models:
+            for reason in model.shaky:
+                sharing.setdefault(reason, []).append(model.name)
+        return [*self.shaky, *(f"{', '.join(names)}: {reason}" for reason, names in sharing.items())]
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`, with every raw time to the nanosecond."""
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ _LEVELS = {
 
 _QUIET, _WARNINGS = 4, 2
 
+_MOST_THREADS, _THREADS_PER_CPU = 64, 4
+
 
 @dataclass(frozen=True)
 class SessionSettings:
@@ -65,6 +68,11 @@ class SessionSettings:
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError(f"A session needs at least 1 thread, and {self.threads} were asked for.")
+        if self.threads > most_threads():
+            raise UsageError(
+                f"{self.threads} threads were asked for, and {os.cpu_count() or 1} CPUs are here.",
+                f"Ask for at most {most_threads()}; more threads than CPUs are slower anyway.",
+            )
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,11 @@ class Session:
                 raise UsageError(f"{self.label}: the input {name!r} is given as {array.dtype.name}.", takes)
             if not shape_fits(array.shape, port.shape):
                 raise UsageError(f"{self.label}: the input {name!r} is given as {list(array.shape)}.", takes)
+
+
+def most_threads() -> int:
+    """Beyond this, threads only cost: each takes memory of its own, and they wait for each other's CPU."""
+    return max(_MOST_THREADS, _THREADS_PER_CPU * (os.cpu_count() or 1))
 
 
 def shape_fits(given: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:

@@ -68,11 +68,11 @@ def assemble(
         metric_unit=task.metric.unit,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         seconds=seconds,
-        shipped=all(check.met for check in limits),
+        shipped=all(check.met is not False for check in limits),
         student_precision=student.precision,
         rows=rows,
         limits=limits,
-        notes=[*notes, *_shaky(timings)],
+        notes=list(dict.fromkeys([*notes, *_shaky(timings)])),
         groups=groups,
         trainings=trainings,
         artifacts=[_artifact("teacher.onnx", steps[0].path), _artifact("student.onnx", student.path)],
@@ -84,8 +84,7 @@ def assemble(
 
 
 def _shaky(timings: BenchResult) -> list[str]:
-    of_models = [f"{timing.name}: {reason}" for timing in timings.models for reason in timing.shaky]
-    return [f"Latencies are shaky. {reason}" for reason in (*timings.shaky, *of_models)]
+    return [f"Latencies are shaky. {reason}" for reason in timings.doubts()]
 
 
 def _portable(timings: BenchResult) -> dict[str, Any]:
@@ -119,17 +118,21 @@ def _check_limits(
     limits: LimitsTable, task: Task, teacher: Step, student: Step, student_row: StageRow
 ) -> list[LimitCheck]:
     checks = []
-    # Without a measured accuracy there is nothing to hold against `max_drop`; the report says so in a note.
-    if limits.max_drop is not None and teacher.score is not None and student.score is not None:
-        drop = task.metric.drop(teacher.score.value, student.score.value)
-        low, high = paired_interval(teacher.score, student.score, drop)
-        met = drop <= limits.max_drop
-        checks.append(LimitCheck("max_drop", limits.max_drop, drop, low, high, met, "points"))
+    if limits.max_drop is not None:
+        checks.append(_check_drop(limits.max_drop, task, teacher.score, student.score))
     if limits.min_speedup is not None and student_row.speedup is not None:
         speedup = student_row.speedup
         met = speedup.ratio >= limits.min_speedup
         checks.append(LimitCheck("min_speedup", limits.min_speedup, speedup.ratio, speedup.low, speedup.high, met, "×"))
     return checks
+
+
+def _check_drop(limit: float, task: Task, teacher: Score | None, student: Score | None) -> LimitCheck:
+    if teacher is None or student is None:  # latency only: nothing to hold against the limit, as a note says, too
+        return LimitCheck("max_drop", limit, None, None, None, None, "points")
+    drop = task.metric.drop(teacher.value, student.value)
+    low, high = paired_interval(teacher, student, drop)
+    return LimitCheck("max_drop", limit, drop, low, high, drop <= limit, "points")
 
 
 def paired_interval(teacher: Score, student: Score, drop: float) -> tuple[float, float]:

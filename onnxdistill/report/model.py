@@ -76,14 +76,19 @@ class StageRow:
 
 @dataclass(frozen=True)
 class LimitCheck:
-    """One limit of the recipe against the measured figure; `measured` is None if it could not be measured."""
+    """One limit of the recipe against the measured figure.
+
+    Attributes:
+        measured: None if it could not be measured; then `low`, `high` and `met` are None as well.
+        met: Whether the student keeps to it; one that was not measured does not keep it from shipping.
+    """
 
     name: str
     limit: float
     measured: float | None
     low: float | None
     high: float | None
-    met: bool
+    met: bool | None
     unit: str
 
 
@@ -118,7 +123,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything measured in one run of `compress`. `shipped` says whether all limits were met."""
+    """Everything measured in one run of `compress`. `shipped` says whether no limit was missed."""
 
     schema_version: int
     onnxdistill_version: str

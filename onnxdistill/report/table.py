@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from onnxdistill.report.model import LimitCheck, Report, StageRow
+
+_HEADINGS = ("stage", "params", "MACs", "size kB", "accuracy", "median ms", "p95 ms", "speed-up")
+_NARROW_HEADINGS = {0: "stage", 4: "accuracy", 5: "median\nms", 7: "speed-up"}
+_LIMIT_STYLES = {True: "green", False: "bold red", None: "yellow"}
+_NOT_MEASURED = "not measured"
+_UNBOUNDED = 1000
 
 
 def count(number: float) -> str:
@@ -28,7 +34,7 @@ def latency(milliseconds: float | None) -> str:
 
 def score_text(row: StageRow, unit: str) -> str:
     """The score with its unit; accuracy that was not measured says so."""
-    return "not measured" if row.score is None else f"{row.score.value:.2f} {unit}"
+    return _NOT_MEASURED if row.score is None else f"{row.score.value:.2f} {unit}"
 
 
 def limit_text(check: LimitCheck) -> str:
@@ -42,15 +48,33 @@ def limit_text(check: LimitCheck) -> str:
 
 def render_report(report: Report) -> RenderableType:
     """The table with a row a stage, the limits beneath it, and the notes."""
-    table = Table(title=None, box=None, pad_edge=False, header_style="bold")
-    table.add_column("stage", no_wrap=True)
-    for heading in ("params", "MACs", "size kB", "accuracy", "median ms", "p95 ms", "speed-up"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in report.rows:
-        table.add_row(*_cells(report, row), style=_style(report, row))
-    below = [Text(limit_text(check), style="green" if check.met else "bold red") for check in report.limits]
+    below = [Text(limit_text(check), style=_LIMIT_STYLES[check.met]) for check in report.limits]
     notes = [Text(f"· {note}", style="dim") for note in report.notes]
-    return Group(table, Text(), *below, *notes)
+    return Group(_StageTable(report), Text(), *below, *notes)
+
+
+class _StageTable:
+    """All columns, or those that matter most where the terminal is too narrow for all."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        whole = self._table(dict(enumerate(_HEADINGS)))
+        fits = console.measure(whole, options=options.update(width=_UNBOUNDED)).minimum <= options.max_width
+        yield whole if fits else self._table(_NARROW_HEADINGS)
+
+    def _table(self, headings: dict[int, str]) -> Table:
+        table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+        for column, heading in headings.items():
+            table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+        between = " " if len(headings) == len(_HEADINGS) else "\n"
+        for row in self._report.rows:
+            cells = [
+                cell.replace(_NOT_MEASURED, _NOT_MEASURED.replace(" ", between)) for cell in _cells(self._report, row)
+            ]
+            table.add_row(*(cells[column] for column in headings), style=_style(self._report, row))
+        return table
 
 
 def _cells(report: Report, row: StageRow) -> tuple[str, ...]:

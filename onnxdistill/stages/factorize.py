@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from onnxdistill.device.compare import describe, measurably_faster
 from onnxdistill.device.statistics import Ratio
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.lowrank import (
@@ -37,11 +38,19 @@ LayerSpeedup = Callable[[nn.Module, nn.Module, tuple[int, ...]], Ratio]
 
 @dataclass(frozen=True)
 class FactorizeResult:
-    """The network with its pairs, the rank of every replaced layer, and what the user should know."""
+    """The network with its pairs.
+
+    Attributes:
+        network: A copy.
+        layers: The rank of every replaced layer.
+        notes: What the user should know.
+        left_out: Why no layer was replaced; empty if some were.
+    """
 
     network: nn.Module
     layers: dict[str, int]
     notes: list[str]
+    left_out: str
 
 
 def factorize(
@@ -67,7 +76,19 @@ def factorize(
     whole = count_macs(network, task.example_input(1))
     elsewhere = whole - sum(option.dense for option in options.values())
     ranks = choose_ranks(options, table.macs_ratio * whole - elsewhere)
-    return _replace(network, table, shapes, factors, ranks, layer_speedup)
+    chosen = {name: rank for name, rank in ranks.items() if rank is not None}
+    if not chosen:
+        return FactorizeResult(copy.deepcopy(network), {}, [], _why_no_rank(options, table))
+    return _replace(network, table, shapes, factors, chosen, layer_speedup)
+
+
+def _why_no_rank(options: dict[str, RankOptions], table: FactorizeTable) -> str:
+    if not options:
+        skipped = ", or all are skipped" if table.skip else ""
+        return f"there is no layer to factorize{skipped}"
+    if not any(option.ranks for option in options.values()):
+        return f"no rank that is a multiple of {table.multiple_of} saves multiply-adds in any layer"
+    return f"the network meets macs_ratio = {table.macs_ratio:g} as it is"
 
 
 def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[str, tuple[int, ...]]:
@@ -101,7 +122,7 @@ def _replace(
     table: FactorizeTable,
     shapes: dict[str, tuple[int, ...]],
     factors: dict[str, Factors],
-    ranks: dict[str, int | None],
+    ranks: dict[str, int],
     layer_speedup: LayerSpeedup,
 ) -> FactorizeResult:
     changed = copy.deepcopy(network)
@@ -109,8 +130,6 @@ def _replace(
     notes: list[str] = []
     measured: dict[tuple[object, ...], Ratio] = {}
     for name, rank in ranks.items():
-        if rank is None:
-            continue
         layer = _layer(network, name)
         pair = low_rank_pair(layer, factors[name], rank, scheme_of(layer, table.scheme))
         # Layers of one form take the same time, whatever their weights.
@@ -118,15 +137,14 @@ def _replace(
         if form not in measured:
             measured[form] = layer_speedup(layer, pair, shapes[name])
         ratio = measured[form]
-        if ratio.low <= 1.0:
-            notes.append(
-                f"factorize left {name} as it is: at rank {rank} it is {ratio.value:.2f}× as fast (95 % interval "
-                f"{ratio.low:.2f} to {ratio.high:.2f})."
-            )
+        if not measurably_faster(ratio):
+            notes.append(f"factorize left {name} as it is: at rank {rank} it is {describe(ratio)}.")
             continue
         changed.set_submodule(name, pair)
         layers[name] = rank
-    return FactorizeResult(changed, layers, notes)
+    tried = "the low-rank pair" if len(ranks) == 1 else f"none of the {len(ranks)} low-rank pairs"
+    left_out = "" if layers else f"{tried} was {'not ' * (len(ranks) == 1)}measured to be faster"
+    return FactorizeResult(changed, layers, notes, left_out)
 
 
 def _layer(network: nn.Module, name: str) -> Layer:

@@ -110,6 +110,24 @@ def test_the_table_fits(report: Report, width: int) -> None:
         assert part in text
 
 
+def test_a_narrow_terminal_gets_the_columns_that_matter(report: Report) -> None:
+    rows = [*report.rows[:2], replace(report.rows[2], stage="factorize", applied=False, score=None)]
+    text = shown(replace(report, rows=rows), 40)
+    assert all(len(line) <= 40 for line in text.splitlines())
+    assert "…" not in text
+    for part in ("teacher", "90.00 %", "1.00", "1.00×", "(factorize)", "0.250", "4.00×"):
+        assert part in text
+    assert "271 k" not in text
+
+
+def test_a_limit_that_was_not_measured_is_neither_met_nor_missed(report: Report, tmp_path: Path) -> None:
+    blind = replace(report, limits=[LimitCheck("max_drop", 1.5, None, None, None, None, "points")])
+    assert "max_drop = 1.5: not measured" in shown(blind, 100)
+    assert '<li class="unknown">max_drop = 1.5: not measured</li>' in render_page(blind)
+    (tmp_path / "report.json").write_text(blind.to_json())
+    assert load_report(tmp_path / "report.json") == blind
+
+
 def test_accuracy_that_was_not_measured_says_so(report: Report) -> None:
     blind = replace(report, rows=[replace(r, score=None) for r in report.rows], trainings=[], limits=[])
     assert "not measured" in shown(blind, 100)
