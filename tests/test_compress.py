@@ -152,7 +152,14 @@ def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: 
 def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "recipe.toml").write_text(QUICK.replace("epochs = 4", "epochs = 400"))
     command = [sys.executable, "-m", "onnxdistill", "compress", tmp_path / "recipe.toml", "--out", tmp_path / "run"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell starts its background jobs, such as these tests may be, with the interrupt ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("data")  # now it trains the teacher
         assert len(list(tmp_path.glob(".run.partial-*"))) == 1
