@@ -37,7 +37,7 @@ def stage_table(report: Report) -> str:
     return "\n".join(lines)
 
 
-UNITS = {"x": "×", "ms": " ms", "percent": " %", "points": " points", "minutes": " minutes"}
+UNITS = {"x": "×", "ms": " ms", "percent": " %", "points": " points", "minutes": " minutes", "s": " s", "count": ""}
 
 
 def claim_text(name: str, summary: Summary) -> str:

@@ -91,6 +91,8 @@ def _try(network: nn.Module, analysis: ChannelAnalysis, groups: list[ChannelGrou
     kept = {group.name: _two_thirds(group.size) for group in groups}
     if not kept:
         return None
+    # One copy of the network after the other, for the sake of memory.
+    expected = tree_leaves(silent_outputs(network, analysis, kept, example))
     smaller = cut_channels(network, analysis, kept, example)
     place: list[str] = []
     with torch.inference_mode(), _in_place(smaller, place):
@@ -99,7 +101,6 @@ def _try(network: nn.Module, analysis: ChannelAnalysis, groups: list[ChannelGrou
         except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
             return Failure(_author(smaller, place), tuple(groups), reason)
-    expected = tree_leaves(silent_outputs(network, analysis, kept, example))
     for one, other in zip(expected, actual, strict=True):
         if one.shape != other.shape:
             return Failure(None, tuple(groups), f"an output has shape {tuple(other.shape)}")

@@ -46,29 +46,28 @@ def cut_channels(
     network: nn.Module, analysis: ChannelAnalysis, kept: Mapping[str, Channels], example: Tensor
 ) -> nn.Module:
     """The same without a check that the result runs."""
-    cut = copy.deepcopy(network)
     removed = analysis.removed_indices(kept)
-    before = {name: len(layer.weight) for name, layer in cut.named_modules() if isinstance(layer, CONVOLUTIONS)}
-    for (tensor, dim), indices in removed.items():
-        _cut(cut, tensor, dim, indices)
+    before = {name: len(layer.weight) for name, layer in network.named_modules() if isinstance(layer, CONVOLUTIONS)}
+    # The copy finds the smaller tensors in place of the whole ones, under all of their names.
+    cut = copy.deepcopy(network, _smaller_tensors(network, removed))
     _update_layers(cut, analysis, before)
     _update_sizes_in_code(cut, analysis, kept)
     _keep_scalings(cut, analysis, kept, removed, example)
     return cut
 
 
-def _cut(network: nn.Module, tensor: str, dim: int, removed: Channels) -> None:
-    layer, _, name = tensor.rpartition(".")
-    old = getattr(network.get_submodule(layer), name)
-    stay = torch.from_numpy(np.setdiff1d(np.arange(old.shape[dim]), removed))
-    new = old.detach().index_select(dim, stay).clone()
-    if isinstance(old, nn.Parameter):
-        new = nn.Parameter(new, requires_grad=old.requires_grad)
-    for owner in network.modules():  # a tensor can have several names
-        for entries in (owner._parameters, owner._buffers):
-            for key, value in entries.items():
-                if value is old:
-                    entries[key] = new
+def _smaller_tensors(network: nn.Module, removed: Removed) -> dict[int, Any]:
+    """By identity of every tensor that is cut, what it becomes."""
+    named: dict[str, Tensor] = dict(network.named_parameters(remove_duplicate=False))
+    named |= dict(network.named_buffers(remove_duplicate=False))
+    smaller: dict[int, Any] = {}
+    for (tensor, dim), indices in removed.items():
+        old = named[tensor]
+        now = smaller.get(id(old), old)
+        stay = torch.from_numpy(np.setdiff1d(np.arange(now.shape[dim]), indices))
+        new = now.detach().index_select(dim, stay)
+        smaller[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    return smaller
 
 
 def _update_layers(network: nn.Module, analysis: ChannelAnalysis, outputs_before: Mapping[str, int]) -> None:
