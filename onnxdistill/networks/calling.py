@@ -20,7 +20,7 @@ def explained(what: str, fix: str) -> Iterator[None]:
         yield
     except NetworkError:
         raise
-    except Exception as error:
+    except Exception as error:  # the block runs a user's code, which can raise anything
         raise NetworkError(f"{what}: {described(error)}.", fix) from error
 
 

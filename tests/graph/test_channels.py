@@ -117,7 +117,7 @@ EXPECTED: dict[type[nn.Module], Free] = {
     },
 }  # fmt: skip
 
-FAMILIES = [  # every kind of architecture; all of them stand in benchmarks/coverage
+FAMILIES = [  # one a kind of architecture; benchmarks/coverage/run.py goes through all
     "resnet18",
     "vgg11_bn",
     "mobilenet_v2",
