@@ -1,7 +1,8 @@
 """Turn a slow PyTorch teacher into a small, measured, verified int8 ONNX student.
 
-`compress` runs a recipe and needs the extra `compress`; `bench` times ONNX files and needs only ONNX Runtime.
-Both are imported on first use, so that importing the package costs neither torch nor ONNX Runtime.
+`compress` runs a recipe and needs the extra `compress`, as does `load_student`, which gives a run's student as a
+PyTorch module; `bench` times ONNX files and needs only ONNX Runtime. They are imported on first use, so that
+importing the package costs neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from typing import TYPE_CHECKING
 from onnxdistill.errors import MissingPackageError
 
 if TYPE_CHECKING:
+    from onnxdistill.checkpoint import load_student
     from onnxdistill.device.bench import bench
     from onnxdistill.pipeline import compress
 
     __version__: str
 
-__all__ = ["__version__", "bench", "compress"]
+__all__ = ["__version__", "bench", "compress", "load_student"]
 
-_HOMES = {"bench": "onnxdistill.device.bench", "compress": "onnxdistill.pipeline"}
+_HOMES = {
+    "bench": "onnxdistill.device.bench",
+    "compress": "onnxdistill.pipeline",
+    "load_student": "onnxdistill.checkpoint",
+}
 
 # The modules, not the distributions, that the extra `compress` brings.
 _COMPRESS_MODULES = frozenset(

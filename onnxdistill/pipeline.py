@@ -21,11 +21,12 @@ import tomli_w
 from rich.console import Console
 from torch import nn
 
+from onnxdistill.checkpoint import save_student
 from onnxdistill.device.bench import BenchResult, bench
 from onnxdistill.device.feeds import check_memory
 from onnxdistill.device.runtime import usable_provider
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.errors import LimitsMissedError, cannot_write, explained
+from onnxdistill.errors import LimitsMissedError, NetworkError, cannot_write, explained
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
@@ -142,6 +143,7 @@ class _Run:
         student = self._distill(student, original)
         self._quantize(student, original)
         timings = self._bench()
+        self._save_module(student.module, folder)
         report = assemble(
             self.recipe,
             self.task,
@@ -273,6 +275,18 @@ class _Run:
         threads = "1 thread" if table.threads == 1 else f"{table.threads} threads"
         self.progress.end(f"{table.runs} runs each, in turns, {threads}, batch {table.batch}, {table.provider}")
         return result
+
+    def _save_module(self, student: nn.Module, folder: Path) -> None:
+        """The student in PyTorch, beside the ONNX file that ships; a network that cannot be rebuilt ships without."""
+        class_count = len(self.task.class_names)
+        try:
+            save_student(
+                student, self.recipe.teacher.network, class_count, folder / "student.pt", self.task.example_input(2)
+            )
+        except NetworkError as error:
+            self.notes.append(f"student.pt was left out: {error.what}")
+        except OSError as error:
+            raise cannot_write(f"The run folder in {folder.parent}", error) from error
 
     def _write(self, folder: Path, report: Report) -> None:
         student = [step for step in self.steps if step.applied][-1]

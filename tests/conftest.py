@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
+import torch
 from hypothesis import settings
 
 from onnxdistill.data import load_images
@@ -12,6 +15,10 @@ from onnxdistill.tasks.classification import Classification
 # The same examples every time, and no limit of time that a busy machine would miss.
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+# The networks are small: on a machine that others use, too, threads that wait for each other take many times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that the tests start
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

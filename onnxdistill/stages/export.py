@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from torch import Tensor, nn
 
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import NetworkError, ParityError
+from onnxdistill.onnxfile import save_checked
 from onnxdistill.recipe import ExportTable
 
 # float32 kernels that sum in another order differ by about the square root of the number of terms times 1e-7.
@@ -79,8 +79,7 @@ def export(
     model = program.model_proto
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save_model(model, path)
+    save_checked(model, path)
     return ExportResult(path, _parity(network, example, path, input_name, output_name))
 
 

@@ -22,6 +22,7 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from onnxdistill.device.host import read_processor
+from onnxdistill.onnxfile import save_checked
 from onnxdistill.recipe import QuantizeTable
 from onnxdistill.tasks.base import Feeds
 
@@ -106,8 +107,7 @@ def _copy_metadata(source: Path, path: Path) -> None:
     for entry in onnx.load(source).metadata_props:
         if entry.key not in have:
             quantized.metadata_props.add(key=entry.key, value=entry.value)
-    onnx.checker.check_model(quantized, full_check=True)
-    onnx.save_model(quantized, path)
+    save_checked(quantized, path)
 
 
 @contextmanager
