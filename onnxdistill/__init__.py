@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from onnxdistill.errors import MissingPackageError
 
 if TYPE_CHECKING:
-    from onnxdistill.checkpoint import load_student
     from onnxdistill.device.bench import bench
     from onnxdistill.pipeline import compress
+    from onnxdistill.student import load_student
 
     __version__: str
 
@@ -25,12 +25,13 @@ __all__ = ["__version__", "bench", "compress", "load_student"]
 _HOMES = {
     "bench": "onnxdistill.device.bench",
     "compress": "onnxdistill.pipeline",
-    "load_student": "onnxdistill.checkpoint",
+    "load_student": "onnxdistill.student",
 }
 
 # The modules, not the distributions, that the extra `compress` brings.
 _COMPRESS_MODULES = frozenset(
     {
+        "filelock",
         "jinja2",
         "matplotlib",
         "onnx",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import onnxruntime
 import torch
 from torch import nn
 
 from onnxdistill.device.compare import compare, describe, measurably_faster
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.device.statistics import Ratio
+from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import quantize
@@ -31,12 +35,14 @@ class Gate:
         recipe: Says how latency is measured, and whether the student is quantized.
         task: Gives calibration samples.
         scratch: Folder for the files that are measured.
+        journal: Remembers what was measured before the run was ended.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, scratch: Path) -> None:
+    def __init__(self, recipe: Recipe, task: Task, scratch: Path, journal: Journal) -> None:
         self._recipe = recipe
         self._task = task
         self._scratch = scratch
+        self._journal = journal
         self._numbers = itertools.count()
         self._deployed: dict[Path, Path] = {}
 
@@ -44,7 +50,12 @@ class Gate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
         table = self._recipe.bench
         settings = SessionSettings(threads=table.threads, provider=table.provider)
-        return compare(before, after, settings, batch=table.batch, seed=self._recipe.seed)
+        digest = hashlib.sha256(f"{settings} {table.batch} {onnxruntime.__version__} {platform.node()}".encode())
+        for path in (before, after):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return self._journal.ratio(
+            digest.hexdigest(), lambda: compare(before, after, settings, batch=table.batch, seed=self._recipe.seed)
+        )
 
     def deployed_speedup(self, before: Path, after: Path) -> Ratio:
         """The same of two float files, each in the precision that is to be deployed."""

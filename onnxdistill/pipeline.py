@@ -21,7 +21,6 @@ import tomli_w
 from rich.console import Console
 from torch import nn
 
-from onnxdistill.checkpoint import save_student
 from onnxdistill.device.bench import BenchResult, bench
 from onnxdistill.device.feeds import check_memory
 from onnxdistill.device.runtime import usable_provider
@@ -29,6 +28,7 @@ from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import LimitsMissedError, NetworkError, cannot_write, explained
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
+from onnxdistill.journal import Journal
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
 from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.report import GroupCut, Report, TrainingLog
@@ -43,6 +43,7 @@ from onnxdistill.stages.quantize import quantize
 from onnxdistill.stages.ship import RunFolder
 from onnxdistill.stages.teacher import teacher
 from onnxdistill.stages.verify import verify
+from onnxdistill.student import save_student
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import TrainingResult, TrainingStatus
@@ -62,7 +63,8 @@ def compress(
     Args:
         recipe: The recipe's TOML file.
         out: The run folder; `runs/NAME` by default. An earlier run there is replaced only by one that meets
-            its limits; one that misses them goes to `OUT.missed`.
+            its limits; one that misses them goes to `OUT.missed`. If a run into this folder was ended on the way,
+            its trainings go on from their last checkpoint.
         overrides: Items `table.key=value` that replace keys of the recipe.
         console: Shows progress and the closing table; None is silent.
 
@@ -75,12 +77,12 @@ def compress(
     """
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
-    with RunFolder(target) as folder, _scratch() as scratch:
+    with RunFolder(target) as folder, _scratch() as scratch, Journal(target) as journal:
         if console is None:
-            report = _Run(loaded, scratch, SilentProgress()).whole(folder.work)
+            report = _Run(loaded, scratch, journal, SilentProgress()).whole(folder.work)
         else:
-            with ConsoleProgress(console) as progress:
-                report = _Run(loaded, scratch, progress).whole(folder.work)
+            with _told_how_to_go_on(console, journal), ConsoleProgress(console) as progress:
+                report = _Run(loaded, scratch, journal, progress).whole(folder.work)
             console.print()
             console.print(render_report(report))
         shipped = folder.ship(missed=not report.shipped)
@@ -93,6 +95,16 @@ def compress(
     if console is not None:
         console.print(f"\n{shipped / 'student.onnx'}\n{shipped / 'report.html'}", highlight=False, soft_wrap=True)
     return report
+
+
+@contextmanager
+def _told_how_to_go_on(console: Console, journal: Journal) -> Iterator[None]:
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if journal.holds_something:
+            console.print("Ended on the way. The same command goes on from here.")
+        raise
 
 
 @contextmanager
@@ -121,6 +133,7 @@ class _Run:
 
     recipe: Recipe
     scratch: Path
+    journal: Journal
     progress: Progress
     steps: list[Step] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -136,7 +149,7 @@ class _Run:
         self.task = self._load_task()
         batch = self.recipe.bench.batch
         check_memory(f"bench.batch = {batch}", batch * self.task.example_input(1).nbytes)
-        self.gate = Gate(self.recipe, self.task, self.scratch)
+        self.gate = Gate(self.recipe, self.task, self.scratch, self.journal)
         original = self._teacher()
         student = self._prune(original)
         student = self._factorize(student)
@@ -167,7 +180,7 @@ class _Run:
     def _teacher(self) -> _Network:
         table = self.recipe.teacher
         self._begin("teacher", f"building {table.network}")
-        result = teacher(self.recipe, self.task, self._on_training)
+        result = teacher(self.recipe, self.task, self._on_training, self.journal.checkpoint("teacher"))
         self._log("teacher", result.training)
         fresh = "from scratch" if table.train is not None else "no weights"
         source = fresh if table.weights == "none" else Path(table.weights).name
@@ -219,6 +232,7 @@ class _Run:
             self.recipe.distill,
             self.recipe.seed,
             self._on_training,
+            self.journal.checkpoint("distill"),
         )
         self._log("distill", result)
         return self._finish(
@@ -370,6 +384,7 @@ class _Run:
 
     def _log(self, stage: str, training: TrainingResult | None) -> None:
         if training is not None:
+            self.notes.extend(f"{stage}: {note}." for note in training.notes)
             epochs = [asdict(record) for record in training.history]
             self.trainings.append(TrainingLog(stage, training.best_epoch, training.start_score, epochs))
 

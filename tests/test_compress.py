@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: 
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_run_that_is_ended_leaves_nothing_but_what_it_can_go_on_from(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "recipe.toml").write_text(QUICK.replace("epochs = 4", "epochs = 400"))
     command = [sys.executable, "-m", "onnxdistill", "compress", tmp_path / "recipe.toml", "--out", tmp_path / "run"]
     with subprocess.Popen(
@@ -167,7 +168,27 @@ def test_a_run_that_is_ended_leaves_nothing_behind(tmp_path: Path, number: signa
         _, message = process.communicate(timeout=60)
     assert process.returncode in (128 + number, 130)
     assert "Traceback" not in message
-    assert [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["recipe.toml"], [".run.resume", "recipe.toml"])
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_student(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(QUICK)
+    command = [sys.executable, "-m", "onnxdistill", "compress", tmp_path / "recipe.toml", "--out", tmp_path / "run"]
+    journal = tmp_path / ".run.resume"
+    for awaited in ("teacher.pt", "ratios.json", "distill.pt"):
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+            deadline = time.monotonic() + 120
+            while not (journal / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert process.poll() is None, "it ended by itself"
+            process.kill()
+    last = run("compress", tmp_path / "recipe.toml", "--out", tmp_path / "run")
+    assert last.returncode == 0, last.stderr
+    folder, _ = finished
+    assert (tmp_path / "run" / "student.onnx").read_bytes() == (folder / "student.onnx").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.toml", "run"]
 
 
 def test_latency_only_without_weights_or_data(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""What exports, prunes: channel groups of 36 networks, cut in half, against Torch-Pruning with its own defaults.
+"""What exports, prunes: channel groups of 38 networks, cut in half, against Torch-Pruning with its own defaults.
 
 Random weights: this is about structure. Every network and tool runs in a process of its own, with a time limit.
-Usage: pip install torch-pruning; python benchmarks/coverage/run.py [--only NAME ...]
+Usage: pip install torch-pruning timm; python benchmarks/coverage/run.py [--only NAME ...]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import numpy as np
+import timm
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ DENSE = """deeplabv3_mobilenet_v3_large deeplabv3_resnet50 fcn_resnet50 lraspp_m
 fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_resnet50_fpn retinanet_resnet50_fpn
 ssdlite320_mobilenet_v3_large""".split()
 BUILT_IN = ["cifar-resnet20", "cifar-resnet56"]
+TIMM = ["resnet26d", "mobilenetv3_small_100", "efficientnet_lite0"]
 SIZES = {"inception_v3": 299, "vit_b_16": 224, "maxvit_t": 224, "swin_t": 224, "swin_v2_t": 224, "cifar": 32}
 TOOLS = ("onnxdistill", "torch-pruning")
 TIME_LIMIT_S = 240
@@ -54,6 +56,8 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     if name in BUILT_IN:
         return build_network(name, 10, 0), torch.randn(2, 3, 32, 32)
+    if name in TIMM:
+        return timm.create_model(name, pretrained=False).eval(), torch.randn(2, 3, 128, 128)
     extra: dict[str, Any] = {"weights_backbone": None} if name in DENSE else {}
     if name in ("googlenet", "inception_v3"):
         extra = {"aux_logits": True, "init_weights": False}
@@ -268,7 +272,7 @@ def main(one: tuple[str, str] | None, only: tuple[str, ...]) -> None:
     folder = Path(__file__).parent
     place = folder / "results.json"
     results: dict[str, Any] = json.loads(place.read_text()) if only and place.is_file() else {}
-    for name in [*CLASSIFIERS, *DENSE, *BUILT_IN]:
+    for name in [*CLASSIFIERS, *DENSE, *BUILT_IN, *TIMM]:
         if not only or name in only:
             results[name] = {tool: in_a_process(name, tool) for tool in TOOLS}
             print(name, json.dumps(results[name]), flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import nn
 
 from onnxdistill.recipe import DistillTable
@@ -18,6 +20,7 @@ def distill(
     table: DistillTable,
     seed: int,
     on_status: OnStatus | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingResult:
     """Fine-tunes a copy of the student; the weights that score best on validation are kept.
 
@@ -28,6 +31,7 @@ def distill(
         table: The recipe's `[distill]`.
         seed: Seeds order and augmentation.
         on_status: Called a few times a second.
+        checkpoint: Where the training keeps its state, and goes on from.
 
     Raises:
         TrainingError: If training diverges.
@@ -38,4 +42,4 @@ def distill(
         temperature=table.temperature,
         standardise=table.standardise,
     )
-    return train(student, task, table, seed, objective, teacher, on_status)
+    return train(student, task, table, seed, objective, teacher, on_status, checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -25,13 +26,16 @@ class TeacherResult:
     training: TrainingResult | None
 
 
-def teacher(recipe: Recipe, task: Task, on_status: OnStatus | None = None) -> TeacherResult:
+def teacher(
+    recipe: Recipe, task: Task, on_status: OnStatus | None = None, checkpoint: Path | None = None
+) -> TeacherResult:
     """Builds the teacher.
 
     Args:
         recipe: Names the network, the weights and the training.
         task: Gives the number of classes, and data to train on.
         on_status: Called during training.
+        checkpoint: Where the training keeps its state, and goes on from.
 
     Raises:
         NetworkError: If the network is unknown, cannot be built or run, or returns what the task cannot use.
@@ -45,5 +49,5 @@ def teacher(recipe: Recipe, task: Task, on_status: OnStatus | None = None) -> Te
     task.check_output(probe(table.network, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
     if table.train is None:
         return TeacherResult(network, None)
-    training = train(network, task, table.train, recipe.seed, Objective(), on_status=on_status)
+    training = train(network, task, table.train, recipe.seed, Objective(), on_status=on_status, checkpoint=checkpoint)
     return TeacherResult(training.network, training)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,11 +14,22 @@ from torch import nn
 
 from onnxdistill.errors import TrainingError
 from onnxdistill.recipe import TrainingTable
-from onnxdistill.tasks.base import Augmentation, Feeds, Objective, Runner, Task
+from onnxdistill.tasks.base import Augmentation, Feeds, Objective, Runner, Task, TrainingBatch
+from onnxdistill.training.checkpoint import (
+    Checkpoint,
+    State,
+    fingerprint,
+    numpy_random_state,
+    plain_random_state,
+)
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
 from onnxdistill.training.precision import training_dtype
 
 STATUS_INTERVAL_S = 0.25
+CHECKPOINT_INTERVAL_S = 60.0
+"""Within an epoch; there is one after every epoch, too."""
+
+MAX_HALVINGS = 2
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,23 @@ class TrainingStatus:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A trained network: the weights of `best_epoch` (0 is before the first step), and the log."""
+    """A trained network: the weights of `best_epoch` (0 is before the first step), and the log.
+
+    Attributes:
+        network: In evaluation mode.
+        history: A record an epoch.
+        best_epoch: The epoch that the weights are of.
+        start_score: On validation, before the first step.
+        best_score: On validation, of the weights that were kept.
+        notes: A sentence for everything that the user should know.
+    """
 
     network: nn.Module
     history: tuple[EpochRecord, ...]
     best_epoch: int
     start_score: float
     best_score: float
+    notes: tuple[str, ...] = ()
 
 
 OnStatus = Callable[[TrainingStatus], None]
@@ -78,10 +100,12 @@ def train(
     objective: Objective,
     teacher: nn.Module | None = None,
     on_status: OnStatus | None = None,
+    checkpoint: Path | None = None,
 ) -> TrainingResult:
     """Trains a copy of `network` and returns it with the weights that score best on validation.
 
-    The starting weights count as epoch 0, so the result is never worse on validation than the start.
+    The starting weights count as epoch 0, so the result is never worse on validation than the start. A loss that is
+    not finite takes the training back to its last good state with half the learning rate, twice at most.
 
     Args:
         network: Not changed.
@@ -91,14 +115,43 @@ def train(
         objective: Weights of the loss's parts.
         teacher: Its outputs are the soft targets; not changed.
         on_status: Called a few times a second.
+        checkpoint: A file to keep the state in. If it holds that of the same training (networks, data, settings),
+            this one goes on from there, to the same weights as if it had never been ended.
 
     Raises:
-        TrainingError: If the loss becomes infinite or NaN.
+        TrainingError: If the loss becomes infinite or NaN a third time.
+        OSError: If the checkpoint cannot be written.
     """
-    run = _Run(copy.deepcopy(network), task, table, seed, objective, teacher, on_status)
+    kept = None
+    if checkpoint is not None:
+        settings = f"{seed} {objective} {task.describe_data()} {training_dtype(table.precision)}"
+        kept = Checkpoint(checkpoint, fingerprint(network, teacher, table, settings))
+    run = _Run(copy.deepcopy(network), task, table, seed, objective, teacher, on_status, kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return run.whole()
+
+
+class _DivergedError(Exception):
+    """The loss, or a weight, is not finite."""
+
+
+@dataclass
+class _Position:
+    """Where a training stands, beside its tensors. All of it goes into the checkpoint."""
+
+    epoch: int = 1
+    step: int = 0  # of that epoch, done
+    losses: list[float] = field(default_factory=list)  # of that epoch
+    seconds: float = 0.0  # in that epoch
+    learning_rate: float = 0.0  # at the start of that epoch
+    history: list[EpochRecord] = field(default_factory=list)
+    best_epoch: int = 0
+    best_score: float = 0.0
+    start_score: float = 0.0
+    score: float = 0.0
+    halvings: int = 0  # of the learning rate
+    notes: list[str] = field(default_factory=list)
 
 
 class _Run:
@@ -111,6 +164,7 @@ class _Run:
         objective: Objective,
         teacher: nn.Module | None,
         on_status: OnStatus | None,
+        checkpoint: Checkpoint | None,
     ) -> None:
         self.network = network.to(memory_format=torch.channels_last)
         self.task = task
@@ -118,83 +172,170 @@ class _Run:
         self.objective = objective
         self.teacher = None if teacher is None else copy.deepcopy(teacher).to(memory_format=torch.channels_last).eval()
         self.on_status = on_status
+        self.checkpoint = checkpoint
         self.rng = np.random.default_rng(seed)
         self.steps = task.steps_per_epoch(table.batch_size)
         self.dtype = training_dtype(table.precision)
         self.optimizer = build_optimizer(self.network, table)
         self.schedule = build_schedule(self.optimizer, table, table.epochs * self.steps)
-        self.started = time.monotonic()
+        self.rates = list(self.schedule.base_lrs)
         self.last_status = 0.0
-        self.score: float | None = None
 
     def whole(self) -> TrainingResult:
-        start_score = self.score = self._validate()
-        best_epoch, best_score, best_state = 0, start_score, self._state()
-        history: list[EpochRecord] = []
-        for epoch in range(1, self.table.epochs + 1):
-            record = self._epoch(epoch)
-            history.append(record)
-            # Not worse than the best so far: of equals the last, which has trained the longest.
-            if self.task.metric.drop(best_score, record.score) <= 0:
-                best_epoch, best_score, best_state = epoch, record.score, self._state()
-        self.network.load_state_dict(best_state)
+        if not self._resume():
+            score = self._validate()
+            self.at = _Position(start_score=score, score=score, best_score=score)
+            self.best_state = self._weights()
+            self.epoch_rng = self.rng.bit_generator.state
+            self.last_good = self._state()
+        self.started = self.last_saved = time.monotonic()
+        self.steps_before = self._steps_done()
+        while self.at.epoch <= self.table.epochs:
+            try:
+                self._epoch()
+            except _DivergedError as error:
+                self._go_back(error)
+        self.network.load_state_dict(self.best_state)
         network = self.network.to(memory_format=torch.contiguous_format).eval()
-        return TrainingResult(network, tuple(history), best_epoch, start_score, best_score)
+        at = self.at
+        return TrainingResult(network, tuple(at.history), at.best_epoch, at.start_score, at.best_score, tuple(at.notes))
 
-    def _epoch(self, epoch: int) -> EpochRecord:
-        self.network.train()
-        started = time.monotonic()
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        losses: list[float] = []
+    def _epoch(self) -> None:
+        """The rest of the current epoch."""
+        at, started = self.at, time.monotonic()
+        seconds_before = at.seconds
+        if at.step == 0:
+            at.learning_rate = self.optimizer.param_groups[0]["lr"]
+        random_state = torch.get_rng_state()
         augmentation = Augmentation(self.table.crop_pad, self.table.flip)
         batches = self.task.training_batches(self.table.batch_size, augmentation, self.rng)
-        for step, batch in enumerate(batches, 1):
-            self.optimizer.zero_grad(set_to_none=True)
-            with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype != torch.float32):
-                loss = self.task.step(self.network, self.teacher, batch, self.objective)["loss"]
-            losses.append(self._checked(loss.item(), epoch, step))
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            if self.table.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.network.parameters(), self.table.clip_norm)
-            self.optimizer.step()
-            self.schedule.step()
-            self._report(epoch, step, losses)
-        self.score = self._validate()
-        seconds = time.monotonic() - started
-        return EpochRecord(epoch, float(np.mean(losses)), self.score, learning_rate, seconds)
+        for _ in range(at.step):  # done before this process
+            next(batches)
+        torch.set_rng_state(random_state)
+        self.network.train()
+        for batch in batches:
+            self._step(batch)
+            at.seconds = seconds_before + time.monotonic() - started
+            if self.checkpoint is not None and time.monotonic() - self.last_saved > CHECKPOINT_INTERVAL_S:
+                self._check_weights()
+                self._keep()
+        self._check_weights()
+        at.score = self._validate()
+        at.seconds = seconds_before + time.monotonic() - started
+        at.history.append(EpochRecord(at.epoch, float(np.mean(at.losses)), at.score, at.learning_rate, at.seconds))
+        # Not worse than the best so far: of equals the last, which has trained the longest.
+        if self.task.metric.drop(at.best_score, at.score) <= 0:
+            at.best_epoch, at.best_score, self.best_state = at.epoch, at.score, self._weights()
+        at.epoch, at.step, at.losses, at.seconds = at.epoch + 1, 0, [], 0.0
+        self.epoch_rng = self.rng.bit_generator.state
+        self._keep()
 
-    def _checked(self, loss: float, epoch: int, step: int) -> float:
-        if not np.isfinite(loss):
+    def _step(self, batch: TrainingBatch) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype != torch.float32):
+            loss = self.task.step(self.network, self.teacher, batch, self.objective)["loss"]
+        value = loss.item()
+        if not np.isfinite(value):
+            raise _DivergedError(f"the loss is {value}")
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        if self.table.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.table.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.at.step += 1
+        self.at.losses.append(value)
+        self._report()
+
+    def _check_weights(self) -> None:
+        """The last step's update may have gone wrong after a finite loss."""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
+            raise _DivergedError("the weights are not finite")
+
+    def _go_back(self, error: _DivergedError) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        place = f"{error} at epoch {self.at.epoch}, step {self.at.step + 1}, with a learning rate of {rate:.3g}"
+        halvings, notes = self.at.halvings + 1, [*self.at.notes, f"{place}; it went on with half of it"]
+        if halvings > MAX_HALVINGS:
             raise TrainingError(
-                f"The training diverged: the loss is {loss} at epoch {epoch}, step {step}, with a learning rate of "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}.",
+                f"The training diverged: {place}, though it was halved {MAX_HALVINGS} times.",
                 "Lower learning_rate, or set clip_norm = 1.0.",
-            )
-        return loss
+            ) from error
+        self._restore(self.last_good)
+        self.at.halvings, self.at.notes = halvings, notes
+        self._set_rate()
+        self._keep()
+
+    def _set_rate(self) -> None:
+        self.schedule.base_lrs = [rate * 0.5**self.at.halvings for rate in self.rates]
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.base_lrs, strict=True):
+            group["lr"] = rate * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
+
+    def _keep(self) -> None:
+        """Takes this for the last good state, and writes it down."""
+        self.last_good = self._state()
+        if self.checkpoint is not None:
+            self.checkpoint.save(self.last_good)
+        self.last_saved = time.monotonic()
+
+    def _resume(self) -> bool:
+        state = None if self.checkpoint is None else self.checkpoint.load()
+        if state is None:
+            return False
+        self.last_good = state
+        self._restore(state)
+        return True
+
+    def _state(self) -> State:
+        return copy.deepcopy(
+            {
+                "at": asdict(self.at),
+                "network": self.network.state_dict(),
+                "best": self.best_state,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "order": plain_random_state(self.epoch_rng),
+                "torch": torch.get_rng_state(),
+            }
+        )
+
+    def _restore(self, state: State) -> None:
+        state = copy.deepcopy(state)
+        records = [EpochRecord(**record) for record in state["at"].pop("history")]
+        self.at = _Position(**state["at"], history=records)
+        self.network.load_state_dict(state["network"])
+        self.best_state = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.epoch_rng = numpy_random_state(state["order"])
+        self.rng.bit_generator.state = self.epoch_rng
+        torch.set_rng_state(state["torch"])
 
     def _validate(self) -> float:
         self.network.eval()
         return self.task.score(module_runner(self.network, self.task), "validation").value
 
-    def _state(self) -> dict[str, torch.Tensor]:
+    def _weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
 
-    def _report(self, epoch: int, step: int, losses: list[float]) -> None:
+    def _steps_done(self) -> int:
+        return (self.at.epoch - 1) * self.steps + self.at.step
+
+    def _report(self) -> None:
         now = time.monotonic()
         if self.on_status is None or now - self.last_status < STATUS_INTERVAL_S:
             return
         self.last_status = now
-        done = (epoch - 1) * self.steps + step
-        elapsed = now - self.started
+        done = self._steps_done()
+        steps_per_s = (done - self.steps_before) / (now - self.started)
         self.on_status(
             TrainingStatus(
-                epoch=epoch,
+                epoch=self.at.epoch,
                 epochs=self.table.epochs,
-                step=step,
+                step=self.at.step,
                 steps=self.steps,
-                loss=float(np.mean(losses[-50:])),
-                score=self.score,
-                samples_per_s=done * self.table.batch_size / elapsed,
-                remaining_s=elapsed / done * (self.table.epochs * self.steps - done),
+                loss=float(np.mean(self.at.losses[-50:])),
+                score=self.at.score,
+                samples_per_s=steps_per_s * self.table.batch_size,
+                remaining_s=(self.table.epochs * self.steps - done) / steps_per_s,
             )
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,8 +95,93 @@ class Exploding(nn.Module):
 
 
 def test_divergence_is_an_error_that_names_the_place(digits: Classification) -> None:
-    with pytest.raises(TrainingError, match=r"loss is nan at epoch 1, step 1.*Lower learning_rate"):
+    wanted = r"loss is nan at epoch 1, step 1, with a learning rate of 0.00.*halved 2 times. Lower learning_rate"
+    with pytest.raises(TrainingError, match=wanted):
         train(Exploding(), digits, table(), 0, Objective())
+
+
+class Fragile(nn.Module):
+    """Gives NaN, for good, from the first step on that changes its weights too much."""
+
+    def __init__(self, inner: nn.Module, most: float) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+        self.start = [parameter.detach().clone() for parameter in inner.parameters()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(self.inner.parameters(), self.start, strict=True)
+        moved = max(float((now.detach() - before).abs().max()) for now, before in pairs)
+        result: Tensor = self.inner(x)
+        return result if moved < self.most else result * float("nan")
+
+
+def test_after_divergence_it_goes_on_from_the_last_good_state_with_half_the_rate(digits: Classification) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    settings = table(optimizer="adam", learning_rate=0.01, schedule="constant", warmup=0.0, epochs=2)
+    # Adam moves a weight by at most about the rate in a step, and there are 34: only at 0.01 does one get that far.
+    result = train(Fragile(network, 0.27).eval(), digits, settings, 0, Objective())
+    assert len(result.notes) == 1
+    assert "the loss is nan at epoch 2" in result.notes[0]
+    assert "a learning rate of 0.01; it went on with half of it" in result.notes[0]
+    assert [record.learning_rate for record in result.history] == [0.01, 0.005]
+    assert result.best_score > result.start_score
+
+
+class _EndedError(Exception):
+    pass
+
+
+def ended_at(step: int) -> Callable[[TrainingStatus], None]:
+    def on_status(status: TrainingStatus) -> None:
+        if (status.epoch - 1) * status.steps + status.step == step:
+            raise _EndedError
+
+    return on_status
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_training_that_was_ended_goes_on_to_the_same_weights(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("onnxdistill.training.loop.CHECKPOINT_INTERVAL_S", 0.0)
+    network = small_network()
+    settings = table(epochs=3, optimizer=optimizer, learning_rate=0.02, crop_pad=1, flip=True)
+    whole = train(network, digits, settings, 3, Objective())
+    file = tmp_path / "new" / "state.pt"
+    for step in (1, 10, 17, 18, 40, 51):  # 17 steps an epoch
+        with pytest.raises(_EndedError):
+            train(network, digits, settings, 3, Objective(), on_status=ended_at(step), checkpoint=file)
+    seen: list[TrainingStatus] = []
+    resumed = train(network, digits, settings, 3, Objective(), on_status=seen.append, checkpoint=file)
+    assert [(status.epoch, status.step) for status in seen] == [(3, 17)]  # it had been ended before it was written
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+    strip = [dataclasses.replace(record, seconds=0.0) for record in resumed.history]
+    assert strip == [dataclasses.replace(record, seconds=0.0) for record in whole.history]
+    assert (resumed.best_epoch, resumed.start_score) == (whole.best_epoch, whole.start_score)
+
+
+def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Classification, tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    network = small_network()
+    train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    content = file.read_bytes()
+    changes: list[tuple[nn.Module, TrainingTable, int, Objective]] = [
+        (small_network(1), table(epochs=1), 0, Objective()),
+        (network, table(epochs=1, learning_rate=0.2), 0, Objective()),
+        (network, table(epochs=1), 1, Objective()),
+        (network, table(epochs=1), 0, Objective(hard_weight=2.0)),
+    ]
+    for change in changes:
+        file.write_bytes(content)
+        expected = train(*(change[0], digits, *change[1:]))
+        actual = train(*(change[0], digits, *change[1:]), checkpoint=file)
+        for one, other in zip(expected.network.parameters(), actual.network.parameters(), strict=True):
+            assert torch.equal(one, other)
+    for damaged in (b"", b"text", content[: len(content) // 2]):
+        file.write_bytes(damaged)
+        assert len(train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file).history) == 1
 
 
 def test_status_counts_to_the_end(digits: Classification, monkeypatch: pytest.MonkeyPatch) -> None:

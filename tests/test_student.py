@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from onnxdistill import load_student
-from onnxdistill.checkpoint import save_student
 from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.networks import build_network
+from onnxdistill.student import save_student
 
 OWN = """
 import torch

@@ -1,0 +1,91 @@
+"""Where a training stands, on disk: enough to go on as if it had never been ended."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+State = dict[str, Any]
+"""Tensors and plain values only, such as `torch.load(weights_only=True)` reads."""
+
+
+class Checkpoint:
+    """A file that holds the state of one training, and of no other one.
+
+    Args:
+        path: The file; its folder is made when there is something to save.
+        fingerprint: Of everything that decides what the training comes to; see `fingerprint`.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        self._path = path
+        self._fingerprint = fingerprint
+
+    def save(self, state: State) -> None:
+        """Writes the state; whenever the process is ended, the file holds this state or the one before.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        self._path.parent.mkdir(exist_ok=True)
+        fresh = self._path.with_suffix(".new")
+        with fresh.open("wb") as file:
+            torch.save({"fingerprint": self._fingerprint, "state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+
+    def load(self) -> State | None:
+        """The state that was saved last; None if there is none, or it is damaged or that of another training."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                content = torch.load(self._path, map_location="cpu", weights_only=True)
+        except Exception:  # noqa: BLE001  # a damaged file can make the reader raise anything
+            return None
+        if not isinstance(content, dict) or content.get("fingerprint") != self._fingerprint:
+            return None
+        state: State = content["state"]
+        return state
+
+
+def fingerprint(*parts: nn.Module | BaseModel | str | None) -> str:
+    """A hash of networks (their tensors), tables of the recipe, and texts."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for part in parts:
+        match part:
+            case nn.Module():
+                for name, tensor in part.state_dict().items():
+                    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                    digest.update(_bytes_of(tensor))
+            case BaseModel():
+                digest.update(part.model_dump_json().encode())
+            case _:
+                digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def plain_random_state(state: Any) -> dict[str, Any]:
+    """The state of a NumPy generator, whose large integers no tensor format holds, as texts and small values."""
+    return {
+        "bit_generator": state["bit_generator"],
+        "state": {name: str(value) for name, value in state["state"].items()},
+        "has_uint32": state["has_uint32"],
+        "uinteger": state["uinteger"],
+    }
+
+
+def numpy_random_state(plain: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `plain_random_state`."""
+    return {**plain, "state": {name: int(value) for name, value in plain["state"].items()}}
+
+
+def _bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

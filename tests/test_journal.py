@@ -1,0 +1,96 @@
+"""What is kept of a run that was ended, and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onnxdistill.device.statistics import Ratio
+from onnxdistill.errors import OutputError, ResultError
+from onnxdistill.journal import Journal
+
+
+def remember(journal: Journal) -> None:
+    journal.ratio("a", lambda: Ratio(1.0, 0.5, 1.5))
+
+
+def ended(place: Path, work: Callable[[Journal], None], error: type[BaseException] = KeyboardInterrupt) -> None:
+    """A run that does some work and is then ended by an error."""
+
+    def run() -> None:
+        with Journal(place) as journal:
+            work(journal)
+            raise error
+
+    with pytest.raises(error):
+        run()
+
+
+class DivergedError(ResultError):
+    def __init__(self) -> None:
+        super().__init__("why")
+
+
+def measured(value: float, calls: list[float]) -> Ratio:
+    calls.append(value)
+    return Ratio(value, value - 0.5, value + 0.5)
+
+
+def test_ratios_are_measured_once(tmp_path: Path) -> None:
+    calls: list[float] = []
+
+    def work(journal: Journal) -> None:
+        assert not journal.holds_something
+        assert journal.ratio("a", lambda: measured(1.0, calls)) == Ratio(1.0, 0.5, 1.5)
+        assert journal.ratio("a", lambda: measured(2.0, calls)) == Ratio(1.0, 0.5, 1.5)
+        assert journal.holds_something
+
+    ended(tmp_path / "run", work)
+    with Journal(tmp_path / "run") as journal:
+        assert journal.ratio("a", lambda: measured(3.0, calls)) == Ratio(1.0, 0.5, 1.5)
+        assert journal.ratio("b", lambda: measured(4.0, calls)).value == 4.0
+    assert calls == [1.0, 4.0]
+    assert list(tmp_path.iterdir()) == []  # that run ended by itself
+
+
+@pytest.mark.parametrize(("error", "stays"), [(SystemExit, True), (RuntimeError, True), (DivergedError, False)])
+def test_what_stays_after_an_error(tmp_path: Path, error: type[BaseException], stays: bool) -> None:
+    ended(tmp_path / "run", lambda journal: None, error)
+    assert list(tmp_path.iterdir()) == []  # nothing stays of nothing
+    ended(tmp_path / "run", remember, error)
+    assert (tmp_path / ".run.resume").exists() == stays
+
+
+def test_a_second_run_at_the_same_time_keeps_nothing_and_disturbs_nothing(tmp_path: Path) -> None:
+    kept: list[Path] = []
+
+    def work(journal: Journal) -> None:
+        with Journal(tmp_path / "run") as other:
+            assert other.checkpoint("distill") is None
+            assert other.ratio("a", lambda: measured(5.0, [])).value == 5.0
+            assert not other.holds_something
+        path = journal.checkpoint("distill")
+        assert path is not None
+        path.write_text("state")
+        kept.append(path)
+
+    ended(tmp_path / "run", work)
+    with Journal(tmp_path / "run") as journal:
+        assert journal.checkpoint("distill") == kept[0]
+        assert kept[0].read_text() == "state"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 3}', '{"a": {"value": 1}}'])
+def test_a_damaged_journal_is_a_new_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".run.resume").mkdir()
+    (tmp_path / ".run.resume" / "ratios.json").write_text(content)
+    with Journal(tmp_path / "run") as journal:
+        assert journal.ratio("a", lambda: measured(7.0, [])).value == 7.0
+
+
+def test_a_place_that_cannot_hold_it_is_explained(tmp_path: Path) -> None:
+    (tmp_path / ".run.resume").write_text("a file")
+    with pytest.raises(OutputError, match=r"run\.resume cannot be written"):
+        Journal(tmp_path / "run")
