@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.errors import NetworkError, WeightsError
+from onnxdistill.errors import NetworkError, OutputError, WeightsError
 from onnxdistill.graph.structure import rebuild, structure_of
 from onnxdistill.networks import build_network
 
@@ -29,12 +30,15 @@ def save_student(student: nn.Module, network: str, class_count: int, path: Path,
 
     Raises:
         NetworkError: If the student cannot be rebuilt, or the rebuilt one computes something else.
+        OutputError: If there is no such folder.
     """
+    if not path.parent.is_dir():
+        raise OutputError(f"The folder {path.parent} does not exist.", "Make it first, or choose another place.")
     original = build_network(network, class_count, 0)
     structure = structure_of(student, original)
     rebuilt = rebuild(original, structure, student.state_dict())
     with torch.inference_mode():
-        expected, actual = student(example), rebuilt(example)
+        expected, actual = copy.deepcopy(student).eval()(example), rebuilt(example)
     if not torch.allclose(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
         raise NetworkError(
             f"The student of {network} computes something else once it is rebuilt from its weights.",

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
 from onnxdistill.graph.cores import Core, core_of
 from onnxdistill.graph.cost import count_macs, parameter_count
-from onnxdistill.graph.proof import silent_outputs
+from onnxdistill.graph.silence import silent_outputs
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import weight_costs
 from onnxdistill.networks import build_network

@@ -56,6 +56,8 @@ def least_important_blocks(
 ) -> list[str]:
     """The blocks whose absence hurts least, chosen one after the other.
 
+    Of blocks that lie in each other, at most one goes.
+
     Args:
         network: Not changed.
         names: Blocks to choose from.
@@ -64,9 +66,15 @@ def least_important_blocks(
     """
     gone: list[str] = []
     while len(gone) < min(count, len(names) - 1):
-        rest = [name for name in names if name not in gone]
+        rest = [name for name in names if not any(_one_in_the_other(name, other) for other in gone)]
+        if not rest:
+            break
         gone.append(min(rest, key=lambda name: damage(without_blocks(network, [*gone, name]))))
     return gone
+
+
+def _one_in_the_other(one: str, other: str) -> bool:
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def _has_one_tensor(module: nn.Module) -> bool:
@@ -82,21 +90,28 @@ def _is_shortcut_when_silent(network: nn.Module, name: str, example: Tensor) -> 
         return False
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
+    given: list[Tensor | None] = []
     same: list[bool] = []
 
-    def compare(_module: nn.Module, inputs: tuple[object, ...], outputs: object) -> None:
-        match inputs, outputs:
-            case (Tensor() as given,), Tensor() as result:
-                same.append(given.shape == result.shape and torch.equal(given, result))
+    def note(_module: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
+        # A copy: the block may work in place. An identity takes one tensor and nothing else.
+        match inputs, named:
+            case (Tensor() as tensor,), {**rest} if not rest:
+                given.append(tensor.clone())
             case _:
-                same.append(False)
+                given.append(None)
 
-    handle = block.register_forward_hook(compare)
+    def compare(_module: nn.Module, _inputs: object, result: object) -> None:
+        before = given[-1]
+        same.append(isinstance(result, Tensor) and before is not None and torch.equal(before, result))
+
+    handles = [block.register_forward_pre_hook(note, with_kwargs=True), block.register_forward_hook(compare)]
     try:
         with torch.no_grad():
-            silent(example)
+            silent(example.clone())
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return same == [True]
 
 

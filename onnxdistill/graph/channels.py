@@ -57,12 +57,25 @@ def analyse_channels(network: nn.Module, example: Tensor) -> ChannelAnalysis:
     Raises:
         NetworkError: If `torch.export` cannot trace the network.
     """
+    _refuse_computed_tensors(network)
     core = core_of(network)
     programs = _programs(core, example)
     walked = [_Walked(programs, whole_heads=False)]
     if any(operator_name(node) in PRODUCTS for program in programs for node in program.graph.nodes):
         walked.append(_Walked(programs, whole_heads=True))
     return _proven(network, example, walked)
+
+
+def _refuse_computed_tensors(network: nn.Module) -> None:
+    """No copy can be made of a module that keeps a result of autograd."""
+    for path, module in network.named_modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise NetworkError(
+                    f"{type(network).__name__} keeps a computed tensor, {f'{path}.' if path else ''}{name}.",
+                    "If it is from torch.nn.utils.weight_norm, use torch.nn.utils.parametrizations.weight_norm, or "
+                    "torch.nn.utils.remove_weight_norm before pruning.",
+                )
 
 
 class _Walked:
@@ -80,7 +93,12 @@ class _Walked:
         wanted = slices
         if self.kind == "heads":
             heads = {int(root) for walk in self.walks for label in walk.heads for root in self.atoms.roots(label).flat}
-            wanted = {root: members for root, members in slices.items() if root in heads and root not in frozen}
+            # A head of one dimension is that dimension, which is among the channels already.
+            wanted = {
+                root: members
+                for root, members in slices.items()
+                if root in heads and root not in frozen and max(map(len, members.values())) > 1
+            }
         return _groups(wanted, frozen, self.kind)
 
     def slices(self) -> Slices:
@@ -105,12 +123,7 @@ class _Walked:
             for scaling in walk.scalings:
                 if not _may_come_from_a_width(scaling.factor, scaling.shape):
                     continue
-                raw = np.unique(scaling.label)
-                producers = {
-                    _bare(tensor): rows
-                    for (tensor, dim), label in self.atoms.bindings.items()
-                    if dim == 0 and (rows := np.isin(label, raw)).any()
-                }
+                producers = {_bare(tensor): rows for tensor, rows in scaling.producers.items()}
                 roots = self.atoms.roots(scaling.label)
                 yield ScaledByWidth(scaling.node, roots, scaling.shape, scaling.factor, producers)
 
@@ -232,7 +245,7 @@ def _trace(core: Core, example: Tensor, training: bool) -> ExportedProgram:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to authors of the traced code
-            return torch.export.export(core.train(training), (example,), strict=False)
+            return torch.export.export(core.train(training), (example.clone(),), strict=False)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(

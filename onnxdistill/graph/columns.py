@@ -14,23 +14,20 @@ Layer = nn.Conv2d | nn.Linear
 
 
 def has_columns(layer: nn.Module) -> bool:
-    """Linear layers, and two-dimensional convolutions of one group with zero padding in pixels."""
+    """Linear layers, and two-dimensional convolutions of one group with zero padding."""
     if isinstance(layer, nn.Linear):
         return True
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.groups == 1
-        and layer.padding_mode == "zeros"
-        and not isinstance(layer.padding, str)
-    )
+    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
 def input_columns(layer: Layer, inputs: Tensor) -> Tensor:
     """The inputs `[N, ...]` of a layer as columns `[positions, in_channels * kernel]`, in the order of the weight."""
     if isinstance(layer, nn.Linear):
         return inputs.reshape(-1, layer.in_features)
-    down, across = (int(amount) for amount in layer.padding)
-    patches = F.unfold(inputs, layer.kernel_size, layer.dilation, (down, across), layer.stride)
+    # For `padding = "same"` PyTorch notes the amounts, too: for the last axis first, before and after.
+    before_across, after_across, before_down, after_down = layer._reversed_padding_repeated_twice
+    padded = F.pad(inputs, (before_across, after_across, before_down, after_down))
+    patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 
@@ -52,12 +49,17 @@ def sampled(columns: Tensor, count: int, seed: int) -> Tensor:
 def watched(
     network: nn.Module, layers: Iterable[str], see: Callable[[str, Layer, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Calls `see(name, layer, inputs, outputs)` whenever one of the layers has run."""
+    """Calls `see(name, layer, inputs, outputs)` whenever one of the layers has run.
 
-    def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def after(layer: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> None:
+    The outputs may be kept: the network goes on with a copy, which an activation may then overwrite.
+    """
+
+    def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
+        def after(layer: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Tensor:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
             see(name, layer, inputs[0], outputs)
+            copied: Tensor = outputs.clone()
+            return copied
 
         return after
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -21,6 +25,18 @@ def count_macs(network: nn.Module, example: Tensor) -> int:
     """
     counter = FlopCounterMode(display=False)
     # PyTorch counts a multiply-add as two operations.
-    with torch.no_grad(), counter:
+    with torch.no_grad(), layer_by_layer(), counter:
         network(example)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def layer_by_layer() -> Iterator[None]:
+    """Keeps PyTorch from running attention as one operator, which no counter and no hook sees into."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

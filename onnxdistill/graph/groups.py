@@ -153,11 +153,15 @@ class ChannelAnalysis:
             kept: For every group to cut, by name, the channels that stay, at least one.
 
         Raises:
-            ValueError: If a frozen channel is to be removed, or nothing of a group is kept.
+            ValueError: If there is no such group or channel, a frozen channel is to be removed, or nothing is kept.
         """
         removed: dict[tuple[str, int], list[Channels]] = {}
-        for name, channels in kept.items():
+        names = {group.name for group in self.groups}
+        for name, wanted in kept.items():
+            if name not in names:
+                raise ValueError(f"there is no group {name}; there are {', '.join(sorted(names)[:5])}, …")
             group = self[name]
+            channels = _channels(group, wanted)
             gone = np.setdiff1d(np.arange(group.size), channels)
             _check_request(group, channels, gone)
             for member in group.members:
@@ -171,6 +175,13 @@ class ChannelAnalysis:
             group = self[name]
             removed[group.kind].append(group.atoms[np.setdiff1d(np.arange(group.size), channels)])
         return {kind: np.concatenate([*parts, np.zeros(0, dtype=np.int64)]) for kind, parts in removed.items()}
+
+
+def _channels(group: ChannelGroup, wanted: object) -> Channels:
+    channels = np.asarray(wanted)
+    if channels.ndim != 1 or (channels.size and channels.dtype.kind not in "iu"):
+        raise ValueError(f"the channels of group {group.name} to keep are not a list of whole numbers")
+    return channels.astype(np.int64)
 
 
 def _check_request(group: ChannelGroup, channels: Channels, gone: Channels) -> None:

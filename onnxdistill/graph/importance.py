@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
 
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.InstanceNorm2d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.modules.instancenorm._InstanceNorm)
 
 Scores = dict[str, Tensor]
 """For every group, by name, a score `[channels]`, float64; more is more important."""
@@ -40,7 +41,7 @@ def norm_scale(network: nn.Module, analysis: ChannelAnalysis) -> Scores:
     }
     plain = magnitude(network, analysis, 1)
     return {
-        group.name: _normalised(_summed(group, values, producers_only=True))
+        group.name: _normalised(_summed(group, values))
         if any(member.tensor in values for member in group.members)
         else plain[group.name]
         for group in analysis.groups
@@ -87,22 +88,31 @@ def first_order_taylor(
             if gradient is not None
         }
         for group in analysis.groups:
-            change = _summed(group, products, producers_only=True) ** 2
+            change = _summed(group, products, lambda member: _produces(network, member)) ** 2
             totals[group.name] = totals[group.name] + change if group.name in totals else change
         batches += 1
     return {name: _normalised(total / max(1, batches)) for name, total in totals.items()}
 
 
 def _scores(analysis: ChannelAnalysis, values: dict[str, Tensor]) -> Scores:
-    return {group.name: _normalised(_summed(group, values, producers_only=False)) for group in analysis.groups}
+    return {group.name: _normalised(_summed(group, values)) for group in analysis.groups}
 
 
-def _summed(group: ChannelGroup, values: dict[str, Tensor], producers_only: bool) -> Tensor:
+def _summed(
+    group: ChannelGroup, values: dict[str, Tensor], counts: Callable[[Member], bool] = lambda _: True
+) -> Tensor:
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:
-        if member.tensor in values and (member.dim == 0 or not producers_only):
+        if member.tensor in values and counts(member):
             total += _by_channel(member, values[member.tensor])
     return total
+
+
+def _produces(network: nn.Module, member: Member) -> bool:
+    """Whether a layer gives the channels, or has a parameter of theirs, and does not only take them."""
+    owner = network.get_submodule(member.tensor.rpartition(".")[0])
+    outputs_second = isinstance(owner, nn.Embedding) or (isinstance(owner, TRANSPOSED) and owner.groups == 1)
+    return member.dim == (1 if outputs_second and member.tensor.endswith(".weight") else 0)
 
 
 def _by_channel(member: Member, values: Tensor) -> Tensor:

@@ -101,6 +101,22 @@ class Atoms:
         known = self.bindings.setdefault((tensor, dim), label)
         if known is not label:
             self.unite(known, label, f"shared {tensor}")
+        elif tensor in self.values:
+            self._join(tensor, dim)
+
+    def as_value(self, tensor: str, shape: tuple[int, ...]) -> Label:
+        """The atoms of a tensor that is used as a value, an element each; one with those of a layer that has it."""
+        if tensor not in self.values:
+            self.values[tensor] = self.new(*shape)
+            for name, dim in list(self.bindings):
+                if name == tensor:
+                    self._join(tensor, dim)
+        return self.values[tensor]
+
+    def _join(self, tensor: str, dim: int) -> None:
+        value = self.values[tensor]
+        along = self.bindings[tensor, dim].reshape([-1 if axis == dim else 1 for axis in range(value.ndim)])
+        self.unite(value, along, f"shared {tensor}")
 
     def varying(self, label: Label) -> list[int]:
         """The axes along which atoms differ."""

@@ -4,7 +4,8 @@ Layer by layer, in the order in which they run, the weight of every layer that l
 outputs on the inputs that it now gets come nearest to those that the whole network's layer had: the asymmetric
 reconstruction of Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", section 3.3, here for removed
 channels as in He et al. 2017, "Channel Pruning", equation 1. The fit is damped towards the weights that are there.
-What remains is a shift of the mean, which goes into the layer's bias or into the batch norm that follows it.
+What remains is a shift of the mean, which goes into the layer's bias or into the batch norm that follows it; where
+neither is there, the fit is about zero instead of about the means.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def _seen(network: nn.Module, name: str, batches: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Sums:
-    """Means, and second moments about them."""
+    """Means, and second moments about them; or zeros, and second moments about zero."""
 
     input_mean: Tensor
     output_mean: Tensor
@@ -143,7 +144,8 @@ class _Sums:
 def _fit(layer: Layer, columns: Tensor, targets: Tensor, norm: _BatchNorm | None) -> None:
     """Sets weight and mean of a layer so that `columns [n, in]` come nearest to `targets [n, out]`."""
     weight = layer.weight.detach().double().flatten(1)
-    sums = _moments(columns.double(), targets.double(), weight)
+    takes_shift = layer.bias is not None or (norm is not None and norm.running_mean is not None)
+    sums = _moments(columns.double(), targets.double(), weight, about_means=takes_shift)
     size = len(sums.inputs)
     damping = DAMPING * sums.inputs.diagonal().mean().clamp_min(1e-12)
     change = torch.linalg.solve(sums.inputs + damping * torch.eye(size, dtype=torch.float64), sums.errors).T
@@ -157,8 +159,8 @@ def _fit(layer: Layer, columns: Tensor, targets: Tensor, norm: _BatchNorm | None
             norm.running_mean.sub_(shift.to(norm.running_mean.dtype))
 
 
-def _moments(columns: Tensor, targets: Tensor, weight: Tensor) -> _Sums:
-    input_mean, output_mean = columns.mean(0), targets.mean(0)
+def _moments(columns: Tensor, targets: Tensor, weight: Tensor, about_means: bool) -> _Sums:
+    input_mean, output_mean = columns.mean(0) * about_means, targets.mean(0) * about_means
     centred = columns - input_mean
     errors = (targets - output_mean) - centred @ weight.T
     count = len(columns)

@@ -7,9 +7,10 @@ weights changed so that the outputs change least, output o changes by
                                        set of weights as in Kurtic et al. 2023, "ZipLM", equation 2)
 
 and the loss by about 1/2 P sum_o E[g_o^2] e_o, with the gradients g of the loss of a sample by the outputs and P
-positions a sample (the Fisher information in place of the second derivative, outputs and positions taken as
-independent, as in Martens and Grosse 2015, "K-FAC", section 3). Channels are removed greedily: after every step S^-1
-and W are those of the repaired layer, so that two channels that stand in for each other aren't both called useless.
+positions a sample (the empirical Fisher information, with the given labels, in place of the second derivative, outputs
+and positions taken as independent, as in Martens and Grosse 2015, "K-FAC", section 3). Channels are removed greedily:
+after every step S^-1 and W are those of the repaired layer, so that two channels that stand in for each other aren't
+both called useless.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from onnxdistill.graph.columns import Layer, has_columns, input_columns, output_columns, sampled, watched
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
+from onnxdistill.graph.importance import magnitude
 
 # Columns of a batch that enter a second moment; more do not change it visibly.
 COLUMNS_PER_BATCH = 4096
@@ -76,7 +78,8 @@ def second_order(
 ) -> dict[str, Tensor]:
     """For every free group, by name, how much the loss grows when a channel goes, in greedy order.
 
-    Channels that nothing with columns takes (only grouped convolutions, say) get the mean of the others' scores.
+    Channels that nothing with columns takes (only grouped convolutions, say) are scored by magnitude, brought to the
+    mean of all others' scores.
 
     Args:
         network: In evaluation mode; its gradients are left as they were.
@@ -86,10 +89,15 @@ def second_order(
     members = {group.name: _consuming(network, group) for group in analysis.free}
     layers = sorted({member.layer for found in members.values() for member in found})
     moments, worth = _statistics(network, layers, losses)
-    return {
-        group.name: _greedy(group, [(m, _consumer(network, m.layer, moments, worth)) for m in members[group.name]])
-        for group in analysis.free
-    }
+    scores: dict[str, Tensor] = {}
+    for group in analysis.free:
+        consumers = [(member, _consumer(network, member.layer, moments, worth)) for member in members[group.name]]
+        known = [(member, consumer) for member, consumer in consumers if consumer is not None]
+        if known:
+            scores[group.name] = _greedy(group, known)
+    mean = float(torch.cat(list(scores.values())).mean()) if scores else 1.0
+    plain = magnitude(network, analysis, 2)
+    return {group.name: scores.get(group.name, mean * plain[group.name]) for group in analysis.free}
 
 
 def _consuming(network: nn.Module, group: ChannelGroup) -> list[Member]:
@@ -112,18 +120,22 @@ def _statistics(
     moments: dict[str, Tensor] = {}
     worth: dict[str, Tensor] = {}
     outputs: list[tuple[str, Layer, Tensor]] = []
+    calls: dict[str, int] = {}
     batches = 0
 
     def see(name: str, layer: Layer, inputs: Tensor, result: Tensor) -> None:
         columns = sampled(input_columns(layer, inputs.detach()), COLUMNS_PER_BATCH, batches).double()
         moment = columns.T @ columns / len(columns)
         moments[name] = moments[name] + moment if name in moments else moment
+        calls[name] = calls.get(name, 0) + 1
         outputs.append((name, layer, result))
 
     with watched(network, layers, see), torch.enable_grad():
-        for loss in losses:
+        for loss in losses if layers else ():
             outputs.clear()
             value = loss(network)
+            if not outputs:
+                continue
             gradients = torch.autograd.grad(value, [result for _, _, result in outputs], allow_unused=True)
             for (name, layer, result), gradient in zip(outputs, gradients, strict=True):
                 if gradient is None:
@@ -134,8 +146,8 @@ def _statistics(
                 square = 0.5 * positions * (each**2).mean(0)
                 worth[name] = worth[name] + square if name in worth else square
             batches += 1
-    count = max(1, batches)
-    return {k: v / count for k, v in moments.items()}, {k: v / count for k, v in worth.items()}
+    # A layer that runs twice: its moment is the mean over both, and a change of it counts in both places.
+    return {k: v / calls[k] for k, v in moments.items()}, {k: v / max(1, batches) for k, v in worth.items()}
 
 
 def _consumer(network: nn.Module, name: str, moments: dict[str, Tensor], worth: dict[str, Tensor]) -> Consumer | None:
@@ -150,10 +162,7 @@ def _consumer(network: nn.Module, name: str, moments: dict[str, Tensor], worth: 
     return Consumer(weight.clone(), torch.linalg.inv(damped), worth[name], kernel)
 
 
-def _greedy(group: ChannelGroup, consumers: list[tuple[Member, Consumer | None]]) -> Tensor:
-    known = [(member, consumer) for member, consumer in consumers if consumer is not None]
-    if not known:
-        return torch.ones(group.size, dtype=torch.float64)
+def _greedy(group: ChannelGroup, known: list[tuple[Member, Consumer]]) -> Tensor:
     columns = [
         ([_columns_of(member.indices[channel], consumer.kernel) for channel in range(group.size)], consumer)
         for member, consumer in known

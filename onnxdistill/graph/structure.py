@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from onnxdistill.errors import NetworkError
 
 Structure = dict[str, Any]
-"""`replaced`: layers by path; `attributes`: values by path and name; `buffers`: those that no state dict has."""
+"""`replaced`: layers by path; `attributes`: values by path and name; `buffers`: those that no state dict has;
+`frozen`: parameters that are not trained."""
 
 _REBUILD = "Rebuild it with the version of the network that it was made from."
 
@@ -49,7 +50,9 @@ def structure_of(network: nn.Module, original: nn.Module) -> Structure:
     lost = [path for path in before.keys() - after.keys() if not any(path.startswith(f"{p}.") for p in replaced)]
     if lost:
         raise NetworkError(f"{min(lost)} of the network has no counterpart in what it became.", _REBUILD)
-    return {"replaced": replaced, "attributes": attributes, "buffers": _changed_buffers(original, network)}
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    buffers = _changed_buffers(original, network)
+    return {"replaced": replaced, "attributes": attributes, "buffers": buffers, "frozen": frozen}
 
 
 def rebuild(original: nn.Module, structure: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
@@ -75,6 +78,8 @@ def rebuild(original: nn.Module, structure: Mapping[str, Any], state: Mapping[st
             network.get_submodule(owner)._buffers[name] = buffer.clone()
         _resize(network, state)
         network.load_state_dict(dict(state))
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name not in structure["frozen"] and parameter.is_floating_point())
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(
@@ -84,16 +89,16 @@ def rebuild(original: nn.Module, structure: Mapping[str, Any], state: Mapping[st
 
 
 def _resize(network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Gives every tensor the shape that it has in the state dict; what was shared stays shared."""
+    """Gives every tensor the shape and type that it has in the state dict; what was shared stays shared."""
     new: dict[int, Tensor] = {}
     for path, module in network.named_modules():
         for tensors in (module._parameters, module._buffers):
             for name, old in tensors.items():
-                shape = state.get(f"{path}.{name}" if path else name)
-                if old is None or shape is None or old.shape == shape.shape:
+                wanted = state.get(f"{path}.{name}" if path else name)
+                if old is None or wanted is None or (old.shape, old.dtype) == (wanted.shape, wanted.dtype):
                     continue
                 if id(old) not in new:
-                    empty = torch.empty(shape.shape, dtype=old.dtype)
+                    empty = torch.empty(wanted.shape, dtype=wanted.dtype)
                     new[id(old)] = nn.Parameter(empty, old.requires_grad) if isinstance(old, nn.Parameter) else empty
                 tensors[name] = new[id(old)]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from onnxdistill.graph.cores import core_of
-from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Channels
+from onnxdistill.graph.cost import layer_by_layer
+from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Channels, Kind
 from onnxdistill.graph.importance import Scores
 from onnxdistill.graph.surgery import CONVOLUTIONS, TRANSPOSED
 
@@ -72,6 +73,9 @@ def uniform_widths(analysis: ChannelAnalysis, ratio: float, steps: Steps) -> dic
     return {name: width for name, width in widths.items() if width < analysis[name].size}
 
 
+ATTENTION_WEIGHTS = ("in_proj_weight", "out_proj.weight")
+
+
 @dataclass(frozen=True)
 class WeightCost:
     """A layer's weight: its sizes, at how many positions it is applied, and the groups that run through it.
@@ -80,20 +84,26 @@ class WeightCost:
         name: Qualified name of the weight.
         shape: Of the weight.
         positions: Of one sample.
-        runs: `(group, dim, indices a channel)`.
+        runs: `(group, dim, indices a channel)` of the channel groups.
+        heads: The same of whole attention heads, which lie across the channels.
     """
 
     name: str
     shape: tuple[int, ...]
     positions: int
     runs: tuple[tuple[str, int, int], ...]
+    heads: tuple[tuple[str, int, int], ...] = ()
 
     def macs(self, removed: Mapping[str, int]) -> int:
         """Multiply-adds of one sample with so many channels less."""
-        left = list(self.shape)
+        left: list[float] = list(self.shape)
         for group, dim, each in self.runs:
             left[dim] -= removed.get(group, 0) * each
-        return self.positions * int(np.prod(left))
+        for dim, size in enumerate(self.shape):
+            # Of every head that stays, as much goes as of any.
+            gone = sum(removed.get(group, 0) * each for group, own, each in self.heads if own == dim)
+            left[dim] *= 1 - gone / size
+        return round(self.positions * float(np.prod(left)))
 
 
 def weight_costs(network: nn.Module, analysis: ChannelAnalysis, example: Tensor) -> list[WeightCost]:
@@ -108,23 +118,34 @@ def weight_costs(network: nn.Module, analysis: ChannelAnalysis, example: Tensor)
     handles = []
     for name, layer in network.named_modules():
         if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
-            handles.append(layer.register_forward_hook(_counting(name, positions, len(example))))
+            handles.append(layer.register_forward_hook(_counting(f"{name}.weight", positions, len(example))))
+        elif isinstance(layer, nn.MultiheadAttention):
+            # It multiplies by its weights itself, without calling layers.
+            used = [f"{name}.{weight}" for weight, _ in layer.named_parameters() if weight in ATTENTION_WEIGHTS]
+            handles += [layer.register_forward_hook(_tokens(weight, positions, len(example))) for weight in used]
     try:
-        with torch.inference_mode():
-            core_of(network)(example)
+        with torch.inference_mode(), layer_by_layer():
+            core_of(network)(example.clone())
     finally:
         for handle in handles:
             handle.remove()
-    runs: dict[str, list[tuple[str, int, int]]] = {}
+    runs: dict[tuple[str, Kind], list[tuple[str, int, int]]] = {}
     for group in analysis.free:
         for member in group.members:
-            runs.setdefault(member.tensor, []).append((group.name, member.dim, len(member.indices[0])))
+            runs.setdefault((member.tensor, group.kind), []).append((group.name, member.dim, len(member.indices[0])))
     costs = []
-    for layer_name, count in positions.items():
-        weight = f"{layer_name}.weight"
+    for weight, count in positions.items():
         shape = tuple(network.get_parameter(weight).shape)
-        costs.append(WeightCost(weight, shape, count, tuple(runs.get(weight, ()))))
+        own, heads = (tuple(runs.get((weight, kind), ())) for kind in ("channels", "heads"))
+        costs.append(WeightCost(weight, shape, count, own, heads))
     return costs
+
+
+def _tokens(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Any], None]:
+    def count(_layer: nn.Module, inputs: Any, _outputs: Any) -> None:
+        positions[name] = positions.get(name, 0) + inputs[0].numel() // inputs[0].shape[-1] // samples
+
+    return count
 
 
 def _counting(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Tensor], None]:

@@ -16,7 +16,7 @@ from onnxdistill.graph.recalibrate import recalibrate_batch_norm
 from onnxdistill.graph.repair import Removed, layers_after, layers_that_lost_inputs, refit
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
-from onnxdistill.graph.widths import Steps, global_widths, most_important, uniform_widths, weight_costs
+from onnxdistill.graph.widths import Steps, WeightCost, global_widths, most_important, uniform_widths, weight_costs
 from onnxdistill.recipe import PruneTable
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Objective, TrainingBatch
@@ -76,6 +76,8 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     notes += _notes(analysis)
     if not widths:
         return PruneResult(shorter, [], blocks, [*notes, _why_nothing(analysis, table, steps)])
+    if table.macs_ratio is not None:
+        notes += _missed_share(weight_costs(shorter, analysis, example), analysis, widths, table)
     kept = most_important(scores, widths)
     smaller = remove_channels(shorter, analysis, kept, example)
     if task.measurable:
@@ -166,6 +168,20 @@ def _best_repaired(
         if task.metric.drop(score, scores[best]) > 0:
             best = index
     return forms[best]
+
+
+def _missed_share(
+    costs: list[WeightCost], analysis: ChannelAnalysis, widths: dict[str, int], table: PruneTable
+) -> list[str]:
+    assert table.macs_ratio is not None
+    removed = {name: analysis[name].size - width for name, width in widths.items()}
+    left = sum(cost.macs(removed) for cost in costs) / max(1, sum(cost.macs({}) for cost in costs))
+    if left <= table.macs_ratio:
+        return []
+    return [
+        f"prune left {left:.0%} of the multiply-adds, more than prune.macs_ratio = {table.macs_ratio:g}: the rest "
+        f"cannot go, for prune.minimum = {table.minimum}, prune.multiple_of, prune.skip, or what the network fixes."
+    ]
 
 
 def _why_nothing(analysis: ChannelAnalysis, table: PruneTable, steps: Steps) -> str:

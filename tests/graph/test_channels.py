@@ -14,8 +14,8 @@ from onnxdistill.errors import NetworkError
 from onnxdistill.graph.channels import ChannelAnalysis, ChannelGroup, analyse_channels
 from onnxdistill.graph.cores import core_of
 from onnxdistill.graph.cost import count_macs, parameter_count
-from onnxdistill.graph.proof import silent_outputs
 from onnxdistill.graph.rules.shapes import reshape_blocks
+from onnxdistill.graph.silence import silent_outputs
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.networks import build_network
 from tests import tiny

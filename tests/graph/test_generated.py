@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onnxdistill.graph.channels import analyse_channels
-from onnxdistill.graph.proof import silent_outputs
+from onnxdistill.graph.silence import silent_outputs
 from onnxdistill.graph.surgery import remove_channels
 
 

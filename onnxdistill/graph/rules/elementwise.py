@@ -33,7 +33,7 @@ REDUCTIONS = frozenset("mean sum amax amin std var".split())
 
 def unary(walk: Walk, node: Node) -> bool:
     """The result has the channels of the source."""
-    if any(isinstance(value, Node) for value in node.args[1:]):
+    if operator_name(node) != "type_as" and any(isinstance(value, Node) for value in node.args[1:]):
         return elementwise(walk, node)
     return walk.put(node, walk.of(source_of(node)))
 
@@ -59,7 +59,9 @@ def scalar_factor(node: Node) -> float | None:
     number: Any = node.args[1]
     if not isinstance(number, int | float):
         return None
-    return float(number) if operator_name(node) == "mul" else 1.0 / float(number)
+    if operator_name(node) == "mul":
+        return float(number)
+    return 1.0 / float(number) if number else None
 
 
 def meet(walk: Walk, operands: list[Node], rank: int, name: str) -> Label | None:
@@ -75,6 +77,11 @@ def meet(walk: Walk, operands: list[Node], rank: int, name: str) -> Label | None
         label = broadcast_shape(label, rank)
         if result is None:
             result = label
+            continue
+        if 1 in (result.size, label.size) and result.size != label.size:
+            # One channel that all others are combined with; it is not one of them.
+            one, result = (label, result) if label.size == 1 else (result, label)
+            walk.atoms.freeze(one, name)
             continue
         walk.atoms.unite(result, label, name)
         one, other = np.broadcast_arrays(result, label)
@@ -155,7 +162,7 @@ def without_axes(label: Label, axes: set[int], keep: bool) -> Label | None:
     shorter = label
     for axis in sorted(axes, reverse=True):
         shorter = shorter.take([0], axis) if keep else at(shorter, axis, 0)
-    return None if shorter.size == 1 else shorter
+    return None if shorter.size == 1 < label.size else shorter
 
 
 def getitem(walk: Walk, node: Node) -> bool:

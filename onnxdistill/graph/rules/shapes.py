@@ -17,6 +17,7 @@ from onnxdistill.graph.rules.walk import (
     full_along,
     integers,
     module_of,
+    operator_name,
     source_of,
     value_shape,
 )
@@ -304,7 +305,9 @@ def index(walk: Walk, node: Node) -> bool:
 def roll(walk: Walk, node: Node) -> bool:
     """A roll or a flip of axes without channels."""
     label = walk.of(source_of(node))
-    axes = integers(node.args[-1])
+    axes = integers(argument(node, 2, "dims", []) if operator_name(node) == "roll" else node.args[-1])
+    if label is not None and not axes and label.size > 1:
+        return False  # all elements in a row
     if label is not None and any(label.shape[axis] > 1 for axis in axes):
         return False
     return walk.put(node, label)

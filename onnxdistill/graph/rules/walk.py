@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -40,17 +41,17 @@ class Scaling:
 
     Attributes:
         node: The traced operator.
-        module: Path of the module whose code it is.
         label: Of what is scaled.
         shape: Of what is scaled.
         factor: The number; None for attention's own, one over the root of the last dimension.
+        producers: Per parameter of the last layer before, which rows of it give what is scaled.
     """
 
     node: str
-    module: str
     label: Label
     shape: tuple[int, ...]
     factor: float | None
+    producers: dict[str, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,7 @@ class Walk:
             return None
         if value.name in self.program.graph_signature.inputs_to_buffers and meta.numel() != max(meta.shape):
             return None
-        if name not in self.atoms.values:
-            self.atoms.values[name] = self.atoms.new(*meta.shape)
-        return self.atoms.values[name]
+        return self.atoms.as_value(name, tuple(meta.shape))
 
     def tensor(self, value: object) -> str | None:
         """The name of the parameter or buffer that a value is, if it is one."""
@@ -152,8 +151,8 @@ class Walk:
         axis %= label.ndim
         size = value_shape(value)[axis]
         if label.shape[axis] != size:
-            if self.atoms.varying(label):
-                self.atoms.freeze(label, operator)
+            # Even a single channel, repeated along the axis: what comes next would still take it.
+            self.atoms.freeze(label, operator)
             return None
         for other in range(label.ndim):
             if other != axis:
@@ -195,14 +194,32 @@ class Walk:
         """Notes that a value is scaled by a number that may come from a width."""
         label = self.of(value)
         if label is not None:
-            self.scalings.append(Scaling(node.name, module_of(node), label, value_shape(value), factor))
+            self.scalings.append(Scaling(node.name, label, value_shape(value), factor, self._producers(label)))
+
+    def _producers(self, label: Label) -> dict[str, NDArray[np.bool_]]:
+        """Rows of the parameters that give some atoms: of the last layer alone, or they would be scaled twice."""
+        atoms = np.unique(label)
+        buffers = set(self.program.graph_signature.inputs_to_buffers.values())
+        found = {
+            tensor: rows
+            for (tensor, dim), bound in self.atoms.bindings.items()
+            if dim == 0 and tensor not in buffers and (rows := np.isin(bound, atoms)).any()
+        }
+        last = next(reversed(found), "").rpartition(".")[0]
+        return {tensor: rows for tensor, rows in found.items() if tensor.rpartition(".")[0] == last}
 
     def _call(self, node: Node, rules: Mapping[str, Rule]) -> None:
         name = operator_name(node)
         rule = rules.get(name)
-        if rule is None or not rule(self, node):
+        if rule is None or not self._applies(rule, node):
             for value in node.all_input_nodes:
                 self.freeze(value, name)
+
+    def _applies(self, rule: Rule, node: Node) -> bool:
+        try:
+            return rule(self, node)
+        except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return False  # a form of the operator that the rule does not know: what goes in is frozen
 
 
 Rule = Callable[[Walk, Node], bool]
