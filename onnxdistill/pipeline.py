@@ -199,7 +199,8 @@ class _Run:
         macs = self._macs(student.module)
         removed = f", {1 - self._macs(result.network) / macs:.0%} of MACs removed" if macs else ""
         gone = f"without {', '.join(result.blocks)}, " if result.blocks else ""
-        summary = f"{gone}{len(result.cuts)} groups narrower{removed}"
+        narrower = f"{len(result.cuts)} groups narrower" if result.cuts else "no group narrower"
+        summary = f"{gone}{narrower}{removed}"
         kept = self._keep_if_faster("prune", student, result.network, summary)
         if kept is not student:
             self.groups.extend(GroupCut(**asdict(cut)) for cut in result.cuts)
