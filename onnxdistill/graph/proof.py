@@ -103,7 +103,10 @@ class _Trial:
         self._example = example
         self._places = {group.name: place for place, group in enumerate(analysis.free)}
         # With such small maps that a batch norm has one value a channel, say, the whole network cannot train either.
-        self._trains = _raised(copy.deepcopy(network).train(), example, []) is None
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        self._trains = _raised(network.train(), example, []) is None
+        for name, buffer in network.eval().named_buffers():  # training moves statistics
+            buffer.copy_(buffers[name])
 
     def failure(self, groups: list[ChannelGroup], pattern: Pattern) -> Failure | None:
         """What goes wrong if these groups are cut."""
