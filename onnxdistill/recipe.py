@@ -90,8 +90,16 @@ class TrainingTable(_Table):
     learning_rate: Positive = Field(0.05, description="Highest learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: NotNegative = Field(5e-4, description="Weight decay; not on biases and normalisation.")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="After the warm-up.")
+    schedule: Literal["cosine", "linear", "step", "constant"] = Field(
+        "cosine", description="After the warm-up; `step` divides by ten after half and after three quarters."
+    )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the steps that warm up.")
+    average: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Validate and keep a moving average of the weights that decays by this a step; 0 for none."
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of a label's probability that is spread over all classes."
+    )
     clip_norm: Positive | None = Field(None, description="Clip the gradient to this norm.")
     crop_pad: Annotated[int, Field(ge=0, le=512)] = Field(0, description="Random crop after padding by so many pixels.")
     flip: bool = Field(False, description="Random horizontal flip.")
@@ -151,8 +159,17 @@ class FactorizeTable(_Table):
 class DistillTable(TrainingTable):
     """`[distill]`: fine-tune the student with the teacher's logits."""
 
+    loss: Literal["kd", "dkd", "dist"] = Field(
+        "kd",
+        description="How the teacher's logits are followed: Hinton et al. 2015, decoupled (Zhao et al. 2022), or by "
+        "correlation (Huang et al. 2022).",
+    )
     temperature: Positive = Field(2.0, description="Softens both distributions.")
-    soft_weight: NotNegative = Field(9.0, description="Weight of the teacher's logits.")
+    soft_weight: NotNegative | None = Field(
+        None, description="Weight of the teacher's logits; if it is left out, 9 with `kd`, 1 with `dkd`, 2 with `dist`."
+    )
+    target_weight: NotNegative = Field(1.0, description="Of `dkd`: weight of the right class against the rest.")
+    others_weight: NotNegative = Field(8.0, description="Of `dkd`: weight of the other classes among themselves.")
     hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
     standardise: bool = Field(
         True,

@@ -1,7 +1,8 @@
-"""Losses that bring a student's outputs near its teacher's."""
+"""Losses that bring a student's outputs near its teacher's: one function and one paper each."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,3 +40,68 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, stan
     log_student = F.log_softmax(student / temperature, dim=-1)
     log_teacher = F.log_softmax(teacher / temperature, dim=-1)
     return temperature**2 * F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def decoupled_loss(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, target_weight: float, others_weight: float
+) -> Tensor:
+    """What is said about the right class, and what about the others among themselves, each with a weight of its own.
+
+    `T^2 (target_weight KL(b_t || b_s) + others_weight KL(q_t || q_s))`, where `b` is the right class against the rest
+    and `q` the distribution over the other classes. The sum of the two with weights 1 and 1 - p_t is Hinton's loss.
+
+    Source: Zhao et al. 2022, "Decoupled Knowledge Distillation", equation 7; with the factor `T^2` of Hinton et al.
+
+    Args:
+        student: Logits `[B, classes]`, at least two classes.
+        teacher: Logits of the same shape.
+        targets: Right classes `[B]`.
+        temperature: Divides the logits.
+        target_weight: The paper's alpha.
+        others_weight: The paper's beta.
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
+    right = F.one_hot(targets, student.shape[-1]).bool()
+    log_student, log_teacher = (F.log_softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+
+    def against_rest(log_probabilities: Tensor) -> Tensor:
+        rest = log_probabilities.masked_fill(right, -torch.inf).logsumexp(-1)
+        return torch.stack([log_probabilities[right], rest], -1)
+
+    def among_others(logits: Tensor) -> Tensor:
+        others = logits[~right].reshape(len(logits), -1)
+        return F.log_softmax(others / temperature, dim=-1)
+
+    target_part = F.kl_div(against_rest(log_student), against_rest(log_teacher), reduction="batchmean", log_target=True)
+    others_part = F.kl_div(among_others(student), among_others(teacher), reduction="batchmean", log_target=True)
+    return temperature**2 * (target_weight * target_part + others_weight * others_part)
+
+
+def relation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """One minus the correlation of probabilities, over the classes of a sample and over the samples of a class.
+
+    `T^2 (mean_i (1 - r(s_i, t_i)) + mean_j (1 - r(s_.j, t_.j)))` with Pearson's r: the student has to keep relations,
+    not values, which a teacher that is much better would ask too much of.
+
+    Source: Huang et al. 2022, "Knowledge Distillation from A Stronger Teacher", equations 9 and 10, with equal
+    weights of both parts; the factor is that of Hinton et al.
+
+    Args:
+        student: Logits `[B, classes]`.
+        teacher: Logits of the same shape.
+        temperature: Divides the logits.
+
+    Returns:
+        A scalar.
+    """
+    ours, theirs = (F.softmax(logits / temperature, dim=-1) for logits in (student, teacher))
+    within = 1.0 - _correlation(ours, theirs).mean()
+    across = 1.0 - _correlation(ours.T, theirs.T).mean()
+    return temperature**2 * (within + across)
+
+
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Pearson's correlation of rows; 0 where a row is constant."""
+    return F.cosine_similarity(one - one.mean(-1, keepdim=True), other - other.mean(-1, keepdim=True), dim=-1)

@@ -12,6 +12,9 @@ from onnxdistill.tasks.base import Objective
 from onnxdistill.training import TrainingResult, train
 from onnxdistill.training.loop import OnStatus
 
+SOFT_WEIGHTS = {"kd": 9.0, "dkd": 1.0, "dist": 2.0}
+"""Those of the papers: Sun et al. 2024 for standardised logits, Zhao et al. 2022, Huang et al. 2022."""
+
 
 def distill(
     student: nn.Module,
@@ -38,8 +41,12 @@ def distill(
     """
     objective = Objective(
         hard_weight=table.hard_weight,
-        soft_weight=table.soft_weight,
+        label_smoothing=table.label_smoothing,
+        soft_weight=SOFT_WEIGHTS[table.loss] if table.soft_weight is None else table.soft_weight,
+        soft_loss=table.loss,
         temperature=table.temperature,
         standardise=table.standardise,
+        target_weight=table.target_weight,
+        others_weight=table.others_weight,
     )
     return train(student, task, table, seed, objective, teacher, on_status, checkpoint)

@@ -49,5 +49,6 @@ def teacher(
     task.check_output(probe(table.network, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
     if table.train is None:
         return TeacherResult(network, None)
-    training = train(network, task, table.train, recipe.seed, Objective(), on_status=on_status, checkpoint=checkpoint)
+    objective = Objective(label_smoothing=table.train.label_smoothing)
+    training = train(network, task, table.train, recipe.seed, objective, on_status=on_status, checkpoint=checkpoint)
     return TeacherResult(training.network, training)

@@ -14,6 +14,7 @@ Feeds = dict[str, NDArray[np.generic]]
 Runner = Callable[[Feeds], Feeds]
 """Maps inputs by name to outputs by name: a torch module or an ONNX Runtime session alike."""
 
+SoftLoss = Literal["kd", "dkd", "dist"]
 Split = Literal["train", "calibration", "validation", "test"]
 
 
@@ -67,12 +68,27 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the parts of the training loss; see `graph.losses`."""
+    """The parts of the training loss and their weights; see `graph.losses`.
+
+    Attributes:
+        hard_weight: Of the labels.
+        label_smoothing: Share of the labels' probability that is spread over all classes.
+        soft_weight: Of the teacher's outputs.
+        soft_loss: How these are compared.
+        temperature: Softens both distributions.
+        standardise: Whether to z-score logits first.
+        target_weight: With `dkd`, of the right class against the rest.
+        others_weight: With `dkd`, of the other classes among themselves.
+    """
 
     hard_weight: float = 1.0
+    label_smoothing: float = 0.0
     soft_weight: float = 0.0
+    soft_loss: SoftLoss = "kd"
     temperature: float = 1.0
     standardise: bool = False
+    target_weight: float = 1.0
+    others_weight: float = 8.0
 
 
 class StepResult(TypedDict):

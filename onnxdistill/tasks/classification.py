@@ -16,7 +16,7 @@ from onnxdistill.data import Outline, load_images, outline
 from onnxdistill.data.augment import random_crop, random_flip
 from onnxdistill.data.images import Images, Indices, Splits, in_batches
 from onnxdistill.errors import DataError, NetworkError
-from onnxdistill.graph.losses import distillation_loss
+from onnxdistill.graph.losses import decoupled_loss, distillation_loss, relation_loss, standardised
 from onnxdistill.recipe import Recipe
 from onnxdistill.tasks.base import (
     Augmentation,
@@ -95,19 +95,14 @@ class Classification:
     def step(
         self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
     ) -> StepResult:
-        """Cross-entropy with the labels and, with a teacher, `graph.losses.distillation_loss`.
-
-        Two logits are never standardised: all that a z-score leaves of them is which one is the larger.
-        """
+        """Cross-entropy with the labels and, with a teacher, the objective's loss of `graph.losses`."""
         logits = student(batch.inputs)
-        loss = objective.hard_weight * F.cross_entropy(logits.float(), batch.targets)
+        smoothing = objective.label_smoothing
+        loss = objective.hard_weight * F.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
         if teacher is not None and objective.soft_weight > 0:
             with torch.no_grad():
                 target = teacher(batch.inputs)
-            standardise = objective.standardise and logits.shape[-1] > 2
-            loss = loss + objective.soft_weight * distillation_loss(
-                logits.float(), target.float(), objective.temperature, standardise
-            )
+            loss = loss + objective.soft_weight * _soft_loss(logits.float(), target.float(), batch.targets, objective)
         return {"loss": loss, "output": logits}
 
     def calibration_batches(self, batch_size: int) -> Iterator[TrainingBatch]:
@@ -159,6 +154,20 @@ class Classification:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255.0 - self._mean) / self._std
+
+
+def _soft_loss(student: Tensor, teacher: Tensor, labels: Tensor, objective: Objective) -> Tensor:
+    """Two logits are never standardised: all that a z-score leaves of them is which one is the larger."""
+    if objective.soft_loss == "dist":
+        return relation_loss(student, teacher, objective.temperature)
+    standardise = objective.standardise and student.shape[-1] > 2
+    if objective.soft_loss == "kd":
+        return distillation_loss(student, teacher, objective.temperature, standardise)
+    if standardise:
+        student, teacher = standardised(student), standardised(teacher)
+    return decoupled_loss(
+        student, teacher, labels, objective.temperature, objective.target_weight, objective.others_weight
+    )
 
 
 class LatencyOnlyClassification:

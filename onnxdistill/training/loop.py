@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from onnxdistill.errors import TrainingError
 from onnxdistill.recipe import TrainingTable
@@ -179,6 +180,10 @@ class _Run:
         self.optimizer = build_optimizer(self.network, table)
         self.schedule = build_schedule(self.optimizer, table, table.epochs * self.steps)
         self.rates = list(self.schedule.base_lrs)
+        self.average = None
+        if table.average:
+            blend = get_ema_multi_avg_fn(table.average)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.average = AveragedModel(self.network, multi_avg_fn=blend, use_buffers=True)
         self.last_status = 0.0
 
     def whole(self) -> TrainingResult:
@@ -242,6 +247,8 @@ class _Run:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.table.clip_norm)
         self.optimizer.step()
         self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.network)
         self.at.step += 1
         self.at.losses.append(value)
         self._report()
@@ -293,6 +300,7 @@ class _Run:
                 "best": self.best_state,
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
+                "average": None if self.average is None else self.average.state_dict(),
                 "order": plain_random_state(self.epoch_rng),
                 "torch": torch.get_rng_state(),
             }
@@ -306,16 +314,21 @@ class _Run:
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.epoch_rng = numpy_random_state(state["order"])
         self.rng.bit_generator.state = self.epoch_rng
         torch.set_rng_state(state["torch"])
 
     def _validate(self) -> float:
-        self.network.eval()
-        return self.task.score(module_runner(self.network, self.task), "validation").value
+        return self.task.score(module_runner(self._shown().eval(), self.task), "validation").value
+
+    def _shown(self) -> nn.Module:
+        """The network whose weights count: the average of those on the way, if one is kept."""
+        return self.network if self.average is None else self.average.module
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+        return {name: tensor.detach().clone() for name, tensor in self._shown().state_dict().items()}
 
     def _steps_done(self) -> int:
         return (self.at.epoch - 1) * self.steps + self.at.step

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onnxdistill.graph.losses import distillation_loss, standardised
+from onnxdistill.graph.losses import decoupled_loss, distillation_loss, relation_loss, standardised
 
 
 def test_standardised_by_hand() -> None:
@@ -60,3 +60,48 @@ def test_gradient_by_finite_differences() -> None:
     teacher = torch.tensor([[1.0, 4.0, 2.0]], dtype=torch.float64)
     student = torch.tensor([[0.3, -1.0, 0.5]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda s: distillation_loss(s, teacher, 2.0, standardise=True), student)
+
+
+def test_decoupled_by_hand() -> None:
+    # Teacher (1/2, 1/3, 1/6), student uniform, the first class right. Right against the rest: (1/2, 1/2) and (1/3, 2/3);
+    # the others among themselves: (2/3, 1/3) and (1/2, 1/2).
+    teacher, student = torch.tensor([[log(3.0), log(2.0), 0.0]]), torch.zeros(1, 3)
+    right, label = 0.5 * log(3 / 2) + 0.5 * log(3 / 4), torch.tensor([0])
+    others = 2 / 3 * log(4 / 3) + 1 / 3 * log(2 / 3)
+    assert decoupled_loss(student, teacher, label, 1.0, 1.0, 0.0).item() == pytest.approx(right, abs=1e-6)
+    assert decoupled_loss(student, teacher, label, 1.0, 0.0, 1.0).item() == pytest.approx(others, abs=1e-6)
+    assert decoupled_loss(student, teacher, label, 1.0, 2.0, 8.0).item() == pytest.approx(
+        2 * right + 8 * others, abs=1e-5
+    )
+    # At T = 2 the doubled logits soften to the same, and the factor is 4.
+    assert decoupled_loss(student, 2 * teacher, label, 2.0, 1.0, 0.0).item() == pytest.approx(4 * right, abs=1e-5)
+
+
+@settings(max_examples=40)
+@given(student=logits, teacher=logits, label=st.integers(0, 3), temperature=st.floats(0.5, 4))
+def test_decoupled_parts_make_up_the_whole(student: Tensor, teacher: Tensor, label: int, temperature: float) -> None:
+    """Zhao et al. 2022, equation 6: KL = KL(right against rest) + (1 - p_right) KL(others)."""
+    others = 1.0 - float(torch.softmax(teacher / temperature, -1)[0, label])
+    parts = decoupled_loss(student, teacher, torch.tensor([label]), temperature, 1.0, others)
+    whole = distillation_loss(student, teacher, temperature, standardise=False)
+    assert parts.item() == pytest.approx(whole.item(), rel=1e-6, abs=1e-9)
+
+
+def test_relation_by_hand() -> None:
+    # Probabilities (3/4, 1/4), (1/4, 3/4) of the teacher; the student's are the same for the first sample and swapped
+    # for the second. Over classes the correlations are 1 and -1; over samples the student is constant, which counts 0.
+    teacher = torch.tensor([[log(3.0), 0.0], [0.0, log(3.0)]])
+    student = torch.tensor([[log(3.0), 0.0], [log(3.0), 0.0]])
+    assert relation_loss(student, teacher, 1.0).item() == pytest.approx((1 - 0) + (1 - 0), abs=1e-5)
+    assert relation_loss(teacher, teacher, 1.0).item() == pytest.approx(0, abs=1e-5)
+    assert relation_loss(2 * teacher, 2 * teacher, 2.0).item() == pytest.approx(0, abs=1e-5)
+    assert relation_loss(teacher.flip(1), teacher, 1.0).item() == pytest.approx(4, abs=1e-5)
+
+
+def test_gradients_of_the_others_by_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    student.requires_grad_()
+    labels = torch.tensor([0, 3, 1])
+    assert torch.autograd.gradcheck(lambda s: decoupled_loss(s, teacher, labels, 2.0, 1.0, 8.0), (student,))
+    assert torch.autograd.gradcheck(lambda s: relation_loss(s, teacher, 4.0), (student,))

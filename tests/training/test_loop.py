@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from math import log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from onnxdistill.errors import TrainingError
 from onnxdistill.recipe import TrainingTable
-from onnxdistill.tasks.base import Objective
+from onnxdistill.tasks.base import Objective, SoftLoss, TrainingBatch
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import TrainingStatus, module_runner, train
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
@@ -139,14 +141,14 @@ def ended_at(step: int) -> Callable[[TrainingStatus], None]:
     return on_status
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("optimizer", "average"), [("sgd", 0.0), ("adamw", 0.9)])
 def test_a_training_that_was_ended_goes_on_to_the_same_weights(
-    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, average: float
 ) -> None:
     monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
     monkeypatch.setattr("onnxdistill.training.loop.CHECKPOINT_INTERVAL_S", 0.0)
     network = small_network()
-    settings = table(epochs=3, optimizer=optimizer, learning_rate=0.02, crop_pad=1, flip=True)
+    settings = table(epochs=3, optimizer=optimizer, average=average, learning_rate=0.02, crop_pad=1, flip=True)
     whole = train(network, digits, settings, 3, Objective())
     file = tmp_path / "new" / "state.pt"
     for step in (1, 10, 17, 18, 40, 51):  # 17 steps an epoch
@@ -205,6 +207,70 @@ def test_schedule_by_hand() -> None:
         schedule.step()
     # Two warm-up steps of thirds, then cosine over six steps: 1, (1+cos 30°)/2, (1+cos 60°)/2 = 0.75, ...
     assert rates == pytest.approx([1 / 3, 2 / 3, 1, 0.9330, 0.75, 0.5, 0.25, 0.0670], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", [0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("step", [0.5, 1, 1, 1, 0.1, 0.1, 0.01]),
+        ("constant", [0.5, 1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_other_schedules_by_hand(schedule: str, expected: list[float]) -> None:
+    settings = table(learning_rate=1.0, warmup=1 / 7, schedule=schedule, epochs=1)
+    optimizer = build_optimizer(nn.Linear(1, 1), settings)
+    wanted = build_schedule(optimizer, settings, steps=7)
+    rates = []
+    for _ in range(7):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        wanted.step()
+    assert rates == pytest.approx(expected)
+
+
+def test_the_average_by_hand(digits: Classification) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    task = Classification(dataclasses.replace(digits.splits, train=digits.splits.train.subset(np.arange(192))))
+    settings = {"schedule": "constant", "warmup": 0.0, "epochs": 1, "learning_rate": 0.01}
+    seen: list[Tensor] = []
+
+    class Watched(Classification):
+        def step(self, student: nn.Module, *others: Any) -> Any:
+            seen.append(next(student.parameters()).detach().clone())
+            return super().step(student, *others)
+
+    plain = train(network, Watched(task.splits), table(**settings), 0, Objective()).network
+    weights = [*seen[1:], next(plain.parameters())]  # after each of the three steps
+    averaged = train(network, task, table(**settings, average=0.75), 0, Objective()).network
+    # The first step's weights start the average.
+    expected = 0.75 * (0.75 * weights[0] + 0.25 * weights[1]) + 0.25 * weights[2]
+    assert torch.allclose(next(averaged.parameters()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])
+def test_every_loss_brings_the_student_near_the_teacher(digits: Classification, loss: SoftLoss) -> None:
+    teacher = train(small_network(), digits, table(epochs=3), 0, Objective()).network
+    objective = Objective(hard_weight=0.0, soft_weight=2.0, soft_loss=loss, temperature=2.0, others_weight=2.0)
+    student = train(small_network(1), digits, table(epochs=8), 0, objective, teacher).network
+    answers = [
+        torch.from_numpy(module_runner(n, digits)({"image": digits.example_input(256).numpy()})["logits"]).argmax(1)
+        for n in (teacher, student)
+    ]
+    # `dkd` sees the labels, though not as its aim; the others don't.
+    assert (answers[0] == answers[1]).float().mean() > 0.9
+
+
+def test_smoothed_labels_by_hand(digits: Classification) -> None:
+    # Logits (log 3, 0, ..., 0) of ten classes, the first right: probabilities 1/4 and 1/12 each. With 0.1 spread over
+    # ten, the loss is -(0.91 log(1/4) + 0.09 log(1/12)).
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tensor([[log(3.0), *[0.0] * 9]])
+
+    batch = TrainingBatch(torch.zeros(1, 1, 8, 8), torch.tensor([0]))
+    loss = digits.step(Fixed(), None, batch, Objective(label_smoothing=0.1))["loss"]
+    assert loss.item() == pytest.approx(0.91 * log(4) + 0.09 * log(12), abs=1e-5)
 
 
 def test_only_matrices_decay() -> None:
