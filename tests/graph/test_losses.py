@@ -63,8 +63,8 @@ def test_gradient_by_finite_differences() -> None:
 
 
 def test_decoupled_by_hand() -> None:
-    # Teacher (1/2, 1/3, 1/6), student uniform, the first class right. Right against the rest: (1/2, 1/2) and (1/3, 2/3);
-    # the others among themselves: (2/3, 1/3) and (1/2, 1/2).
+    # Teacher (1/2, 1/3, 1/6), student uniform, the first class right. Right against the rest: (1/2, 1/2) and
+    # (1/3, 2/3); the others among themselves: (2/3, 1/3) and (1/2, 1/2).
     teacher, student = torch.tensor([[log(3.0), log(2.0), 0.0]]), torch.zeros(1, 3)
     right, label = 0.5 * log(3 / 2) + 0.5 * log(3 / 4), torch.tensor([0])
     others = 2 / 3 * log(4 / 3) + 1 / 3 * log(2 / 3)
