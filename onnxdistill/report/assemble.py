@@ -84,7 +84,8 @@ def assemble(
 
 
 def _shaky(timings: BenchResult) -> list[str]:
-    return [f"Latencies are shaky. {reason}" for reason in timings.doubts()]
+    doubts = timings.doubts()
+    return [f"Latencies are shaky. {' '.join(doubts)}"] if doubts else []
 
 
 def _portable(timings: BenchResult) -> dict[str, Any]:
