@@ -1,11 +1,12 @@
 """How much every channel of a group matters; each score is one function with its paper.
 
-All scores are normalised to a mean of one in every group, so that groups compare.
+Changes of the loss compare between groups as they are; all other scores are normalised to a mean of one in every group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,10 @@ def first_order_taylor(
     """Squared first-order change of the loss when a channel's own parameters become zero.
 
     Source: Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", equation 8: the squared sum
-    of weight times gradient over the parameters of a channel, averaged over batches. Only what produces the channel
-    counts (dimension 0 of its layers): what consumes it would count the same change twice.
+    of weight times gradient over the parameters of a channel, averaged over batches. Every channel counts once: by the
+    scale and shift of the normalisations that it runs through (their section 3.3, "gates"), or without any by the
+    layers that produce it. The convolution before a normalisation, or what consumes the channel, would count the same
+    change again.
 
     Args:
         network: In evaluation mode; its gradients are left as they were.
@@ -78,6 +81,11 @@ def first_order_taylor(
         losses: For every batch, a function from the network to its scalar loss.
     """
     parameters = dict(network.named_parameters())
+    norms = {name for name, layer in network.named_modules() if isinstance(layer, NORMS)}
+    gates = {
+        group.name: [m for m in group.members if m.layer in norms and m.tensor in parameters]
+        for group in analysis.groups
+    }
     totals: Scores = {}
     batches = 0
     for loss in losses:
@@ -88,10 +96,11 @@ def first_order_taylor(
             if gradient is not None
         }
         for group in analysis.groups:
-            change = _summed(group, products, lambda member: _produces(network, member)) ** 2
+            own = gates[group.name]
+            change = _summed(group, products, own.__contains__ if own else partial(_produces, network)) ** 2
             totals[group.name] = totals[group.name] + change if group.name in totals else change
         batches += 1
-    return {name: _normalised(total / max(1, batches)) for name, total in totals.items()}
+    return {name: total / max(1, batches) for name, total in totals.items()}
 
 
 def _scores(analysis: ChannelAnalysis, values: dict[str, Tensor]) -> Scores:

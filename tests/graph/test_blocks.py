@@ -73,3 +73,55 @@ def test_the_least_important_goes_first_and_one_stays() -> None:
     shorter = without_blocks(network, ["second", "first"])
     assert torch.equal(shorter.first(example), example)
     assert isinstance(network.first, Block)
+
+
+class Inplace(Tower):
+    """Its activation changes what the sum then takes: no shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = InplaceBlock()  # type: ignore[assignment]  # another kind of block
+
+
+class InplaceBlock(Block):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x, inplace=True) + self.conv(x)
+
+
+class Named(Tower):
+    """Calls a block by the name of its argument, which an identity doesn't know."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.third(self.first(x=self.stem(x)))).mean((2, 3)))
+
+
+class Nested(Tower):
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = Outer()  # type: ignore[assignment]  # another kind of block
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.conv = Block(), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(self.inner(x))
+
+
+def test_what_only_seems_a_shortcut_stays() -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, 3, 8, 8)
+    assert removable_blocks(Inplace().eval(), example) == ["first", "third"]
+    assert removable_blocks(Named().eval(), example) == ["third"]
+
+
+def test_of_blocks_in_each_other_one_goes() -> None:
+    torch.manual_seed(0)
+    names = removable_blocks(Nested().eval(), torch.randn(2, 3, 8, 8))
+    assert sorted(names) == ["first", "second", "second.inner", "third"]
+    gone = least_important_blocks(
+        Nested().eval(), names, 4, lambda shorter: float(sum(p.numel() for p in shorter.parameters()))
+    )
+    assert len({name.partition(".")[0] for name in gone}) == len(gone) == 3

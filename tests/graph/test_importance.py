@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def test_taylor_by_hand() -> None:
     analysis = analyse_channels(network, torch.ones(2, 1))
     # L = y = 3 * 1 * x - 1 * 2 * x; dL/da = (3 x, -x); (a dL/da)^2 = (9 x^2, 4 x^2), over x = 1 and x = 2: 5/2 of each.
     losses = [lambda net, x=x: net(torch.tensor([[x]])).sum() for x in (1.0, 2.0)]
-    assert first_order_taylor(network, analysis, losses)["a"].tolist() == pytest.approx([9 / 6.5, 4 / 6.5])
+    assert first_order_taylor(network, analysis, losses)["a"].tolist() == pytest.approx([22.5, 10.0])
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
@@ -57,7 +58,37 @@ def test_taylor_is_the_change_of_a_linear_loss() -> None:
         with torch.no_grad():
             silent.a.weight[channel] = 0
         changes.append((network(torch.ones(1, 1)) - silent(torch.ones(1, 1))).item() ** 2)
-    assert scores.tolist() == pytest.approx((np.array(changes) / np.mean(changes)).tolist())
+    assert scores.tolist() == pytest.approx(changes)
+
+
+def test_taylor_counts_a_normalised_channel_once() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 1)).eval()
+    inputs = torch.rand(2, 1, 2, 2)
+    analysis = analyse_channels(network, inputs)
+    scores = first_order_taylor(network, analysis, [lambda net: net(inputs).sum()])["0"]
+    changes = []
+    for channel in range(3):
+        silent = copy.deepcopy(network)
+        with torch.no_grad():
+            silent[1].weight[channel] = silent[1].bias[channel] = 0
+        changes.append((network(inputs) - silent(inputs)).sum().item() ** 2)  # the loss is linear: no remainder
+    assert scores.tolist() == pytest.approx(changes, rel=1e-4)
+
+
+def test_taylor_of_a_transposed_convolution() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.ConvTranspose2d(2, 3, 2, 2), nn.Flatten(), nn.Linear(48, 1)).eval()
+    inputs = torch.rand(2, 2, 2, 2)
+    scores = first_order_taylor(network, analyse_channels(network, inputs), [lambda net: net(inputs).sum()])["0"]
+    changes = []
+    for channel in range(3):
+        silent = copy.deepcopy(network)
+        with torch.no_grad():
+            silent[0].weight[:, channel] = 0
+            silent[0].bias[channel] = 0
+        changes.append((network(inputs) - silent(inputs)).sum().item() ** 2)
+    assert scores.tolist() == pytest.approx(changes, rel=1e-4)
 
 
 def test_norm_scale_by_hand() -> None:

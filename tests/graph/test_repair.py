@@ -87,3 +87,39 @@ def test_only_layers_that_lost_inputs_are_fitted() -> None:
     assert torch.equal(fitted.stem.weight, cut.stem.weight)
     assert torch.equal(fitted.conv1.weight, cut.conv1.weight)
     assert not torch.equal(fitted.conv2.weight, cut.conv2.weight)
+
+
+def test_a_layer_that_lost_outputs_too_is_fitted_to_those_that_stay() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(), nn.Conv2d(5, 2, 1)).eval()
+    with torch.no_grad():
+        network[0].weight[1], network[0].bias[1] = network[0].weight[0], network[0].bias[0]
+        network[4].weight[:, 0] = 0.0  # so that the outputs can stay as they are
+    batches = inputs()
+    analysis = analyse_channels(network, batches[0][:2])
+    widths = {"0": np.array([0, 2, 3, 4, 5]), "2": np.array([1, 2, 3, 4])}
+    cut = remove_channels(network, analysis, widths, batches[0][:2])
+    removed = analysis.removed_indices(widths)
+    fitted = refit(network, cut, layers_that_lost_inputs(cut, removed), removed, batches)
+    with torch.inference_mode():
+        whole, before, after = (each(batches[0]) for each in (network, cut, fitted))
+    assert float((after - whole).abs().max()) < 0.05 * float((before - whole).abs().max())
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_fit_is_never_further_off_than_the_cut(inplace: bool, bias: bool) -> None:
+    """Also if an activation overwrites the targets, and if there is no bias to put a shift into."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Linear(12, 24), nn.Sigmoid(), nn.Linear(24, 16, bias=bias), nn.ReLU(inplace=inplace), nn.Linear(16, 3)
+    ).eval()
+    batches = [torch.randn(256, 12) for _ in range(2)]
+    analysis = analyse_channels(network, batches[0][:2])
+    widths = {"0": np.arange(20)}
+    cut = remove_channels(network, analysis, widths, batches[0][:2])
+    removed = analysis.removed_indices(widths)
+    fitted = refit(network, cut, ["2"], removed, batches)
+    with torch.inference_mode():
+        whole, before, after = (each[:3](batches[0]) for each in (network, cut, fitted))
+    assert float((after - whole).square().mean()) < 0.1 * float((before - whole).square().mean())

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onnxdistill.graph.channels import analyse_channels
-from onnxdistill.graph.secondorder import Consumer, second_order
+from onnxdistill.graph.importance import magnitude
+from onnxdistill.graph.secondorder import DAMPING, Consumer, second_order
 from tests import tiny
 
 
@@ -88,3 +89,41 @@ def test_groups_are_counted_in_the_loss_that_they_cost() -> None:
         network.joint.weight[:, :4] *= 0.01
     scores = second_order(network, analyse_channels(network, torch.randn(2, 3, 8, 8)), batches())
     assert float(scores["left"].max()) < 0.01 * float(scores["right"].min())
+
+
+def test_scores_are_in_the_unit_of_the_loss() -> None:
+    """With gradients of 3 at every output of every sample, E[g^2] = 9: 1/2 * 64 positions * 9 * what is lost."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 1), nn.Flatten()).eval()
+    inputs = [torch.randn(8, 3, 8, 8) for _ in range(2)]
+
+    def loss(network: nn.Module, batch: Tensor) -> Tensor:
+        return 3 * network(batch).sum() / len(batch)
+
+    analysis = analyse_channels(network, inputs[0][:2])
+    scores = second_order(network, analysis, [lambda net, batch=batch: loss(net, batch) for batch in inputs])["0"]
+    with torch.no_grad():
+        hidden = torch.cat([F.relu(network[0](batch)) for batch in inputs]).permute(0, 2, 3, 1).reshape(-1, 6).double()
+    moment = hidden.T @ hidden / len(hidden)
+    inverse = torch.linalg.inv(moment + DAMPING * moment.diagonal().mean() * torch.eye(6, dtype=torch.float64))
+    layer = network[2]
+    assert isinstance(layer, nn.Conv2d)
+    lost = (layer.weight.detach().double().flatten(1) ** 2).sum(0) / inverse.diagonal()
+    assert float(scores.min()) == pytest.approx(0.5 * 64 * 9 * float(lost.min()), rel=1e-4)
+
+
+def test_what_has_no_columns_is_scored_by_magnitude_at_the_others_mean() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, 2), nn.Flatten()
+    ).eval()
+    inputs = torch.randn(8, 3, 4, 4)
+    analysis = analyse_channels(network, inputs)
+    scores = second_order(network, analysis, [lambda net: net(inputs).square().sum() / 8])
+    expected = float(scores["0"].mean()) * magnitude(network, analysis, 2)["2"]
+    assert torch.allclose(scores["2"], expected)
+
+
+def test_nothing_to_score_is_no_error() -> None:
+    network, inputs = nn.Linear(4, 2).eval(), torch.randn(3, 4)
+    assert second_order(network, analyse_channels(network, inputs), [lambda net: net(inputs).sum()]) == {}

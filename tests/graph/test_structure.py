@@ -114,3 +114,11 @@ def test_a_structure_of_another_network_is_refused(tmp_path: Path) -> None:
     for other, state in ((tiny.Residual, smaller.state_dict()), (tiny.Chain, {})):
         with pytest.raises(NetworkError, match="cannot take the structure and the weights"):
             rebuild(other().eval(), structure, state)
+
+
+def test_types_and_what_is_not_trained_come_back() -> None:
+    network, original = seeded(tiny.Chain, 0).double(), seeded(tiny.Chain, 1)
+    network.get_parameter("conv1.weight").requires_grad_(False)
+    rebuilt = rebuild(original, *from_file((structure_of(network, original), network.state_dict())))
+    assert {parameter.dtype for parameter in rebuilt.parameters()} == {torch.float64}
+    assert [name for name, p in rebuilt.named_parameters() if not p.requires_grad] == ["conv1.weight"]

@@ -111,3 +111,13 @@ def test_widths_are_multiples_and_never_below_what_was_asked(
 def test_uniform_widths_leave_out_what_keeps_its_width() -> None:
     analysis = analyse_channels(tiny.Chain().eval(), torch.randn(2, 3, 8, 8))
     assert uniform_widths(analysis, 0.5, Steps(4, 4)) == {"conv1": 4}
+
+
+def test_costs_of_heads_and_of_dimensions_within_them() -> None:
+    """Half of the dimensions of a third of the heads: a sixth of the projections."""
+    network, example = tiny.Attention().eval(), torch.randn(2, 3, 8, 8)
+    analysis = analyse_channels(network, example)
+    costs = {cost.name: cost for cost in weight_costs(network, analysis, example)}
+    whole = costs["qkv.weight"].macs({})
+    assert costs["qkv.weight"].macs({"qkv": 2, "qkv:heads": 2}) == whole / 6
+    assert costs["out.weight"].macs({"qkv": 2, "qkv:heads": 2}) == costs["out.weight"].macs({}) / 6
