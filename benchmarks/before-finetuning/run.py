@@ -63,7 +63,7 @@ def torch_pruning(network: nn.Module, task: Classification, score: str, everywhe
         importance=kinds[score](),
         global_pruning=everywhere,
         pruning_ratio=0.9,
-        iterative_steps=200,
+        iterative_steps=100,
         ignored_layers=[pruned.linear, *stream],
     )
     whole = count_macs(network, example)
