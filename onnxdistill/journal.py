@@ -6,37 +6,43 @@ its networks, data and settings, a ratio for the bytes of its two files. A journ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
 from onnxdistill.device.statistics import Ratio
-from onnxdistill.errors import OnnxDistillError, cannot_write
+from onnxdistill.errors import OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS = "lock", "ratios.json"
+_NAMES = (_LOCK, _RATIOS, "teacher.pt", "distill.pt")
 
 
 class Journal:
     """A folder beside the run folder. Use it as a context manager.
 
-    It goes when the run ends by itself, well or with an error that is explained; it stays when the run is ended. If
-    another process works on the same run folder, nothing is kept.
+    It goes when the run has come to its end, well or with a result that is refused; it stays when the run is ended, or
+    stopped by something that can be put right, such as a full disk. If another process works on the same run folder,
+    nothing is kept.
 
     Args:
         target: The run folder; the journal is `.NAME.resume` beside it.
 
     Raises:
-        OutputError: If the folder cannot be made.
+        OutputError: If the folder cannot be made, or its name leads elsewhere.
     """
 
     def __init__(self, target: Path) -> None:
         real = Path(os.path.realpath(target))
         self._folder = real.parent / f".{real.name}.resume"
+        if self._folder.is_symlink():
+            raise OutputError(f"{self._folder} is a symbolic link.", "Remove it, or give another --out.")
         try:
             self._folder.mkdir(exist_ok=True)
             self._lock = FileLock(self._folder / _LOCK, timeout=0)
@@ -47,11 +53,15 @@ class Journal:
 
     def __enter__(self) -> Journal:
         try:
-            self._lock.acquire()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._lock.acquire()
             self._ours = True
             self._ratios = _read(self._folder / _RATIOS)
-        except (Timeout, OSError):  # OSError: a file system without locks
+        except Timeout:
             pass
+        except (OSError, NotImplementedError):  # a file system without locks
+            self._remove()
         return self
 
     def __exit__(
@@ -59,17 +69,26 @@ class Journal:
     ) -> None:
         if not self._ours:
             return
-        done = kind is None or issubclass(kind, OnnxDistillError)
+        done = kind is None or issubclass(kind, ResultError)
         if done or not self.holds_something:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._remove()
         self._lock.release()
+
+    def _remove(self) -> None:
+        """Takes away what is ours; what somebody else put there stays, with the folder."""
+        for name in _NAMES:
+            for file in (name, f"{name}.new"):
+                with contextlib.suppress(OSError):
+                    (self._folder / file).unlink()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()
 
     @property
     def holds_something(self) -> bool:
         """Whether a run that starts now would save time."""
-        return self._ours and any(entry.name != _LOCK for entry in self._folder.iterdir())
+        return self._ours and any((self._folder / name).exists() for name in _NAMES if name != _LOCK)
 
-    def checkpoint(self, stage: str) -> Path | None:
+    def checkpoint(self, stage: Literal["teacher", "distill"]) -> Path | None:
         """Where the training of a stage keeps its state; None if nothing is kept."""
         return self._folder / f"{stage}.pt" if self._ours else None
 
@@ -82,8 +101,9 @@ class Journal:
             self._ratios[key] = measure().to_json()
             if self._ours:
                 fresh = self._folder / f"{_RATIOS}.new"
-                fresh.write_text(json.dumps(self._ratios), encoding="utf-8")
-                fresh.replace(self._folder / _RATIOS)
+                with contextlib.suppress(OSError):  # a help that is missed only if the run is ended
+                    fresh.write_text(json.dumps(self._ratios), encoding="utf-8")
+                    fresh.replace(self._folder / _RATIOS)
         return Ratio(**self._ratios[key])
 
 

@@ -26,7 +26,8 @@ def save_checked(model: onnx.ModelProto, path: Path) -> None:
         onnx.checker.ValidationError: If the model is not valid.
     """
     used = {""} | set(_domains(model.graph.node)) | {domain for f in model.functions for domain in _domains(f.node)}
-    _replace(model.opset_import, sorted((s for s in model.opset_import if s.domain in used), key=lambda s: s.domain))
+    sets = [each for each in model.opset_import if _plain(each.domain) in used]
+    _replace(model.opset_import, sorted(sets, key=lambda each: each.domain))
     graph = model.graph
     for described in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         _replace(described.metadata_props, sorted(described.metadata_props, key=lambda entry: entry.key))
@@ -36,11 +37,15 @@ def save_checked(model: onnx.ModelProto, path: Path) -> None:
 
 def _domains(nodes: Iterable[onnx.NodeProto]) -> Iterable[str]:
     for node in nodes:
-        # Both spellings of the standard operators' domain are in use.
-        yield "" if node.domain == "ai.onnx" else node.domain
+        yield _plain(node.domain)
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs):
                 yield from _domains(graph.node)
+
+
+def _plain(domain: str) -> str:
+    """Both spellings of the standard operators' domain are in use."""
+    return "" if domain == "ai.onnx" else domain
 
 
 def _replace(field: MutableSequence[Entry], entries: list[Entry]) -> None:

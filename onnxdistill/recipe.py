@@ -170,10 +170,21 @@ class DistillTable(TrainingTable):
     )
     target_weight: NotNegative = Field(1.0, description="Of `dkd`: weight of the right class against the rest.")
     others_weight: NotNegative = Field(8.0, description="Of `dkd`: weight of the other classes among themselves.")
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> DistillTable:
+        dkd = ("target_weight", "others_weight")
+        without = {"kd": dkd, "dkd": (), "dist": ("standardise", *dkd)}
+        for key in without[self.loss]:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"distill.{key} has no effect on distill.loss = {self.loss!r}; leave it out")
+        return self
+
     hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
     standardise: bool = Field(
         True,
-        description="z-score the logits first (Sun et al. 2024); not with two classes, where only a sign is left.",
+        description="Of `kd` and `dkd`: z-score the logits first (Sun et al. 2024); not with two classes, where only a "
+        "sign is left.",
     )
 
 

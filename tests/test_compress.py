@@ -186,6 +186,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_student(
             process.kill()
     last = run("compress", tmp_path / "recipe.toml", "--out", tmp_path / "run")
     assert last.returncode == 0, last.stderr
+    assert "distill: it went on at epoch" in " ".join(last.stdout.split())
     folder, _ = finished
     assert (tmp_path / "run" / "student.onnx").read_bytes() == (folder / "student.onnx").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.toml", "run"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def ended(place: Path, work: Callable[[Journal], None], error: type[BaseExceptio
 
     with pytest.raises(error):
         run()
+
+
+class DiskFullError(OutputError):
+    def __init__(self) -> None:
+        super().__init__("why")
 
 
 class DivergedError(ResultError):
@@ -55,7 +61,9 @@ def test_ratios_are_measured_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []  # that run ended by itself
 
 
-@pytest.mark.parametrize(("error", "stays"), [(SystemExit, True), (RuntimeError, True), (DivergedError, False)])
+@pytest.mark.parametrize(
+    ("error", "stays"), [(SystemExit, True), (RuntimeError, True), (DiskFullError, True), (DivergedError, False)]
+)
 def test_what_stays_after_an_error(tmp_path: Path, error: type[BaseException], stays: bool) -> None:
     ended(tmp_path / "run", lambda journal: None, error)
     assert list(tmp_path.iterdir()) == []  # nothing stays of nothing
@@ -94,3 +102,26 @@ def test_a_place_that_cannot_hold_it_is_explained(tmp_path: Path) -> None:
     (tmp_path / ".run.resume").write_text("a file")
     with pytest.raises(OutputError, match=r"run\.resume cannot be written"):
         Journal(tmp_path / "run")
+
+
+def test_what_is_not_ours_stays(tmp_path: Path) -> None:
+    (tmp_path / ".run.resume").mkdir()
+    (tmp_path / ".run.resume" / "thesis.txt").write_text("years of work")
+    with Journal(tmp_path / "run") as journal:
+        remember(journal)
+    assert [path.name for path in (tmp_path / ".run.resume").iterdir()] == ["thesis.txt"]
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / ".run.resume").symlink_to(tmp_path)
+    with pytest.raises(OutputError, match="is a symbolic link"):
+        Journal(tmp_path / "run")
+
+
+def test_a_folder_that_is_removed_underway_does_no_harm(tmp_path: Path) -> None:
+    def work(journal: Journal) -> None:
+        shutil.rmtree(tmp_path / ".run.resume")
+        remember(journal)
+        assert not journal.holds_something
+
+    ended(tmp_path / "run", work)

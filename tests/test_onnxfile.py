@@ -56,3 +56,8 @@ def test_what_is_not_valid_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(onnx.checker.ValidationError):
         save_checked(made, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_long_name_of_the_standard_operators_is_one_of_theirs(tmp_path: Path) -> None:
+    save_checked(model([("ai.onnx", 20), ("com.microsoft", 1)], []), tmp_path / "m.onnx")
+    assert [each.domain for each in onnx.load(tmp_path / "m.onnx").opset_import] == ["ai.onnx"]

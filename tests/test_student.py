@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxdistill import load_student
-from onnxdistill.errors import NetworkError, WeightsError
+from onnxdistill.errors import NetworkError, OutputError, WeightsError
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.networks import build_network
@@ -45,14 +45,16 @@ def test_a_network_of_the_users_own_comes_back(tmp_path: Path) -> None:
     name, example = f"{tmp_path / 'own.py'}:own", torch.rand(2, 1, 8, 8)
     student = smaller(build_network(name, 7, 3), example)
     save_student(student, name, 7, tmp_path / "student.pt", example)
-    loaded = load_student(tmp_path / "student.pt")
+    with pytest.raises(NetworkError, match=r"If you trust it, load it with load_student\(.*network='.*own.py:own'"):
+        load_student(tmp_path / "student.pt")
+    loaded = load_student(tmp_path / "student.pt", network=name)
     assert loaded.get_submodule("depthwise").groups == 5
     with torch.inference_mode():
         assert torch.equal(loaded(example), student(example))
     assert not loaded.training
     # It is an ordinary module: it can be cut again, and saved again.
     save_student(smaller(loaded, example), name, 7, tmp_path / "again.pt", example)
-    assert load_student(tmp_path / "again.pt").get_submodule("depthwise").groups == 2
+    assert load_student(tmp_path / "again.pt", network=name).get_submodule("depthwise").groups == 2
 
 
 def test_what_is_no_student_is_explained(tmp_path: Path) -> None:
@@ -89,3 +91,47 @@ def test_a_state_outside_of_the_weights_is_found(tmp_path: Path) -> None:
     with pytest.raises(NetworkError, match="computes something else"):
         save_student(network, "digits-resnet", 10, tmp_path / "student.pt", example)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_code_that_has_changed_since_is_found(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    name, example = f"{tmp_path / 'own.py'}:own", torch.rand(2, 1, 8, 8)
+    save_student(smaller(build_network(name, 7, 3), example), name, 7, tmp_path / "student.pt", example)
+    (tmp_path / "own.py").write_text(OWN.replace("torch.relu", "torch.tanh"))
+    with pytest.raises(NetworkError, match="has changed since"):
+        load_student(tmp_path / "student.pt", network=name)
+
+
+def test_lazy_layers_come_back(tmp_path: Path) -> None:
+    (tmp_path / "lazy.py").write_text(
+        "from torch import nn\n"
+        "def lazy():\n    return nn.Sequential(nn.LazyConv2d(6, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))\n"
+    )
+    name, example = f"{tmp_path / 'lazy.py'}:lazy", torch.rand(2, 1, 8, 8)
+    network = build_network(name, 3, 0)
+    network(example)
+    student = smaller(network, example)
+    save_student(student, name, 3, tmp_path / "student.pt", example)
+    with torch.inference_mode():
+        assert torch.equal(load_student(tmp_path / "student.pt", network=name)(example), student(example))
+
+
+def test_a_single_damaged_bit_is_found(tmp_path: Path) -> None:
+    path, example = tmp_path / "student.pt", torch.rand(2, 1, 8, 8)
+    network = build_network("digits-resnet", 10, 0)
+    save_student(network, "digits-resnet", 10, path, example)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"cannot be read as a student \(checksum of"):
+        load_student(path)
+
+
+def test_a_disk_that_is_full_is_explained(tmp_path: Path) -> None:
+    network, example = build_network("digits-resnet", 10, 0), torch.rand(2, 1, 8, 8)
+    (tmp_path / "student.pt.new").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match=r"student.pt cannot be written: No space left"):
+        save_student(network, "digits-resnet", 10, tmp_path / "student.pt", example)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OutputError, match="does not exist"):
+        save_student(network, "digits-resnet", 10, tmp_path / "none" / "student.pt", example)

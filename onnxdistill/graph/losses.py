@@ -102,6 +102,10 @@ def relation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     return temperature**2 * (within + across)
 
 
+SMALLEST_DEVIATION = 1e-3
+
+
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation of rows; 0 where a row is constant."""
-    return F.cosine_similarity(one - one.mean(-1, keepdim=True), other - other.mean(-1, keepdim=True), dim=-1)
+    """Pearson's correlation of rows; near 0 where a row is nearly constant, so that its gradient stays finite."""
+    one, other = (row - row.mean(-1, keepdim=True) for row in (one, other))
+    return F.cosine_similarity(one, other, dim=-1, eps=SMALLEST_DEVIATION)

@@ -44,6 +44,8 @@ def difference(expected: Any, actual: Any) -> str:
             continue
         if not one.numel():
             continue
+        if not torch.equal(one.isnan(), other.isnan()):
+            return "one of two outputs is NaN"
         gap = float((one - other).abs().nan_to_num().max())
         if not gap <= TOLERANCE * max(1e-6, float(one.abs().nan_to_num().max())):
             return f"outputs differ by {gap:.2g}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,10 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from onnxdistill.tensorfile import load_tensors, save_tensors
+
 State = dict[str, Any]
-"""Tensors and plain values only, such as `torch.load(weights_only=True)` reads."""
+"""Tensors and plain values only."""
 
 
 class Checkpoint:
@@ -35,38 +35,35 @@ class Checkpoint:
             OSError: If the file cannot be written.
         """
         self._path.parent.mkdir(exist_ok=True)
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            torch.save({"fingerprint": self._fingerprint, "state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        save_tensors({"fingerprint": self._fingerprint, "state": state}, self._path)
 
     def load(self) -> State | None:
         """The state that was saved last; None if there is none, or it is damaged or that of another training."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                content = torch.load(self._path, map_location="cpu", weights_only=True)
-        except Exception:  # noqa: BLE001  # a damaged file can make the reader raise anything
+            content = load_tensors(self._path)
+        except (OSError, ValueError):
             return None
         if not isinstance(content, dict) or content.get("fingerprint") != self._fingerprint:
             return None
-        state: State = content["state"]
-        return state
+        state = content.get("state")
+        return state if isinstance(state, dict) else None
 
 
-def fingerprint(*parts: nn.Module | BaseModel | str | None) -> str:
-    """A hash of networks (their tensors), tables of the recipe, and texts."""
+def fingerprint(*parts: nn.Module | BaseModel | Tensor | str | None) -> str:
+    """A hash of networks (their tensors, and what they show of themselves), recipe tables, tensors and texts."""
     digest = hashlib.sha256(torch.__version__.encode())
     for part in parts:
         match part:
             case nn.Module():
-                for name, tensor in part.state_dict().items():
-                    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+                digest.update(repr(part).encode())
+                tensors = [*part.named_parameters(), *part.named_buffers()]
+                for name, tensor in tensors:
+                    digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}".encode())
                     digest.update(_bytes_of(tensor))
             case BaseModel():
                 digest.update(part.model_dump_json().encode())
+            case Tensor():
+                digest.update(_bytes_of(part))
             case _:
                 digest.update(repr(part).encode())
     return digest.hexdigest()

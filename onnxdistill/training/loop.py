@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
+import onnxdistill
 from onnxdistill.errors import TrainingError
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Augmentation, Feeds, Objective, Runner, Task, TrainingBatch
@@ -31,6 +32,8 @@ CHECKPOINT_INTERVAL_S = 60.0
 """Within an epoch; there is one after every epoch, too."""
 
 MAX_HALVINGS = 2
+
+FINGERPRINT_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,23 @@ def train(
     """
     kept = None
     if checkpoint is not None:
-        settings = f"{seed} {objective} {task.describe_data()} {training_dtype(table.precision)}"
-        kept = Checkpoint(checkpoint, fingerprint(network, teacher, table, settings))
+        kept = Checkpoint(checkpoint, _fingerprint(network, task, table, seed, objective, teacher))
     run = _Run(copy.deepcopy(network), task, table, seed, objective, teacher, on_status, kept)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return run.whole()
+
+
+def _fingerprint(
+    network: nn.Module, task: Task, table: TrainingTable, seed: int, objective: Objective, teacher: nn.Module | None
+) -> str:
+    """Of all that decides the weights. What networks compute and real inputs stand for code and for files."""
+    settings = f"{onnxdistill.__version__} {seed} {objective} {training_dtype(table.precision)}"
+    data = f"{task.describe_data()} {task.metadata()}"
+    inputs = [batch.inputs for batch in task.calibration_batches(FINGERPRINT_BATCH)]
+    with torch.inference_mode():
+        outputs = [net(inputs[0]) for net in (network, teacher) if net is not None and inputs]
+    return fingerprint(network, teacher, table, settings, data, *inputs, *outputs)
 
 
 class _DivergedError(Exception):
@@ -182,8 +196,7 @@ class _Run:
         self.rates = list(self.schedule.base_lrs)
         self.average = None
         if table.average:
-            blend = get_ema_multi_avg_fn(table.average)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            self.average = AveragedModel(self.network, multi_avg_fn=blend, use_buffers=True)
+            self.average = AveragedModel(self.network, avg_fn=_blend(table.average), use_buffers=True)
         self.last_status = 0.0
 
     def whole(self) -> TrainingResult:
@@ -223,7 +236,7 @@ class _Run:
             at.seconds = seconds_before + time.monotonic() - started
             if self.checkpoint is not None and time.monotonic() - self.last_saved > CHECKPOINT_INTERVAL_S:
                 self._check_weights()
-                self._keep()
+                self._write_down()
         self._check_weights()
         at.score = self._validate()
         at.seconds = seconds_before + time.monotonic() - started
@@ -278,18 +291,33 @@ class _Run:
             group["lr"] = rate * self.schedule.lr_lambdas[0](self.schedule.last_epoch)
 
     def _keep(self) -> None:
-        """Takes this for the last good state, and writes it down."""
+        """Takes this for the last good state, and writes it down.
+
+        Only the starts of epochs are such states: they do not depend on how fast the machine is.
+        """
         self.last_good = self._state()
-        if self.checkpoint is not None:
-            self.checkpoint.save(self.last_good)
+        self._write_down(self.last_good)
+
+    def _write_down(self, state: State | None = None) -> None:
         self.last_saved = time.monotonic()
+        if self.checkpoint is None:
+            return
+        try:
+            self.checkpoint.save({"now": state or self._state(), "good": self.last_good})
+        except OSError as error:  # a help that is missed only if the run is ended
+            self.checkpoint = None
+            reason = error.strerror or type(error).__name__
+            self.at.notes.append(f"its checkpoint could not be written ({reason}), and it went on without one")
 
     def _resume(self) -> bool:
         state = None if self.checkpoint is None else self.checkpoint.load()
         if state is None:
             return False
-        self.last_good = state
-        self._restore(state)
+        self.last_good = state["good"]
+        self._restore(state["now"])
+        self.at.notes.append(
+            f"it went on at epoch {self.at.epoch}, step {self.at.step + 1}, where a run had been ended"
+        )
         return True
 
     def _state(self) -> State:
@@ -297,6 +325,7 @@ class _Run:
             {
                 "at": asdict(self.at),
                 "network": self.network.state_dict(),
+                "unsaved": _unsaved_buffers(self.network),
                 "best": self.best_state,
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
@@ -311,6 +340,8 @@ class _Run:
         records = [EpochRecord(**record) for record in state["at"].pop("history")]
         self.at = _Position(**state["at"], history=records)
         self.network.load_state_dict(state["network"])
+        for name, buffer in _unsaved_buffers(self.network).items():
+            buffer.copy_(state["unsaved"][name])
         self.best_state = state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -328,7 +359,7 @@ class _Run:
         return self.network if self.average is None else self.average.module
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._shown().state_dict().items()}
+        return copy.deepcopy(self._shown().state_dict())
 
     def _steps_done(self) -> int:
         return (self.at.epoch - 1) * self.steps + self.at.step
@@ -352,3 +383,18 @@ class _Run:
                 remaining_s=(self.table.epochs * self.steps - done) / steps_per_s,
             )
         )
+
+
+def _blend(decay: float) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]:
+    """A step of a moving average; what is not a real number, such as an index or a counter, is the latest one."""
+
+    def blended(average: torch.Tensor, latest: torch.Tensor, _count: torch.Tensor | int) -> torch.Tensor:
+        return torch.lerp(average, latest, 1.0 - decay) if average.is_floating_point() else latest
+
+    return blended
+
+
+def _unsaved_buffers(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a state dict leaves out."""
+    saved = network.state_dict().keys()
+    return {name: buffer for name, buffer in network.named_buffers() if name not in saved}

@@ -219,3 +219,15 @@ def test_attention_layers_are_counted() -> None:
             return self.attention(x, x, x, need_weights=False)[0]  # type: ignore[no-any-return]  # untyped call
 
     assert count_macs(Own().eval(), torch.rand(1, 16, 64)) == 4 * 64 * 64 * 16 + 2 * 16 * 16 * 64
+
+
+def test_differences_are_told() -> None:
+    one, nan = torch.ones(4), torch.tensor([1.0, float("nan"), 1.0, 1.0])
+    assert difference(one, one.clone()) == ""
+    assert difference([nan, None], [nan.clone(), None]) == ""
+    assert difference(one, nan) == "one of two outputs is NaN"
+    assert difference(nan, one) == "one of two outputs is NaN"
+    assert "differ by 0.5" in difference(one, one + 0.5)
+    assert "has shape (3,) instead of (4,)" in difference(one, torch.ones(3))
+    assert "2 outputs instead of 1" in difference(one, (one, one))
+    assert "no real numbers" in difference(one > 0, one > 2)

@@ -96,6 +96,14 @@ def test_relation_by_hand() -> None:
     assert relation_loss(teacher, teacher, 1.0).item() == pytest.approx(0, abs=1e-5)
     assert relation_loss(2 * teacher, 2 * teacher, 2.0).item() == pytest.approx(0, abs=1e-5)
     assert relation_loss(teacher.flip(1), teacher, 1.0).item() == pytest.approx(4, abs=1e-5)
+    assert relation_loss(2 * teacher.flip(1), 2 * teacher, 2.0).item() == pytest.approx(16, abs=1e-4)
+
+
+def test_equal_logits_have_a_finite_gradient() -> None:
+    student = torch.zeros(3, 4, requires_grad=True)
+    relation_loss(student, torch.eye(3, 4), 1.0).backward()
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) < 1000
 
 
 def test_gradients_of_the_others_by_finite_differences() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from math import log
@@ -118,7 +119,9 @@ class Fragile(nn.Module):
 
 
 def test_after_divergence_it_goes_on_from_the_last_good_state_with_half_the_rate(digits: Classification) -> None:
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    torch.manual_seed(0)
     settings = table(optimizer="adam", learning_rate=0.01, schedule="constant", warmup=0.0, epochs=2)
     # Adam moves a weight by at most about the rate in a step, and there are 34: only at 0.01 does one get that far.
     result = train(Fragile(network, 0.27).eval(), digits, settings, 0, Objective())
@@ -162,6 +165,71 @@ def test_a_training_that_was_ended_goes_on_to_the_same_weights(
     strip = [dataclasses.replace(record, seconds=0.0) for record in resumed.history]
     assert strip == [dataclasses.replace(record, seconds=0.0) for record in whole.history]
     assert (resumed.best_epoch, resumed.start_score) == (whole.best_epoch, whole.start_score)
+    assert resumed.notes[-1] == "it went on at epoch 3, step 17, where a run had been ended"
+
+
+def same_weights(network: nn.Module, activation: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(network)
+    changed.set_submodule("2", activation)
+    return changed
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(network)
+    changed.get_parameter("0.weight").requires_grad_(False)
+    return changed
+
+
+def test_images_that_are_prepared_otherwise_are_another_training(digits: Classification, tmp_path: Path) -> None:
+    network, file = small_network(), tmp_path / "state.pt"
+    train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    brighter = Classification(dataclasses.replace(digits.splits, mean=(0.0,)))
+    assert train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes == ()
+    assert len(train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(digits: Classification, tmp_path: Path) -> None:
+    (tmp_path / "state.pt.new").symlink_to("/dev/full")
+    result = train(small_network(), digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
+    assert len(result.history) == 2
+    assert result.notes == (
+        "its checkpoint could not be written (No space left on device), and it went on without one",
+    )
+
+
+class Counting(nn.Module):
+    """Has an index, and a mean that no state dict has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = nn.Buffer(torch.arange(200))
+        self.mean = nn.Buffer(torch.zeros(10), persistent=False)
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.linear(x.flatten(1))
+        if self.training:
+            self.mean.lerp_(result.detach().mean(0), 0.1)
+        return result - self.mean
+
+
+def test_an_average_leaves_whole_numbers_alone(digits: Classification) -> None:
+    result = train(Counting().eval(), digits, table(average=0.9), 0, Objective())
+    assert torch.equal(result.network.get_buffer("index"), torch.arange(200))
+
+
+def test_buffers_that_are_not_saved_go_on_too(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
+    torch.manual_seed(0)
+    network = Counting().eval()
+    whole = train(network, digits, table(), 0, Objective())
+    with pytest.raises(_EndedError):
+        train(network, digits, table(), 0, Objective(), on_status=ended_at(25), checkpoint=tmp_path / "state.pt")
+    resumed = train(network, digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
+    assert len(resumed.notes) == 1
+    assert torch.equal(resumed.network.get_parameter("linear.weight"), whole.network.get_parameter("linear.weight"))
 
 
 def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Classification, tmp_path: Path) -> None:
@@ -174,6 +242,8 @@ def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Cla
         (network, table(epochs=1, learning_rate=0.2), 0, Objective()),
         (network, table(epochs=1), 1, Objective()),
         (network, table(epochs=1), 0, Objective(hard_weight=2.0)),
+        (same_weights(network, nn.Tanh()), table(epochs=1), 0, Objective()),
+        (frozen(network), table(epochs=1), 0, Objective()),
     ]
     for change in changes:
         file.write_bytes(content)
@@ -181,9 +251,11 @@ def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Cla
         actual = train(*(change[0], digits, *change[1:]), checkpoint=file)
         for one, other in zip(expected.network.parameters(), actual.network.parameters(), strict=True):
             assert torch.equal(one, other)
-    for damaged in (b"", b"text", content[: len(content) // 2]):
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 64
+    for damaged in (b"", b"text", content[: len(content) // 2], bytes(flipped)):
         file.write_bytes(damaged)
-        assert len(train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file).history) == 1
+        assert train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file).notes == ()
 
 
 def test_status_counts_to_the_end(digits: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +302,7 @@ def test_other_schedules_by_hand(schedule: str, expected: list[float]) -> None:
 
 
 def test_the_average_by_hand(digits: Classification) -> None:
+    torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     task = Classification(dataclasses.replace(digits.splits, train=digits.splits.train.subset(np.arange(192))))
     settings = {"schedule": "constant", "warmup": 0.0, "epochs": 1, "learning_rate": 0.01}
