@@ -121,7 +121,6 @@ class Fragile(nn.Module):
 def test_after_divergence_it_goes_on_from_the_last_good_state_with_half_the_rate(digits: Classification) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
-    torch.manual_seed(0)
     settings = table(optimizer="adam", learning_rate=0.01, schedule="constant", warmup=0.0, epochs=2)
     # Adam moves a weight by at most about the rate in a step, and there are 34: only at 0.01 does one get that far.
     result = train(Fragile(network, 0.27).eval(), digits, settings, 0, Objective())
