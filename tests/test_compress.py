@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from onnxdistill import compress
+from onnxdistill import compress, load_student
 from onnxdistill.cli import main
 from onnxdistill.data import load_images
 from onnxdistill.device.session import SessionSettings, most_threads, open_session
@@ -86,7 +86,9 @@ def test_the_report_says_what_was_measured(finished: tuple[Path, subprocess.Comp
     folder, process = finished
     report = load_report(folder / "report.json")
     assert [row.stage for row in report.rows] == ["teacher", "prune", "distill", "quantize"]
-    assert report.student.precision == "int8"
+    # On a processor without VNNI int8 may be hardly faster, and then it must not ship.
+    refused = any(note.startswith("quantize was measured and not used: int8 is ") for note in report.notes)
+    assert report.student.precision == ("float32" if refused else "int8")
     assert report.student.macs < 0.4 * report.teacher.macs
     assert report.student.speedup is not None
     assert report.student.speedup.low > 1.1
@@ -116,6 +118,17 @@ def test_the_shipped_file_gives_the_reported_accuracy(
     assert score.value == pytest.approx(accuracy, abs=1e-4)
 
 
+def assert_same_student(one: Path, other: Path) -> None:
+    """The same weights; and the same file, if what was measured let both ship in the same precision."""
+    states = [load_student(folder / "student.pt").state_dict() for folder in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        assert torch.equal(tensor, states[1][name]), name
+    precisions = {load_report(folder / "report.json").student.precision for folder in (one, other)}
+    if len(precisions) == 1:
+        assert (one / "student.onnx").read_bytes() == (other / "student.onnx").read_bytes()
+
+
 def test_the_resolved_recipe_gives_the_same_student(
     finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -123,8 +136,8 @@ def test_the_resolved_recipe_gives_the_same_student(
     again = run("compress", folder / "recipe.toml", "--out", tmp_path / "again", "--quiet")
     assert again.returncode == 0, again.stderr
     assert again.stdout == ""
-    assert (tmp_path / "again" / "student.onnx").read_bytes() == (folder / "student.onnx").read_bytes()
     assert (tmp_path / "again" / "teacher.onnx").read_bytes() == (folder / "teacher.onnx").read_bytes()
+    assert_same_student(tmp_path / "again", folder)
 
 
 def test_the_page_needs_nothing_else(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -177,7 +190,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_student(
     (tmp_path / "recipe.toml").write_text(QUICK)
     command = [sys.executable, "-m", "onnxdistill", "compress", tmp_path / "recipe.toml", "--out", tmp_path / "run"]
     journal = tmp_path / ".run.resume"
-    for awaited in ("teacher.pt", "ratios.json", "distill.pt"):
+    for awaited in ("teacher.pt", "distill.pt"):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
             deadline = time.monotonic() + 120
             while not (journal / awaited).exists() and process.poll() is None and time.monotonic() < deadline:
@@ -188,7 +201,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_student(
     assert last.returncode == 0, last.stderr
     assert "distill: it went on at epoch" in " ".join(last.stdout.split())
     folder, _ = finished
-    assert (tmp_path / "run" / "student.onnx").read_bytes() == (folder / "student.onnx").read_bytes()
+    assert_same_student(tmp_path / "run", folder)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.toml", "run"]
 
 
