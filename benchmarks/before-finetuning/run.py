@@ -8,6 +8,7 @@ validation images. Torch-Pruning 1.6.1 keeps the stream between the blocks whole
 not run ("mat1 and mat2 shapes cannot be multiplied"), since it does not see that the zero-padded shortcuts have to
 follow. onnxdistill is shown with and without that freedom.
 
+Results that are there already are kept: a run that was ended goes on.
 Usage: pip install torch-pruning; python benchmarks/before-finetuning/run.py --data CIFAR10 --weights FOLDER
 """
 
@@ -93,7 +94,9 @@ def main(data: Path, weights: Path) -> None:
     table = DataTable.model_validate({"source": "folder", "root": str(data), "image_size": 32})
     task = Classification(load_images(table, 0))
     inputs = [batch.inputs for batch in task.calibration_batches(64)]
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    folder = Path(__file__).parent
+    place = folder / "results.json"
+    results: dict[str, dict[str, dict[str, float]]] = json.loads(place.read_text()) if place.is_file() else {}
     for name in NETWORKS:
         network = build_network(f"cifar-{name}", 10, 0)
         network.load_state_dict(torch.load(weights / f"{name}-cifar10-jpeg.pt", weights_only=True))
@@ -105,18 +108,19 @@ def main(data: Path, weights: Path) -> None:
             for everywhere in (False, True):
                 label = f"torch-pruning {score}, {'global' if everywhere else 'within layers'}"
                 methods[label] = lambda n=network, s=score, e=everywhere: torch_pruning(n, task, s, e)
-        results[name] = {}
+        rows = results.setdefault(name, {})
         with tempfile.TemporaryDirectory() as scratch:
             for label, method in methods.items():
+                if label in rows:
+                    continue
                 pruned = method()
-                results[name][label] = {
+                rows[label] = {
                     "macs_left": count_macs(pruned, inputs[0][:1]) / count_macs(network, inputs[0][:1]),
                     "top1_percent": top1(pruned, task, Path(scratch)),
                     "top1_recalibrated_percent": top1(recalibrate_batch_norm(pruned, inputs), task, Path(scratch)),
                 }
-                print(name, label, results[name][label], flush=True)
-    folder = Path(__file__).parent
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+                print(name, label, rows[label], flush=True)
+                place.write_text(json.dumps(results, indent=1) + "\n")
     summarise(folder.name, results)
 
 
