@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "onnxdistill", "bench", *map(str, arguments)]
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(  # type: ignore[call-overload,no-any-return]  # options of any kind
         command, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT, **{"stdout": subprocess.PIPE, **options}
     )
 

@@ -145,4 +145,4 @@ def test_garbage_collection_comes_back_after_an_exception() -> None:
 @pytest.mark.parametrize("how", [{}, {"calls": 1, "seconds": 1.0}])
 def test_calls_or_seconds(how: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="exactly one"):
-        time_interleaved({"a": lambda: None}, rng=rng(), **how)  # type: ignore[arg-type]
+        time_interleaved({"a": lambda: None}, rng=rng(), **how)  # type: ignore[arg-type]  # one of the options
