@@ -87,10 +87,20 @@ def recipe_keys() -> str:
             continue
         if issubclass(table, TrainingTable):
             lines += [_key_row(f"{name}.{key}`, `teacher.train.{key}", inner) for key, inner in shared.items()]
-        own = {key: inner for key, inner in table.model_fields.items() if table_type(inner.annotation) is None}
         inherited = shared if issubclass(table, TrainingTable) else {}
-        lines += [_key_row(f"{name}.{key}", inner) for key, inner in own.items() if key not in inherited]
+        own = {key: inner for key, inner in table.model_fields.items() if key not in inherited}
+        lines += [row for key, inner in own.items() for row in _own_rows(f"{name}.{key}", inner)]
     return "\n".join(lines)
+
+
+def _own_rows(name: str, field: FieldInfo) -> list[str]:
+    """The row of a value, or those of a table within a table; the teacher's training has its rows already."""
+    table = table_type(field.annotation)
+    if table is None:
+        return [_key_row(name, field)]
+    if issubclass(table, TrainingTable):
+        return []
+    return [row for key, inner in table.model_fields.items() for row in _own_rows(f"{name}.{key}", inner)]
 
 
 def _key_row(name: str, field: FieldInfo) -> str:

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+from math import inf
 from pathlib import Path
 from types import FrameType
 
@@ -36,6 +37,19 @@ def _parse_shapes(_ctx: click.Context, _param: click.Parameter, values: tuple[st
             raise click.BadParameter(f"{value!r} does not read as NAME=1x3x32x32.")
         shapes[name] = tuple(int(part) for part in parts)
     return shapes
+
+
+def _parse_minutes(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    number, unit = value[:-1], value[-1:]
+    try:
+        minutes = float(number) * {"s": 1 / 60, "m": 1, "h": 60}[unit]
+    except (ValueError, KeyError):
+        minutes = 0.0
+    if not 0 < minutes < inf:
+        raise click.BadParameter(f"{value!r} does not read as 90s, 30m or 2h.")
+    return minutes
 
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
@@ -128,10 +142,29 @@ def doctor_command() -> int:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the student and its report.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a value; repeatable.")
+@click.option(
+    "--time-budget",
+    "minutes",
+    metavar="30m",
+    callback=_parse_minutes,
+    help="Time to fine-tune in, such as 90s, 30m or 2h: fewer epochs, if need be; distill.minutes.",
+)
+@click.option(
+    "--log-file", metavar="FILE", type=click.Path(path_type=Path), help="Add a line of JSON for all that happens."
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
-def compress_command(recipe: Path, out: Path | None, overrides: tuple[str, ...], quiet: bool) -> None:
+def compress_command(
+    recipe: Path,
+    out: Path | None,
+    overrides: tuple[str, ...],
+    minutes: float | None,
+    log_file: Path | None,
+    quiet: bool,
+) -> None:
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify."""
-    onnxdistill.compress(recipe, out=out, overrides=overrides, console=None if quiet else Console(highlight=False))
+    budget = () if minutes is None else (f"distill.minutes={minutes}",)
+    console = None if quiet else Console(highlight=False)
+    onnxdistill.compress(recipe, out=out, overrides=(*overrides, *budget), console=console, log_file=log_file)
 
 
 def main() -> None:

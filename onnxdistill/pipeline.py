@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,7 @@ from onnxdistill.errors import LimitsMissedError, NetworkError, cannot_write, ex
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.journal import Journal
+from onnxdistill.logfile import LoggedProgress
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
 from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.report import GroupCut, Report, TrainingLog
@@ -41,7 +42,7 @@ from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.quantize import quantize
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.stages.teacher import teacher
+from onnxdistill.stages.teacher import further_teacher, teacher
 from onnxdistill.stages.verify import verify
 from onnxdistill.student import save_student
 from onnxdistill.tasks import TASKS, Task
@@ -57,6 +58,7 @@ def compress(
     out: Path | str | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    log_file: Path | str | None = None,
 ) -> Report:
     """Runs a recipe and ships the student into a run folder.
 
@@ -67,6 +69,7 @@ def compress(
             its trainings go on from their last checkpoint.
         overrides: Items `table.key=value` that replace keys of the recipe.
         console: Shows progress and the closing table; None is silent.
+        log_file: Gets a line of JSON for everything that happens; see `LoggedProgress`.
 
     Returns:
         The report, as `report.json` in the run folder holds it.
@@ -78,11 +81,15 @@ def compress(
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
     with RunFolder(target) as folder, _scratch() as scratch, Journal(target) as journal:
-        if console is None:
-            report = _Run(loaded, scratch, journal, SilentProgress()).whole(folder.work)
-        else:
-            with _told_how_to_go_on(console, journal), ConsoleProgress(console) as progress:
-                report = _Run(loaded, scratch, journal, progress).whole(folder.work)
+        with ExitStack() as shown:
+            progress: Progress = SilentProgress()
+            if console is not None:
+                shown.enter_context(_told_how_to_go_on(console, journal))
+                progress = shown.enter_context(ConsoleProgress(console))
+            if log_file is not None:
+                progress = shown.enter_context(LoggedProgress(progress, Path(log_file), loaded.name))
+            report = _Run(loaded, scratch, journal, progress).whole(folder.work)
+        if console is not None:
             console.print()
             console.print(render_report(report))
         shipped = folder.ship(missed=not report.shipped)
@@ -182,6 +189,9 @@ class _Run:
         self._begin("teacher", f"building {table.network}")
         result = teacher(self.recipe, self.task, self._on_training, self.journal.checkpoint("teacher"))
         self._log("teacher", result.training)
+        # Refused now rather than after the pruning.
+        wanted = self.recipe.distill.teachers if self.recipe.distill is not None else []
+        self.further = [further_teacher(table, self.task, self.recipe.seed) for table in wanted]
         fresh = "from scratch" if table.train is not None else "no weights"
         source = fresh if table.weights == "none" else Path(table.weights).name
         trained = "" if table.train is None else f", trained {table.train.epochs} epochs"
@@ -228,7 +238,7 @@ class _Run:
         self._begin("distill", "starting")
         result = distill(
             student.module,
-            original.module,
+            [original.module, *self.further],
             self.task,
             self.recipe.distill,
             self.recipe.seed,
@@ -394,10 +404,7 @@ class _Run:
         self.progress.begin(stage, text)
 
     def _on_training(self, status: TrainingStatus) -> None:
-        done = (status.epoch - 1 + status.step / status.steps) / status.epochs
-        score = "" if status.score is None else f", validation {status.score:.2f} {self.task.metric.unit}"
-        text = f"epoch {status.epoch}/{status.epochs}, loss {status.loss:.3f}{score}, {status.samples_per_s:.0f}/s"
-        self.progress.update(text, done, status.remaining_s)
+        self.progress.training(status, self.task.metric.unit)
 
     def _on_verify(self, done: int, total: int) -> None:
         self.progress.update("verifying on test", done / total)

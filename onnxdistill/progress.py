@@ -13,6 +13,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from onnxdistill.training.records import TrainingStatus
+
 NAME_WIDTH = 10
 _WIDE_COLUMNS = 80
 
@@ -26,6 +28,10 @@ class Progress(Protocol):
 
     def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
         """The stage goes on: what it does, which share is done, how long it will take."""
+        ...
+
+    def training(self, status: TrainingStatus, metric_unit: str) -> None:
+        """The stage trains a network, and this is where it stands."""
         ...
 
     def end(self, summary: str, score: str = "") -> None:
@@ -45,6 +51,9 @@ class SilentProgress:
 
     def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
         """See `Progress.update`."""
+
+    def training(self, status: TrainingStatus, metric_unit: str) -> None:
+        """See `Progress.training`."""
 
     def end(self, summary: str, score: str = "") -> None:
         """See `Progress.end`."""
@@ -93,6 +102,19 @@ class ConsoleProgress:
             self._last_plain = time.monotonic()
             left = "" if remaining_s is None else f", {clock(remaining_s)} left"
             self._console.print(f"{self._stage:{NAME_WIDTH}} … {text}{left}", highlight=False)
+
+    def training(self, status: TrainingStatus, metric_unit: str) -> None:
+        """See `Progress.training`."""
+        if status.looked is not None:
+            text = f"epoch {status.epoch}/{status.epochs}, the teacher looks at its images"
+            self.update(text, status.looked)
+            return
+        text = (
+            f"epoch {status.epoch}/{status.epochs}, loss {status.loss:.3f}, "
+            f"validation {status.score:.2f} {metric_unit}, "
+            f"rate {status.learning_rate:.2g}, {status.samples_per_s:.0f}/s"
+        )
+        self.update(text, (status.epoch - 1 + status.step / status.steps) / status.epochs, status.remaining_s)
 
     def end(self, summary: str, score: str = "") -> None:
         """See `Progress.end`."""

@@ -85,13 +85,21 @@ class TrainingTable(_Table):
     """What every training shares: the optimizer, its schedule, and the augmentation."""
 
     epochs: Count = Field(description="Passes over the training images.")
+    minutes: Positive | None = Field(
+        None, description="Fewer epochs, if the first steps show that these take longer; the schedule still ends."
+    )
     batch_size: TrainingBatchSize = Field(128, description="Images a step.")
+    micro_batch: TrainingBatchSize | None = Field(
+        None, description="Images at once, where a step's do not fit into memory; their gradients are summed up."
+    )
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD is with Nesterov momentum.")
     learning_rate: Positive = Field(0.05, description="Highest learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: NotNegative = Field(5e-4, description="Weight decay; not on biases and normalisation.")
-    schedule: Literal["cosine", "linear", "step", "constant"] = Field(
-        "cosine", description="After the warm-up; `step` divides by ten after half and after three quarters."
+    schedule: Literal["cosine", "one_cycle", "linear", "step", "constant"] = Field(
+        "cosine",
+        description="After the warm-up; `step` divides by ten after half and after three quarters; `one_cycle` warms "
+        "up by a cosine, too.",
     )
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="Share of the steps that warm up.")
     average: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -103,6 +111,13 @@ class TrainingTable(_Table):
     clip_norm: Positive | None = Field(None, description="Clip the gradient to this norm.")
     crop_pad: Annotated[int, Field(ge=0, le=512)] = Field(0, description="Random crop after padding by so many pixels.")
     flip: bool = Field(False, description="Random horizontal flip.")
+    rand_augment: Annotated[int, Field(ge=0, le=30)] = Field(
+        0, description="Magnitude of two random operations on every image (Cubuk et al. 2019); 0 for none, 9 is usual."
+    )
+    mixup: NotNegative = Field(0.0, description="Alpha of mixed pairs of images (Zhang et al. 2017); 0 for none.")
+    cutmix: NotNegative = Field(
+        0.0, description="Alpha of pasted rectangles (Yun et al. 2019); 0 for none. With both, one of the two a batch."
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 autocast where the processor has it."
     )
@@ -156,6 +171,25 @@ class FactorizeTable(_Table):
     skip: list[str] = Field([], description="Layers to leave alone, by name; `*` matches anything.")
 
 
+class FeaturesTable(_Table):
+    """`[distill.features]`: layers of the student that follow the same layers of the teacher."""
+
+    layers: Annotated[list[str], Field(min_length=1)] = Field(description="Names of layers, such as `layer2`.")
+    loss: Literal["hint", "attention"] = Field(
+        "attention",
+        description="Where a layer is active (Zagoruyko and Komodakis 2017), or all of its values, by a 1x1 adapter "
+        "where the student is narrower (Romero et al. 2014).",
+    )
+    weight: NotNegative = Field(1.0, description="Weight of their differences in the loss.")
+
+
+class FurtherTeacherTable(_Table):
+    """An item of `[[distill.teachers]]`: one more network to learn from."""
+
+    network: str = Field(description="As in `teacher.network`.")
+    weights: str = Field(description="As in `teacher.weights`.")
+
+
 class DistillTable(TrainingTable):
     """`[distill]`: fine-tune the student with the teacher's logits."""
 
@@ -170,6 +204,30 @@ class DistillTable(TrainingTable):
     )
     target_weight: NotNegative = Field(1.0, description="Of `dkd`: weight of the right class against the rest.")
     others_weight: NotNegative = Field(8.0, description="Of `dkd`: weight of the other classes among themselves.")
+
+    views: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        0,
+        description="Random views of every image, which the teacher looks at once; its answers are stored. 0: new "
+        "views in every epoch, and the teacher runs in every step.",
+    )
+    features: FeaturesTable | None = Field(None, description="Layers that follow the teacher's.")
+    teachers: list[FurtherTeacherTable] = Field(
+        [], description="Tables of further teachers, each with `network` and `weights`; the loss is the mean over all."
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> DistillTable:
+        mixes = self.mixup > 0 or self.cutmix > 0
+        if self.loss == "dkd" and mixes:
+            raise ValueError("distill.loss = 'dkd' needs one right class; leave out distill.mixup and distill.cutmix")
+        if self.views and mixes:
+            raise ValueError(
+                "distill.views stores what teachers say to images that are not mixed; leave out "
+                "distill.views, or distill.mixup and distill.cutmix"
+            )
+        if self.views and self.features is not None:
+            raise ValueError("distill.features needs the teacher in every step; leave out distill.views")
+        return self
 
     @model_validator(mode="after")
     def _has_effect(self) -> DistillTable:
@@ -294,12 +352,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
-    data, teacher = tables.get("data"), tables.get("teacher")
+    data, distill = tables.get("data"), tables.get("distill")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
         data["root"] = _anchored(data["root"], folder)
-    if isinstance(teacher, dict):
+    further = distill.get("teachers") if isinstance(distill, dict) else None
+    for teacher in (tables.get("teacher"), *(further if isinstance(further, list) else ())):
         for key in ("weights", "network"):
-            value = teacher.get(key)
+            value = teacher.get(key) if isinstance(teacher, dict) else None
             if isinstance(value, str) and _is_path(key, value):
                 teacher[key] = _anchored(value, folder)
 
@@ -353,13 +412,15 @@ def _explain(detail: Any) -> str:  # pydantic's ErrorDetails
 def _nearest_key(location: tuple[int | str, ...]) -> str:
     table: type[BaseModel] = Recipe
     for part in location[:-1]:
+        if isinstance(part, int):  # the place in a list
+            continue
         table = table_type(table.model_fields[str(part)].annotation) or table
     close = difflib.get_close_matches(str(location[-1]), table.model_fields, n=1, cutoff=0.0)
     return f", the nearest valid one is {close[0]!r}; known here are {', '.join(table.model_fields)}"
 
 
 def table_type(annotation: Any) -> type[BaseModel] | None:  # a typing construct
-    """The table that a key of a recipe holds, optional or not; None if it holds a value."""
-    if get_origin(annotation) in (Union, types.UnionType):
+    """The table that a key of a recipe holds, optional or not, or a list of; None if it holds a value."""
+    if get_origin(annotation) in (Union, types.UnionType, list):
         return next((found for arg in get_args(annotation) if (found := table_type(arg))), None)
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

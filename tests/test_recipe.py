@@ -51,6 +51,34 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
     assert "prune.multipel_of: unknown key, the nearest valid one is 'multiple_of'" in message
 
 
+@pytest.mark.parametrize(
+    ("keys", "part"),
+    [
+        ('loss = "dkd"\nmixup = 0.2', "distill.loss = 'dkd' needs one right class"),
+        ("views = 4\ncutmix = 1.0", "distill.views stores what teachers say to images that are not mixed"),
+        ('views = 4\nfeatures.layers = ["layer1"]', "distill.features needs the teacher in every step"),
+        ("features.layers = []", "distill.features.layers = []: list should have at least 1 item"),
+        ("teachers = [{network = 'a'}]", "distill.teachers.0.weights: missing"),
+        (
+            "teachers = [{network = 'a', weights = 'b', weight = 1}]",
+            "teachers.0.weight: unknown key, the nearest",
+        ),
+        ("rand_augment = 31", "distill.rand_augment = 31"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, keys: str, part: str) -> None:
+    assert part in refusal(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
+
+
+def test_paths_of_further_teachers_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    keys = 'teachers = [{network = "nets.py:make", weights = "w/a.pt"}, {network = "cifar-resnet20", weights = "none"}]'
+    recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
+    assert recipe.distill is not None
+    first, second = recipe.distill.teachers
+    assert (first.network, first.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
+    assert (second.network, second.weights) == ("cifar-resnet20", "none")
+
+
 def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:
     assert "prunee: unknown key, the nearest valid one is 'prune'" in refusal(write(tmp_path, MINIMAL + "[prunee]\n"))
 

@@ -102,6 +102,39 @@ def relation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     return temperature**2 * (within + across)
 
 
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of two layers' outputs.
+
+    Source: Romero et al. 2014, "FitNets: Hints for Thin Deep Nets", equation 3, as a mean instead of half the sum.
+
+    Args:
+        student: `[B, ...]`, adapted to the teacher's width.
+        teacher: Of the same shape.
+
+    Returns:
+        A scalar.
+    """
+    return F.mse_loss(student, teacher)
+
+
+def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the two attention maps: where in the image a layer is active, whatever its width.
+
+    A map is the sum of the squares over the channels, divided by its norm.
+
+    Source: Zagoruyko and Komodakis 2017, "Paying More Attention to Attention", equation 2 with p = 2, squared.
+
+    Args:
+        student: `[B, channels, H, W]`.
+        teacher: `[B, other channels, H, W]`.
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
+    ours, theirs = (F.normalize(layer.pow(2).sum(1).flatten(1), dim=1) for layer in (student, teacher))
+    return (ours - theirs).pow(2).sum(1).mean()
+
+
 SMALLEST_DEVIATION = 1e-3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -9,8 +10,7 @@ from torch import nn
 from onnxdistill.recipe import DistillTable
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Objective
-from onnxdistill.training import TrainingResult, train
-from onnxdistill.training.loop import OnStatus
+from onnxdistill.training import Guidance, OnStatus, TrainingResult, train
 
 SOFT_WEIGHTS = {"kd": 9.0, "dkd": 1.0, "dist": 2.0}
 """Those of the papers: Sun et al. 2024 for standardised logits, Zhao et al. 2022, Huang et al. 2022."""
@@ -18,7 +18,7 @@ SOFT_WEIGHTS = {"kd": 9.0, "dkd": 1.0, "dist": 2.0}
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module,
+    teachers: Sequence[nn.Module],
     task: Task,
     table: DistillTable,
     seed: int,
@@ -29,7 +29,7 @@ def distill(
 
     Args:
         student: The compressed network.
-        teacher: The network whose logits it learns.
+        teachers: The networks whose logits it learns; the layers of the first one, if any.
         task: Gives batches, loss and score.
         table: The recipe's `[distill]`.
         seed: Seeds order and augmentation.
@@ -38,6 +38,7 @@ def distill(
 
     Raises:
         TrainingError: If training diverges.
+        RecipeError: If a layer of `[distill.features]` isn't there.
     """
     objective = Objective(
         hard_weight=table.hard_weight,
@@ -49,4 +50,5 @@ def distill(
         target_weight=table.target_weight,
         others_weight=table.others_weight,
     )
-    return train(student, task, table, seed, objective, teacher, on_status, checkpoint)
+    guidance = Guidance(tuple(teachers), table.views, table.features)
+    return train(student, task, table, seed, objective, guidance, on_status, checkpoint)

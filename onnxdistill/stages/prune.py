@@ -147,7 +147,7 @@ def _importance(network: nn.Module, analysis: ChannelAnalysis, task: Task, table
 
 def _losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
     def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        return task.step(network, None, batch, Objective())["loss"]
+        return task.step(network, batch, Objective())["loss"]
 
     for batch in task.calibration_batches(CALIBRATION_BATCH):
         yield partial(loss, batch)

@@ -9,11 +9,10 @@ from torch import nn
 
 from onnxdistill.networks import build_network, probe
 from onnxdistill.networks.weights import load_weights
-from onnxdistill.recipe import Recipe
+from onnxdistill.recipe import FurtherTeacherTable, Recipe
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Objective
-from onnxdistill.training import TrainingResult, train
-from onnxdistill.training.loop import OnStatus
+from onnxdistill.training import OnStatus, TrainingResult, train
 
 PROBED_BATCH = 2
 
@@ -43,12 +42,27 @@ def teacher(
         TrainingError: If training diverges.
     """
     table = recipe.teacher
-    network = build_network(table.network, len(task.class_names), recipe.seed)
-    if table.weights != "none":
-        load_weights(network, table.network, table.weights)
-    task.check_output(probe(table.network, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
+    network = _loaded(table.network, table.weights, task, recipe.seed)
     if table.train is None:
         return TeacherResult(network, None)
     objective = Objective(label_smoothing=table.train.label_smoothing)
     training = train(network, task, table.train, recipe.seed, objective, on_status=on_status, checkpoint=checkpoint)
     return TeacherResult(training.network, training)
+
+
+def further_teacher(table: FurtherTeacherTable, task: Task, seed: int) -> nn.Module:
+    """One more network to learn from, in evaluation mode.
+
+    Raises:
+        NetworkError: As `teacher`.
+        WeightsError: As `teacher`.
+    """
+    return _loaded(table.network, table.weights, task, seed)
+
+
+def _loaded(name: str, weights: str, task: Task, seed: int) -> nn.Module:
+    network = build_network(name, len(task.class_names), seed)
+    if weights != "none":
+        load_weights(network, name, weights)
+    task.check_output(probe(name, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
+    return network

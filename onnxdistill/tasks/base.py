@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from onnxdistill.data.augment import Augmentation
+from onnxdistill.data.images import Indices
 
 Feeds = dict[str, NDArray[np.generic]]
 Runner = Callable[[Feeds], Feeds]
@@ -52,18 +55,17 @@ class Score:
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One step's samples: `inputs` `[B, ...]` as the network gets them, and the task's own `targets`."""
+    """One step's samples.
+
+    Attributes:
+        inputs: `[B, ...]`, as the network gets them.
+        targets: The task's own.
+        samples: Which of the training samples they are, `[B]`; None for calibration samples.
+    """
 
     inputs: Tensor
     targets: Tensor
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random changes of the training images: crop after padding by `crop_pad` pixels, horizontal flip."""
-
-    crop_pad: int = 0
-    flip: bool = False
+    samples: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,20 +122,31 @@ class Task(Protocol):
         """
         ...
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """Number of training batches in an epoch."""
+    @property
+    def training_samples(self) -> int:
+        """Number of training samples."""
         ...
 
     def training_batches(
-        self, batch_size: int, augmentation: Augmentation, rng: np.random.Generator
+        self, batches: Iterable[Indices], augmentation: Augmentation, seed: int
     ) -> Iterator[TrainingBatch]:
-        """Yields one epoch of training batches in random order."""
+        """Yields the training samples of every array of indices, changed at random.
+
+        The changes of sample `i` depend on `seed` and on `i` alone, unless the augmentation mixes samples.
+        """
         ...
 
     def step(
-        self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
+        self, student: nn.Module, batch: TrainingBatch, objective: Objective, taught: Sequence[Tensor] = ()
     ) -> StepResult:
-        """Runs the student (and the teacher) on a batch; the loss is differentiable."""
+        """Runs the student on a batch; the loss is differentiable.
+
+        Args:
+            student: The network that learns.
+            batch: What it gets.
+            objective: Weighs the labels against the teachers.
+            taught: What every teacher returned for `batch.inputs`; nothing without teachers.
+        """
         ...
 
     def calibration_batches(self, batch_size: int) -> Iterator[TrainingBatch]:

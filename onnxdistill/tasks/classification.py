@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -13,13 +13,12 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from onnxdistill.data import Outline, load_images, outline
-from onnxdistill.data.augment import random_crop, random_flip
+from onnxdistill.data.augment import Augmentation, Views, mixed
 from onnxdistill.data.images import Images, Indices, Splits, in_batches
 from onnxdistill.errors import DataError, NetworkError
 from onnxdistill.graph.losses import decoupled_loss, distillation_loss, relation_loss, standardised
 from onnxdistill.recipe import Recipe
 from onnxdistill.tasks.base import (
-    Augmentation,
     Metric,
     Objective,
     Runner,
@@ -76,33 +75,39 @@ class Classification:
         """See `Task.check_output`: one float32 tensor `[batch, classes]`."""
         _check_logits(output, batch, len(self.class_names))
 
-    def steps_per_epoch(self, batch_size: int) -> int:
-        """See `Task.steps_per_epoch`."""
-        return len(self._training_cuts(batch_size)) + 1
+    @property
+    def training_samples(self) -> int:
+        """See `Task.training_samples`."""
+        return len(self.splits.train)
 
     def training_batches(
-        self, batch_size: int, augmentation: Augmentation, rng: np.random.Generator
+        self, batches: Iterable[Indices], augmentation: Augmentation, seed: int
     ) -> Iterator[TrainingBatch]:
-        """See `Task.training_batches`."""
+        """See `Task.training_batches`; the targets are labels `[B]`, or probabilities `[B, classes]` where it mixes."""
         train = self.splits.train
-        order: Indices = rng.permutation(len(train)).astype(np.int64)
-        for chosen in np.split(order, self._training_cuts(batch_size)):
-            changed = random_crop(train.fetch(chosen), augmentation.crop_pad, rng)
-            if augmentation.flip:
-                changed = random_flip(changed, rng)
-            yield TrainingBatch(self._normalised(changed), train.labels[torch.from_numpy(chosen)])
+        views = Views(len(train), augmentation, seed)
+        for chosen in batches:
+            samples = torch.from_numpy(chosen)
+            inputs, targets = self._normalised(views(train.fetch(chosen), chosen)), train.labels[samples]
+            if augmentation.mixes:
+                place = (seed, int(chosen[0]))
+                inputs, targets = mixed(inputs, targets, len(self.class_names), augmentation, place)
+            yield TrainingBatch(inputs, targets, samples)
 
     def step(
-        self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
+        self, student: nn.Module, batch: TrainingBatch, objective: Objective, taught: Sequence[Tensor] = ()
     ) -> StepResult:
-        """Cross-entropy with the labels and, with a teacher, the objective's loss of `graph.losses`."""
+        """Cross-entropy with the labels and, with teachers, the objective's loss of `graph.losses`, their mean.
+
+        For `kd`, the mean over teachers has the gradients of one whose probabilities are the mean of theirs (You et al.
+        2017, "Learning from Multiple Teacher Networks", section 3.1).
+        """
         logits = student(batch.inputs)
-        smoothing = objective.label_smoothing
-        loss = objective.hard_weight * F.cross_entropy(logits.float(), batch.targets, label_smoothing=smoothing)
-        if teacher is not None and objective.soft_weight > 0:
-            with torch.no_grad():
-                target = teacher(batch.inputs)
-            loss = loss + objective.soft_weight * _soft_loss(logits.float(), target.float(), batch.targets, objective)
+        scores = logits.float()
+        loss = objective.hard_weight * F.cross_entropy(scores, batch.targets, label_smoothing=objective.label_smoothing)
+        if taught and objective.soft_weight > 0:
+            parts = [_soft_loss(scores, target.float(), batch.targets, objective) for target in taught]
+            loss = loss + objective.soft_weight * torch.stack(parts).mean()
         return {"loss": loss, "output": logits}
 
     def calibration_batches(self, batch_size: int) -> Iterator[TrainingBatch]:
@@ -147,10 +152,6 @@ class Classification:
     def describe_data(self) -> dict[str, dict[str, int | str]]:
         """See `Task.describe_data`."""
         return self.splits.describe()
-
-    def _training_cuts(self, batch_size: int) -> Sequence[int]:
-        # A last single image joins the batch before it: batch norm cannot train on one.
-        return range(batch_size, len(self.splits.train) - 1, batch_size)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255.0 - self._mean) / self._std
@@ -207,18 +208,19 @@ class LatencyOnlyClassification:
             inputs = torch.randn(count, *self._shape, generator=generator)
             yield TrainingBatch(inputs, torch.randint(len(self.class_names), (count,), generator=generator))
 
-    def steps_per_epoch(self, batch_size: int) -> int:
+    @property
+    def training_samples(self) -> int:
         """There is nothing to train on."""
         return 0
 
     def training_batches(
-        self, batch_size: int, augmentation: Augmentation, rng: np.random.Generator
+        self, batches: Iterable[Indices], augmentation: Augmentation, seed: int
     ) -> Iterator[TrainingBatch]:
         """There is nothing to train on."""
         return iter(())
 
     def step(
-        self, student: nn.Module, teacher: nn.Module | None, batch: TrainingBatch, objective: Objective
+        self, student: nn.Module, batch: TrainingBatch, objective: Objective, taught: Sequence[Tensor] = ()
     ) -> StepResult:
         """There is nothing to learn.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from onnxdistill.training.loop import EpochRecord, TrainingResult, TrainingStatus, module_runner, train
+from onnxdistill.training.loop import Guidance, module_runner, train
+from onnxdistill.training.records import EpochRecord, OnStatus, TrainingResult, TrainingStatus
 
-__all__ = ["EpochRecord", "TrainingResult", "TrainingStatus", "module_runner", "train"]
+__all__ = ["EpochRecord", "Guidance", "OnStatus", "TrainingResult", "TrainingStatus", "module_runner", "train"]

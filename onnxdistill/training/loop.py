@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import onnxdistill
+from onnxdistill.data.augment import Augmentation
 from onnxdistill.errors import TrainingError
-from onnxdistill.recipe import TrainingTable
-from onnxdistill.tasks.base import Augmentation, Feeds, Objective, Runner, Task, TrainingBatch
+from onnxdistill.recipe import FeaturesTable, TrainingTable
+from onnxdistill.tasks.base import Feeds, Objective, Runner, Task, TrainingBatch
+from onnxdistill.training.budget import affordable_epochs
 from onnxdistill.training.checkpoint import (
     Checkpoint,
     State,
@@ -24,8 +26,11 @@ from onnxdistill.training.checkpoint import (
     numpy_random_state,
     plain_random_state,
 )
+from onnxdistill.training.features import Follower
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
-from onnxdistill.training.precision import training_dtype
+from onnxdistill.training.precision import autocast, training_dtype
+from onnxdistill.training.records import EpochRecord, OnStatus, TrainingResult, TrainingStatus
+from onnxdistill.training.teaching import Teaching
 
 STATUS_INTERVAL_S = 0.25
 CHECKPOINT_INTERVAL_S = 60.0
@@ -37,52 +42,18 @@ FINGERPRINT_BATCH = 64
 
 
 @dataclass(frozen=True)
-class EpochRecord:
-    """One line of the training log; `score` is the task's metric on the validation split."""
-
-    epoch: int
-    loss: float
-    score: float
-    learning_rate: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class TrainingStatus:
-    """Where a running training stands."""
-
-    epoch: int
-    epochs: int
-    step: int
-    steps: int
-    loss: float
-    score: float | None
-    samples_per_s: float
-    remaining_s: float
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """A trained network: the weights of `best_epoch` (0 is before the first step), and the log.
+class Guidance:
+    """Who teaches, and how, beside the labels.
 
     Attributes:
-        network: In evaluation mode.
-        history: A record an epoch.
-        best_epoch: The epoch that the weights are of.
-        start_score: On validation, before the first step.
-        best_score: On validation, of the weights that were kept.
-        notes: A sentence for everything that the user should know.
+        teachers: Networks whose outputs are soft targets; not changed.
+        views: Stored views of every image; 0 for new ones in every epoch. See `Teaching`.
+        features: Layers that follow those of the first teacher.
     """
 
-    network: nn.Module
-    history: tuple[EpochRecord, ...]
-    best_epoch: int
-    start_score: float
-    best_score: float
-    notes: tuple[str, ...] = ()
-
-
-OnStatus = Callable[[TrainingStatus], None]
+    teachers: tuple[nn.Module, ...] = ()
+    views: int = 0
+    features: FeaturesTable | None = None
 
 
 def module_runner(network: nn.Module, task: Task) -> Runner:
@@ -102,7 +73,7 @@ def train(
     table: TrainingTable,
     seed: int,
     objective: Objective,
-    teacher: nn.Module | None = None,
+    guidance: Guidance | None = None,
     on_status: OnStatus | None = None,
     checkpoint: Path | None = None,
 ) -> TrainingResult:
@@ -117,34 +88,37 @@ def train(
         table: Epochs, optimizer, schedule, augmentation.
         seed: Seeds the order, the augmentation, and dropout.
         objective: Weights of the loss's parts.
-        teacher: Its outputs are the soft targets; not changed.
-        on_status: Called a few times a second.
+        guidance: The teachers; nobody by default.
+        on_status: Called a few times a second, and after every epoch.
         checkpoint: A file to keep the state in. If it holds that of the same training (networks, data, settings),
             this one goes on from there, to the same weights as if it had never been ended.
 
     Raises:
         TrainingError: If the loss becomes infinite or NaN a third time.
+        RecipeError: If a layer whose features are asked for isn't there.
         OSError: If the checkpoint cannot be written.
     """
+    guidance = guidance or Guidance()
     kept = None
     if checkpoint is not None:
-        kept = Checkpoint(checkpoint, _fingerprint(network, task, table, seed, objective, teacher))
-    run = _Run(copy.deepcopy(network), task, table, seed, objective, teacher, on_status, kept)
+        kept = Checkpoint(checkpoint, _fingerprint(network, task, table, seed, objective, guidance))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return run.whole()
+        return _Run(copy.deepcopy(network), task, table, seed, objective, guidance, on_status, kept).whole()
 
 
 def _fingerprint(
-    network: nn.Module, task: Task, table: TrainingTable, seed: int, objective: Objective, teacher: nn.Module | None
+    network: nn.Module, task: Task, table: TrainingTable, seed: int, objective: Objective, guidance: Guidance
 ) -> str:
     """Of all that decides the weights. What networks compute and real inputs stand for code and for files."""
     settings = f"{onnxdistill.__version__} {seed} {objective} {training_dtype(table.precision)}"
+    following = f"{guidance.views} {guidance.features}"
     data = f"{task.describe_data()} {task.metadata()}"
     inputs = [batch.inputs for batch in task.calibration_batches(FINGERPRINT_BATCH)]
+    networks = (network, *guidance.teachers)
     with torch.inference_mode():
-        outputs = [net(inputs[0]) for net in (network, teacher) if net is not None and inputs]
-    return fingerprint(network, teacher, table, settings, data, *inputs, *outputs)
+        outputs = [net(inputs[0]) for net in networks if inputs]
+    return fingerprint(*networks, table, settings, following, data, *inputs, *outputs)
 
 
 class _DivergedError(Exception):
@@ -155,6 +129,7 @@ class _DivergedError(Exception):
 class _Position:
     """Where a training stands, beside its tensors. All of it goes into the checkpoint."""
 
+    epochs: int  # in all
     epoch: int = 1
     step: int = 0  # of that epoch, done
     losses: list[float] = field(default_factory=list)  # of that epoch
@@ -177,7 +152,7 @@ class _Run:
         table: TrainingTable,
         seed: int,
         objective: Objective,
-        teacher: nn.Module | None,
+        guidance: Guidance,
         on_status: OnStatus | None,
         checkpoint: Checkpoint | None,
     ) -> None:
@@ -185,34 +160,49 @@ class _Run:
         self.task = task
         self.table = table
         self.objective = objective
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).to(memory_format=torch.channels_last).eval()
         self.on_status = on_status
         self.checkpoint = checkpoint
         self.rng = np.random.default_rng(seed)
-        self.steps = task.steps_per_epoch(table.batch_size)
+        self.augmentation = Augmentation(
+            table.crop_pad, table.flip, table.rand_augment, float(table.mixup), float(table.cutmix)
+        )
+        self.steps = len(_cuts(task.training_samples, table.batch_size)) + 1
         self.dtype = training_dtype(table.precision)
-        self.optimizer = build_optimizer(self.network, table)
-        self.schedule = build_schedule(self.optimizer, table, table.epochs * self.steps)
-        self.rates = list(self.schedule.base_lrs)
         self.average = None
         if table.average:
             self.average = AveragedModel(self.network, avg_fn=_blend(table.average), use_buffers=True)
+        inside = guidance.features is not None
+        self.teaching = Teaching(guidance.teachers, task, self.augmentation, guidance.views, seed, self.dtype, inside)
+        self.follower: Follower | None = None
+        if guidance.features is not None:
+            example = task.example_input(2)
+            self.follower = Follower(self.network, self.teaching.networks[0], guidance.features, example)
+            self.features_weight = guidance.features.weight
+        self.trained: nn.Module = self.network if self.follower is None else self.follower
+        self.optimizer = build_optimizer(self.trained, table)
         self.last_status = 0.0
 
     def whole(self) -> TrainingResult:
         if not self._resume():
+            started = time.monotonic()
             score = self._validate()
-            self.at = _Position(start_score=score, score=score, best_score=score)
+            self.at = _Position(self._affordable(time.monotonic() - started), start_score=score, score=score)
+            self.at.best_score = score
+            self.at.notes += self.teaching.notes
+            self._note_budget()
+            self._build_schedule()
             self.best_state = self._weights()
             self.epoch_rng = self.rng.bit_generator.state
             self.last_good = self._state()
         self.started = self.last_saved = time.monotonic()
         self.steps_before = self._steps_done()
-        while self.at.epoch <= self.table.epochs:
+        while self.at.epoch <= self.at.epochs:
             try:
                 self._epoch()
             except _DivergedError as error:
                 self._go_back(error)
+        if self.follower is not None:
+            self.follower.close()
         self.network.load_state_dict(self.best_state)
         network = self.network.to(memory_format=torch.contiguous_format).eval()
         at = self.at
@@ -224,14 +214,14 @@ class _Run:
         seconds_before = at.seconds
         if at.step == 0:
             at.learning_rate = self.optimizer.param_groups[0]["lr"]
-        random_state = torch.get_rng_state()
-        augmentation = Augmentation(self.table.crop_pad, self.table.flip)
-        batches = self.task.training_batches(self.table.batch_size, augmentation, self.rng)
-        for _ in range(at.step):  # done before this process
-            next(batches)
-        torch.set_rng_state(random_state)
+        order = self.rng.permutation(self.task.training_samples).astype(np.int64)
+        fresh = int(self.rng.integers(2**62))
+        self.teaching.prepare(at.epoch, lambda share: self._report(looked=share))
+        stored = self.teaching.seed(at.epoch)
+        # Those before `step` were done before this process.
+        batches = np.split(order, _cuts(len(order), self.table.batch_size))[at.step :]
         self.network.train()
-        for batch in batches:
+        for batch in self.task.training_batches(batches, self.augmentation, fresh if stored is None else stored):
             self._step(batch)
             at.seconds = seconds_before + time.monotonic() - started
             if self.checkpoint is not None and time.monotonic() - self.last_saved > CHECKPOINT_INTERVAL_S:
@@ -244,20 +234,15 @@ class _Run:
         # Not worse than the best so far: of equals the last, which has trained the longest.
         if self.task.metric.drop(at.best_score, at.score) <= 0:
             at.best_epoch, at.best_score, self.best_state = at.epoch, at.score, self._weights()
+        self._report(epoch_done=True)
         at.epoch, at.step, at.losses, at.seconds = at.epoch + 1, 0, [], 0.0
         self.epoch_rng = self.rng.bit_generator.state
         self._keep()
 
     def _step(self, batch: TrainingBatch) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=self.dtype, enabled=self.dtype != torch.float32):
-            loss = self.task.step(self.network, self.teacher, batch, self.objective)["loss"]
-        value = loss.item()
-        if not np.isfinite(value):
-            raise _DivergedError(f"the loss is {value}")
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        value = self._backward(batch)
         if self.table.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.table.clip_norm)
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self.table.clip_norm)
         self.optimizer.step()
         self.schedule.step()
         if self.average is not None:
@@ -265,6 +250,41 @@ class _Run:
         self.at.step += 1
         self.at.losses.append(value)
         self._report()
+
+    def _backward(self, batch: TrainingBatch) -> float:
+        """The loss of a batch; its gradients are left in the parameters, summed up over parts of the batch."""
+        self.optimizer.zero_grad(set_to_none=True)
+        values = []
+        for part, share in _parts(batch, self.table.micro_batch):
+            taught = self.teaching.outputs(self.at.epoch, part)
+            with autocast(self.dtype):
+                loss = self.task.step(self.trained, part, self.objective, taught)["loss"]
+            if self.follower is not None:
+                loss = loss + self.features_weight * self.follower.loss()
+            values.append(share * loss.item())
+            if not np.isfinite(values[-1]):
+                raise _DivergedError(f"the loss is {values[-1]}")
+            (share * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return sum(values)
+
+    def _affordable(self, validation_s: float) -> int:
+        """Epochs that the budget of time allows."""
+        if self.table.minutes is None:
+            return self.table.epochs
+        return affordable_epochs(
+            self.table, self.task, self.network, self.teaching, self.objective, self.augmentation, validation_s
+        )
+
+    def _note_budget(self) -> None:
+        if self.at.epochs < self.table.epochs:
+            self.at.notes.append(
+                f"{self.table.minutes:g} minutes were measured to suffice for {self.at.epochs} of "
+                f"{self.table.epochs} epochs"
+            )
+
+    def _build_schedule(self) -> None:
+        self.schedule = build_schedule(self.optimizer, self.table, self.at.epochs * self.steps)
+        self.rates = list(self.schedule.base_lrs)
 
     def _check_weights(self) -> None:
         """The last step's update may have gone wrong after a finite loss."""
@@ -314,6 +334,8 @@ class _Run:
         if state is None:
             return False
         self.last_good = state["good"]
+        self.at = _Position(state["now"]["at"]["epochs"])
+        self._build_schedule()
         self._restore(state["now"])
         self.at.notes.append(
             f"it went on at epoch {self.at.epoch}, step {self.at.step + 1}, where a run had been ended"
@@ -325,6 +347,7 @@ class _Run:
             {
                 "at": asdict(self.at),
                 "network": self.network.state_dict(),
+                "adapters": None if self.follower is None else self.follower.adapters.state_dict(),
                 "unsaved": _unsaved_buffers(self.network),
                 "best": self.best_state,
                 "optimizer": self.optimizer.state_dict(),
@@ -340,6 +363,8 @@ class _Run:
         records = [EpochRecord(**record) for record in state["at"].pop("history")]
         self.at = _Position(**state["at"], history=records)
         self.network.load_state_dict(state["network"])
+        if self.follower is not None:
+            self.follower.adapters.load_state_dict(state["adapters"])
         for name, buffer in _unsaved_buffers(self.network).items():
             buffer.copy_(state["unsaved"][name])
         self.best_state = state["best"]
@@ -364,9 +389,9 @@ class _Run:
     def _steps_done(self) -> int:
         return (self.at.epoch - 1) * self.steps + self.at.step
 
-    def _report(self) -> None:
+    def _report(self, epoch_done: bool = False, looked: float | None = None) -> None:
         now = time.monotonic()
-        if self.on_status is None or now - self.last_status < STATUS_INTERVAL_S:
+        if self.on_status is None or (now - self.last_status < STATUS_INTERVAL_S and not epoch_done):
             return
         self.last_status = now
         done = self._steps_done()
@@ -374,15 +399,34 @@ class _Run:
         self.on_status(
             TrainingStatus(
                 epoch=self.at.epoch,
-                epochs=self.table.epochs,
+                epochs=self.at.epochs,
                 step=self.at.step,
                 steps=self.steps,
-                loss=float(np.mean(self.at.losses[-50:])),
+                loss=float(np.mean(self.at.losses[-50:] or [record.loss for record in self.at.history[-1:]] or [0.0])),
                 score=self.at.score,
+                learning_rate=self.optimizer.param_groups[0]["lr"],
                 samples_per_s=steps_per_s * self.table.batch_size,
-                remaining_s=(self.table.epochs * self.steps - done) / steps_per_s,
+                remaining_s=(self.at.epochs * self.steps - done) / steps_per_s if steps_per_s else 0.0,
+                epoch_done=epoch_done,
+                looked=looked,
             )
         )
+
+
+def _cuts(samples: int, batch_size: int) -> Sequence[int]:
+    """Where an epoch is cut into batches; a last single sample joins the batch before, for batch norm."""
+    return range(batch_size, samples - 1, batch_size)
+
+
+def _parts(batch: TrainingBatch, most: int | None) -> list[tuple[TrainingBatch, float]]:
+    """The batch in parts of nearly one size, with the share of the batch that each is."""
+    size = len(batch.inputs)
+    if most is None or size <= most:
+        return [(batch, 1.0)]
+    count = -(-size // most)
+    tensors = [batch.inputs, batch.targets] + ([] if batch.samples is None else [batch.samples])
+    cut = zip(*(torch.tensor_split(tensor, count) for tensor in tensors), strict=True)
+    return [(TrainingBatch(*part), len(part[0]) / size) for part in cut]
 
 
 def _blend(decay: float) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]:

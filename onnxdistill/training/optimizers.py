@@ -34,13 +34,15 @@ def build_schedule(optimizer: optim.Optimizer, table: TrainingTable, steps: int)
     """A linear warm-up over `table.warmup * steps` steps, then down to zero, by steps, or constant.
 
     Sources: Loshchilov and Hutter 2017, "SGDR", equation 5, with one period, for `cosine`; He et al. 2015, "Deep
-    Residual Learning", section 4.2, for `step`: a tenth after half of all steps, a hundredth after three quarters.
+    Residual Learning", section 4.2, for `step`: a tenth after half of all steps, a hundredth after three quarters;
+    Smith and Topin 2017, "Super-Convergence", for `one_cycle`, whose warm-up is half a cosine, as in torch's own.
     """
     warmup_steps = round(table.warmup * steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
+            share = (step + 1) / (warmup_steps + 1)
+            return 0.5 * (1.0 - cos(pi * share)) if table.schedule == "one_cycle" else share
         share = (step - warmup_steps) / max(1, steps - warmup_steps)
         match table.schedule:
             case "constant":
@@ -49,7 +51,7 @@ def build_schedule(optimizer: optim.Optimizer, table: TrainingTable, steps: int)
                 return 1.0 - share
             case "step":
                 return 1.0 if 2 * step < steps else 0.1 if 4 * step < 3 * steps else 0.01
-            case "cosine":
+            case "cosine" | "one_cycle":
                 return 0.5 * (1.0 + cos(pi * share))
 
     return LambdaLR(optimizer, factor)

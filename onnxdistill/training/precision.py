@@ -19,3 +19,8 @@ def training_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> torch.dtyp
         capabilities = torch.cpu.get_capabilities()
         return torch.bfloat16 if any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES) else torch.float32
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def autocast(dtype: torch.dtype) -> torch.autocast:
+    """Activations in `dtype` within the block; nothing changes for float32."""
+    return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)

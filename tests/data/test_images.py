@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onnxdistill.data import load_images
-from onnxdistill.data.augment import random_crop, random_flip
+from onnxdistill.data.augment import Augmentation, Views
 from onnxdistill.data.images import Decoding, FileImages, MemoryImages
 from onnxdistill.data.splitting import split_training, stratified_parts
 from onnxdistill.errors import DataError
@@ -215,19 +215,30 @@ def test_cifar10_that_is_not_there(tmp_path: Path) -> None:
 
 def test_crop_moves_every_image_by_itself_and_pads_with_black() -> None:
     pixels = torch.arange(1, 10, dtype=torch.uint8).view(1, 1, 3, 3).repeat(64, 2, 1, 1)
-    cropped = random_crop(pixels, 1, np.random.default_rng(0))
+    cropped = Views(64, Augmentation(crop_pad=1), 0)(pixels, np.arange(64))
     assert cropped.shape == pixels.shape
     centres = cropped[:, 0, 1, 1].tolist()
     assert set(centres) == set(range(1, 10))  # the centre pixel moves by at most one pixel either way
     assert torch.equal(cropped[:, 0], cropped[:, 1])  # channels move together
     moved_right = cropped[[c == 4 for c in centres]]  # its left neighbour came to the centre
     assert torch.equal(moved_right[0, 0], torch.tensor([[0, 1, 2], [0, 4, 5], [0, 7, 8]], dtype=torch.uint8))
-    assert random_crop(pixels, 0, np.random.default_rng(0)) is pixels
+    assert Views(64, Augmentation(), 0)(pixels, np.arange(64)) is pixels
 
 
 def test_flip_mirrors_about_half_of_the_images() -> None:
     pixels = torch.arange(4, dtype=torch.uint8).view(1, 1, 1, 4).repeat(400, 1, 1, 1)
-    flipped = random_flip(pixels, np.random.default_rng(0))
+    flipped = Views(400, Augmentation(flip=True), 0)(pixels, np.arange(400))
     mirrored = (flipped[:, 0, 0, 0] == 3).sum().item()
     assert 150 < mirrored < 250
     assert flipped.sum(dim=3).unique().tolist() == [6]
+
+
+def test_random_operations_change_images_and_repeat_themselves() -> None:
+    pixels = torch.randint(256, (32, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    state = torch.get_rng_state()
+    changed, again = (Views(32, Augmentation(rand_augment=9), 1)(pixels, np.arange(32)) for _ in range(2))
+    assert torch.equal(changed, again)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert changed.dtype == torch.uint8
+    differing = (changed != pixels).flatten(1).any(1).sum().item()
+    assert differing > 16  # some operations, such as the identity, change nothing

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onnxdistill.graph.losses import decoupled_loss, distillation_loss, relation_loss, standardised
+from onnxdistill.graph.losses import (
+    attention_loss,
+    decoupled_loss,
+    distillation_loss,
+    hint_loss,
+    relation_loss,
+    standardised,
+)
 
 
 def test_standardised_by_hand() -> None:
@@ -113,3 +120,32 @@ def test_gradients_of_the_others_by_finite_differences() -> None:
     labels = torch.tensor([0, 3, 1])
     assert torch.autograd.gradcheck(lambda s: decoupled_loss(s, teacher, labels, 2.0, 1.0, 8.0), (student,))
     assert torch.autograd.gradcheck(lambda s: relation_loss(s, teacher, 4.0), (student,))
+
+
+def test_hint_by_hand() -> None:
+    # Differences 1, 0, -2, 1: (1 + 0 + 4 + 1) / 4.
+    student, teacher = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[0.0, 2.0], [2.0, 0.0]])
+    assert hint_loss(student, teacher).item() == pytest.approx(1.5)
+
+
+def test_attention_by_hand() -> None:
+    # Two places. The student's single channel (1, 0) has the map (1, 0); the teacher's channels (0, 3) and (0, 4) have
+    # (0, 9 + 16), which is (0, 1) when divided by its norm. The squared distance is 2, for one image; of the other, 0.
+    student = torch.tensor([[[[1.0, 0.0]]], [[[2.0, 2.0]]]])
+    teacher = torch.tensor([[[[0.0, 3.0]], [[0.0, 4.0]]], [[[5.0, 5.0]], [[0.0, 0.0]]]])
+    assert attention_loss(student, teacher).item() == pytest.approx((2 + 0) / 2)
+
+
+def test_gradients_of_features_by_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 3, 2, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, 5, 2, 2, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: attention_loss(s, teacher), (student,))
+    assert torch.autograd.gradcheck(lambda s: hint_loss(s, teacher[:, :3]), (student,))
+
+
+def test_a_silent_layer_has_a_finite_gradient() -> None:
+    student = torch.zeros(1, 2, 2, 2, requires_grad=True)
+    attention_loss(student, torch.ones(1, 2, 2, 2)).backward()
+    assert student.grad is not None
+    assert torch.isfinite(student.grad).all()

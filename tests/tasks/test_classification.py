@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from math import log
 from pathlib import Path
 
 import numpy as np
@@ -63,23 +64,39 @@ def test_metric_drop_has_the_sign_of_harm() -> None:
     assert Metric("error", "%", higher_is_better=False).drop(10, 12) == 2
 
 
-def test_training_batches_cover_every_image_once(digits: Classification) -> None:
-    batches = list(digits.training_batches(100, Augmentation(), np.random.default_rng(0)))
-    assert len(batches) == digits.steps_per_epoch(100)
-    assert sum(len(b.targets) for b in batches) == len(digits.splits.train)
-    assert sorted(torch.cat([b.targets for b in batches]).tolist()) == sorted(digits.splits.train.labels.tolist())
+def test_training_batches_are_the_images_that_are_asked_for(digits: Classification) -> None:
+    batches = list(digits.training_batches([np.array([7, 3]), np.array([1])], Augmentation(), 0))
+    assert [batch.targets.tolist() for batch in batches] == [
+        digits.splits.train.labels[[7, 3]].tolist(),
+        digits.splits.train.labels[[1]].tolist(),
+    ]
+    assert [batch.samples.tolist() for batch in batches if batch.samples is not None] == [[7, 3], [1]]
+    assert torch.equal(batches[1].inputs, digits.example_input(2)[1:])
 
 
-@pytest.mark.parametrize(
-    ("images", "sizes"), [(9, [5, 4]), (10, [5, 5]), (11, [5, 6]), (12, [5, 5, 2]), (6, [6]), (5, [5]), (3, [3])]
-)
-def test_no_training_batch_has_a_single_image(digits: Classification, images: int, sizes: list[int]) -> None:
-    train = digits.splits.train.subset(np.arange(images))
-    task = Classification(dataclasses.replace(digits.splits, train=train))
-    batches = list(task.training_batches(5, Augmentation(), np.random.default_rng(0)))
-    assert [len(batch.inputs) for batch in batches] == sizes
-    assert task.steps_per_epoch(5) == len(sizes)
-    assert sorted(torch.cat([b.targets for b in batches]).tolist()) == sorted(train.labels.tolist())
+def test_a_view_depends_on_the_seed_and_the_image_alone(digits: Classification) -> None:
+    augmentation = Augmentation(crop_pad=2, flip=True, rand_augment=9)
+    together = next(digits.training_batches([np.array([5, 9, 2])], augmentation, 3)).inputs
+    alone = next(digits.training_batches([np.array([9])], augmentation, 3)).inputs
+    otherwise = next(digits.training_batches([np.array([9])], augmentation, 4)).inputs
+    assert torch.equal(together[1], alone[0])
+    assert not torch.equal(alone, otherwise)
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.5}, {"cutmix": 1.0}, {"mixup": 0.5, "cutmix": 1.0}])
+def test_mixed_images_have_mixed_labels(digits: Classification, mixing: dict[str, float]) -> None:
+    samples = [np.arange(start, start + 20) for start in (0, 20, 40)]
+    batches = list(digits.training_batches(samples, Augmentation(**mixing), 0))
+    again = list(digits.training_batches(samples, Augmentation(**mixing), 0))
+    shares = set()
+    for batch, same in zip(batches, again, strict=True):
+        assert torch.equal(batch.inputs, same.inputs)
+        assert batch.targets.shape == (20, 10)
+        assert torch.allclose(batch.targets.sum(1), torch.ones(20))
+        own = batch.targets[torch.arange(20), digits.splits.train.labels[batch.samples]]
+        shares.add(round(float(own.min()), 4))
+    assert len(shares) > 1  # another share a batch
+    assert digits.step(Constant(torch.zeros(20, 10)), batches[0], Objective())["loss"].item() == pytest.approx(log(10))
 
 
 class Constant(nn.Module):
@@ -97,8 +114,20 @@ def test_two_logits_are_not_standardised(digits: Classification, classes: int) -
     student, teacher = (torch.randn(4, classes, generator=rng) for _ in range(2))
     batch = TrainingBatch(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
     objective = Objective(hard_weight=0.0, soft_weight=1.0, temperature=2.0, standardise=True)
-    loss = digits.step(Constant(student), Constant(teacher), batch, objective)["loss"]
+    loss = digits.step(Constant(student), batch, objective, [teacher])["loss"]
     assert torch.equal(loss, distillation_loss(student, teacher, 2.0, standardise=classes > 2))
+
+
+def test_several_teachers_pull_like_the_mean_of_their_probabilities(digits: Classification) -> None:
+    rng = torch.Generator().manual_seed(0)
+    student, one, other = (torch.randn(4, 3, generator=rng) for _ in range(3))
+    student.requires_grad_()
+    batch = TrainingBatch(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+    objective = Objective(hard_weight=0.0, soft_weight=1.0)
+    digits.step(Constant(student), batch, objective, [one, other])["loss"].backward()
+    assert student.grad is not None
+    mean = (one.softmax(1) + other.softmax(1)) / 2
+    assert torch.allclose(student.grad, (student.softmax(1) - mean) / 4, atol=1e-6)
 
 
 def test_inputs_are_normalised(digits: Classification) -> None:

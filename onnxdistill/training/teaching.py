@@ -1,0 +1,109 @@
+"""What the teachers say to every training batch: computed anew, or once and stored."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.data.augment import Augmentation
+from onnxdistill.tasks.base import Task, TrainingBatch
+from onnxdistill.training.precision import autocast
+
+TEACHING_BATCH = 256
+STORED_BYTES = 2**31
+"""The most that stored outputs may take."""
+
+OnShare = Callable[[float], None]
+
+
+class Teaching:
+    """The teachers of one training.
+
+    With `views` > 0, epoch `e` shows the student the same views of the images as epoch `e + views`. The teachers look
+    at each of these once, before the first epoch that has it, and what they say is stored; so a step costs no more than
+    one without teachers. Shen and Xing 2022, "A Fast Knowledge Distillation Framework", section 3, does so with crops.
+
+    Args:
+        teachers: Any number of networks; not changed.
+        task: Gives the batches.
+        augmentation: That of the training.
+        views: Stored views of every image; 0 for new ones in every epoch. Without random changes, one is enough.
+        seed: Seeds the stored views.
+        dtype: Type of activations.
+        every_step: Store nothing, since more than the outputs is looked at.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[nn.Module],
+        task: Task,
+        augmentation: Augmentation,
+        views: int,
+        seed: int,
+        dtype: torch.dtype,
+        every_step: bool = False,
+    ) -> None:
+        self.networks = [copy.deepcopy(net).to(memory_format=torch.channels_last).eval() for net in teachers]
+        self._task = task
+        self._augmentation = augmentation
+        self._dtype = dtype
+        unchanging = augmentation == Augmentation()
+        stored = 0 if every_step else 1 if unchanging else views
+        self._seeds = [seed + view for view in range(stored)]
+        self._stored: dict[int, list[Tensor]] = {}
+        self.notes: list[str] = []
+        if self.networks and self._seeds:
+            self._check_size()
+
+    @property
+    def stored_views(self) -> int:
+        """How many views of every image the teachers look at; 0 if these are new ones in every epoch."""
+        return len(self._seeds) if self.networks else 0
+
+    def seed(self, epoch: int) -> int | None:
+        """Seeds the views of an epoch, from 1; None if they should be new ones."""
+        return self._seeds[(epoch - 1) % self.stored_views] if self.stored_views else None
+
+    def prepare(self, epoch: int, on_share: OnShare | None = None) -> None:
+        """Lets the teachers look at the views of an epoch, if these are stored and haven't been looked at yet.
+
+        In a fixed order and in fixed batches, so that the outputs are the same bits in every process.
+        """
+        seed = self.seed(epoch)
+        if seed is None or seed in self._stored:
+            return
+        count = self._task.training_samples
+        cuts = np.split(np.arange(count), range(TEACHING_BATCH, count, TEACHING_BATCH))
+        parts: list[list[Tensor]] = []
+        for batch in self._task.training_batches(cuts, self._augmentation, seed):
+            parts.append(self.computed(batch.inputs))
+            if on_share is not None:
+                on_share(len(parts) / len(cuts))
+        self._stored[seed] = [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+
+    def outputs(self, epoch: int, batch: TrainingBatch) -> list[Tensor]:
+        """What every teacher returns for a batch of that epoch."""
+        seed = self.seed(epoch)
+        if seed is None:
+            return self.computed(batch.inputs)
+        assert batch.samples is not None, "training batches say which samples they hold"
+        return [stored[batch.samples] for stored in self._stored[seed]]
+
+    def computed(self, inputs: Tensor) -> list[Tensor]:
+        """What every teacher returns for inputs `[B, ...]`, now."""
+        with torch.no_grad(), autocast(self._dtype):
+            return [network(inputs) for network in self.networks]
+
+    def _check_size(self) -> None:
+        sample = sum(output.nbytes for output in self.computed(self._task.example_input(1)))
+        size = sample * self._task.training_samples * len(self._seeds)
+        if size > STORED_BYTES:
+            self._seeds = []
+            self.notes.append(
+                f"the teacher's outputs for all views would take {size / 1e9:.1f} GB, more than "
+                f"{STORED_BYTES / 1e9:.1f}; they were computed in every step instead"
+            )
