@@ -162,9 +162,12 @@ def compress_command(
     quiet: bool,
 ) -> None:
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify."""
-    budget = () if minutes is None else (f"distill.minutes={minutes}",)
+    settings = overrides if minutes is None else (*overrides, f"distill.minutes={minutes}")
+    if int(os.environ.get("RANK", 0)) > 0:  # torchrun says so
+        onnxdistill.assist(recipe, settings)
+        return
     console = None if quiet else Console(highlight=False)
-    onnxdistill.compress(recipe, out=out, overrides=(*overrides, *budget), console=console, log_file=log_file)
+    onnxdistill.compress(recipe, out=out, overrides=settings, console=console, log_file=log_file)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.journal import Journal
 from onnxdistill.logfile import LoggedProgress
+from onnxdistill.networks import build_network
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
 from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.report import GroupCut, Report, TrainingLog
@@ -48,6 +49,7 @@ from onnxdistill.student import save_student
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import TrainingResult, TrainingStatus
+from onnxdistill.training.loop import follow, leading
 
 EXPORTED_BATCH = 3
 
@@ -80,7 +82,7 @@ def compress(
     """
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
-    with RunFolder(target) as folder, _scratch() as scratch, Journal(target) as journal:
+    with RunFolder(target) as folder, _scratch() as scratch, Journal(target) as journal, leading():
         with ExitStack() as shown:
             progress: Progress = SilentProgress()
             if console is not None:
@@ -102,6 +104,24 @@ def compress(
     if console is not None:
         console.print(f"\n{shipped / 'student.onnx'}\n{shipped / 'report.html'}", highlight=False, soft_wrap=True)
     return report
+
+
+def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
+    """Takes part in the trainings of a `compress` that another process of the same `torchrun` leads.
+
+    Args:
+        recipe: As the leading process has it.
+        overrides: Likewise.
+
+    Raises:
+        UsageError: As `compress` does.
+    """
+    loaded = load_recipe(Path(recipe), overrides)
+    task: Task = TASKS[loaded.task](loaded)
+    further = loaded.distill.teachers if loaded.distill is not None else []
+    for name in {loaded.teacher.network, *(table.network for table in further)}:
+        build_network(name, len(task.class_names), loaded.seed)  # classes of the user's own have to be known here, too
+    follow(task)
 
 
 @contextmanager

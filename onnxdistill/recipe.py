@@ -96,6 +96,9 @@ class TrainingTable(_Table):
     learning_rate: Positive = Field(0.05, description="Highest learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: NotNegative = Field(5e-4, description="Weight decay; not on biases and normalisation.")
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Each outer layer learns at so many times the rate of the next (Howard and Ruder 2018)."
+    )
     schedule: Literal["cosine", "one_cycle", "linear", "step", "constant"] = Field(
         "cosine",
         description="After the warm-up; `step` divides by ten after half and after three quarters; `one_cycle` warms "
@@ -130,7 +133,17 @@ class TeacherTable(_Table):
     weights: str = Field(
         "none", description="File of a state dict; for torchvision the name of a weight enum; or `none`."
     )
+    new_head: bool = Field(
+        False,
+        description="Leave out those layers of `weights` that have another number of outputs, and train new ones.",
+    )
     train: TrainingTable | None = Field(None, description="Train the teacher first, from `weights`.")
+
+    @model_validator(mode="after")
+    def _trains_its_head(self) -> TeacherTable:
+        if self.new_head and (self.train is None or self.weights == "none"):
+            raise ValueError("teacher.new_head needs teacher.weights, and a [teacher.train] to train the new layers")
+        return self
 
 
 class PruneTable(_Table):

@@ -70,6 +70,11 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, keys: str, part: s
     assert part in refusal(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
 
 
+def test_a_new_head_has_to_be_trained(tmp_path: Path) -> None:
+    text = MINIMAL + 'weights = "w.pt"\nnew_head = true\n'
+    assert "teacher.new_head needs teacher.weights, and a [teacher.train]" in refusal(write(tmp_path, text))
+
+
 def test_paths_of_further_teachers_are_relative_to_the_recipe(tmp_path: Path) -> None:
     keys = 'teachers = [{network = "nets.py:make", weights = "w/a.pt"}, {network = "cifar-resnet20", weights = "none"}]'
     recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))

@@ -21,13 +21,14 @@ from onnxdistill.networks.torchvision_classifiers import rename_published
 PARALLEL_PREFIX = "module."
 
 
-def load_weights(network: nn.Module, name: str, weights: str) -> None:
+def load_weights(network: nn.Module, name: str, weights: str, new_head: bool = False) -> None:
     """Loads weights into a network.
 
     Args:
         network: Changed in place.
         name: How the recipe names the network.
         weights: A file, or for `torchvision:NAME` the name of a weight enum.
+        new_head: Whether layers that have another number of outputs there keep the weights that they have here.
 
     Raises:
         WeightsError: If the weights are missing, damaged, not finite, or of another architecture.
@@ -41,6 +42,8 @@ def load_weights(network: nn.Module, name: str, weights: str) -> None:
         consume_prefix_in_state_dict_if_present(state, PARALLEL_PREFIX)
     if place == "torchvision":
         rename_published(model, state)
+    if new_head:
+        _keep_head(network, state, weights)
     _load(network, state, weights)
     _check_finite(network, weights)
 
@@ -99,6 +102,23 @@ def _published(model: str, weights: str) -> dict[str, Any]:
             f"Delete their file in {folder} and try again.",
         ) from error
     return state
+
+
+def _keep_head(network: nn.Module, state: dict[str, Any], source: str) -> None:
+    """Replaces the layers of `state` that differ from the network's in nothing but their number of outputs."""
+    own = network.state_dict()
+    common = [name for name in own.keys() & state.keys() if not is_lazy(own[name])]
+    layers = {
+        name.rpartition(".")[0]
+        for name in common
+        if own[name].shape != state[name].shape and own[name].shape[1:] == state[name].shape[1:]
+    }
+    if not layers:
+        raise WeightsError(
+            f"{source} has no layer whose number of outputs differs from the network's.",
+            "Leave out teacher.new_head: its head fits as it is.",
+        )
+    state.update({name: own[name] for name in common if name.rpartition(".")[0] in layers})
 
 
 def _load(network: nn.Module, state: dict[str, Any], source: str) -> None:

@@ -42,7 +42,7 @@ def teacher(
         TrainingError: If training diverges.
     """
     table = recipe.teacher
-    network = _loaded(table.network, table.weights, task, recipe.seed)
+    network = _loaded(table.network, table.weights, task, recipe.seed, table.new_head)
     if table.train is None:
         return TeacherResult(network, None)
     objective = Objective(label_smoothing=table.train.label_smoothing)
@@ -60,9 +60,9 @@ def further_teacher(table: FurtherTeacherTable, task: Task, seed: int) -> nn.Mod
     return _loaded(table.network, table.weights, task, seed)
 
 
-def _loaded(name: str, weights: str, task: Task, seed: int) -> nn.Module:
+def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = False) -> nn.Module:
     network = build_network(name, len(task.class_names), seed)
     if weights != "none":
-        load_weights(network, name, weights)
+        load_weights(network, name, weights, new_head)
     task.check_output(probe(name, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
     return network

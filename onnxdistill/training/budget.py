@@ -16,6 +16,7 @@ from onnxdistill.tasks.base import Objective, Task, TrainingBatch
 from onnxdistill.training.optimizers import build_optimizer
 from onnxdistill.training.precision import autocast, training_dtype
 from onnxdistill.training.teaching import Teaching
+from onnxdistill.training.team import current_team
 
 WARMUP_STEPS = 3
 MEASURED_STEPS = 15
@@ -53,7 +54,7 @@ def affordable_epochs(
     affordable = 1
     while affordable < table.epochs and needed_s(affordable + 1) <= budget_s:
         affordable += 1
-    return affordable
+    return current_team().leaders(affordable)
 
 
 def _measured(
@@ -70,7 +71,8 @@ def _measured(
     dtype = training_dtype(table.precision)
     count = task.training_samples
     order = np.arange(count, dtype=np.int64)
-    cuts = [order[start : start + table.batch_size] for start in range(0, max(count - 1, 1), table.batch_size)]
+    starts = range(0, max(count - 1, 1), table.batch_size)
+    cuts = [current_team().share(order[start : start + table.batch_size]) for start in starts]
     batches = task.training_batches(cuts, augmentation, 0)
     step_s, teaching_s = [], []
     with torch.random.fork_rng(devices=[]):

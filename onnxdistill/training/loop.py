@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import onnxdistill
 from onnxdistill.data.augment import Augmentation
-from onnxdistill.errors import TrainingError
+from onnxdistill.errors import OnnxDistillError, TrainingError
 from onnxdistill.recipe import FeaturesTable, TrainingTable
 from onnxdistill.tasks.base import Feeds, Objective, Runner, Task, TrainingBatch
 from onnxdistill.training.budget import affordable_epochs
@@ -31,6 +33,7 @@ from onnxdistill.training.optimizers import build_optimizer, build_schedule
 from onnxdistill.training.precision import autocast, training_dtype
 from onnxdistill.training.records import EpochRecord, OnStatus, TrainingResult, TrainingStatus
 from onnxdistill.training.teaching import Teaching
+from onnxdistill.training.team import Team, current_team
 
 STATUS_INTERVAL_S = 0.25
 CHECKPOINT_INTERVAL_S = 60.0
@@ -98,27 +101,65 @@ def train(
         RecipeError: If a layer whose features are asked for isn't there.
         OSError: If the checkpoint cannot be written.
     """
-    guidance = guidance or Guidance()
-    kept = None
-    if checkpoint is not None:
-        kept = Checkpoint(checkpoint, _fingerprint(network, task, table, seed, objective, guidance))
+    job = _Job(network, table, seed, objective, guidance or Guidance())
+    kept = None if checkpoint is None else Checkpoint(checkpoint, _fingerprint(job, task))
+    current_team().leaders(job)
+    return _work(job, task, on_status, kept)
+
+
+def follow(task: Task) -> None:
+    """Takes part in all trainings of the leading process, until it lets its team go."""
+    while (job := current_team().leaders(cast("_Job | None", None))) is not None:
+        with suppress(OnnxDistillError):  # the leading process meets the same, and says so
+            _work(job, task, None, None)
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Lets those that `follow` this process go at the end of the block; without a team, nothing happens.
+
+    After an error that only this process has met they may be anywhere; then they end when it does.
+    """
+    try:
+        yield
+    except OnnxDistillError:
+        current_team().leaders(None)
+        raise
+    current_team().leaders(None)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a whole team needs to know of a training; see `train`."""
+
+    network: nn.Module
+    table: TrainingTable
+    seed: int
+    objective: Objective
+    guidance: Guidance
+
+
+def _work(job: _Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None) -> TrainingResult:
+    team = current_team()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _Run(copy.deepcopy(network), task, table, seed, objective, guidance, on_status, kept).whole()
+        torch.manual_seed(job.seed + team.rank)  # of dropout
+        run = _Run(job, task, on_status, checkpoint, team)
+        with team.synchronised(run.network):
+            run.whole()
+        return run.result()
 
 
-def _fingerprint(
-    network: nn.Module, task: Task, table: TrainingTable, seed: int, objective: Objective, guidance: Guidance
-) -> str:
+def _fingerprint(job: _Job, task: Task) -> str:
     """Of all that decides the weights. What networks compute and real inputs stand for code and for files."""
-    settings = f"{onnxdistill.__version__} {seed} {objective} {training_dtype(table.precision)}"
-    following = f"{guidance.views} {guidance.features}"
+    size = current_team().size
+    settings = f"{onnxdistill.__version__} {job.seed} {job.objective} {training_dtype(job.table.precision)} {size}"
+    following = f"{job.guidance.views} {job.guidance.features}"
     data = f"{task.describe_data()} {task.metadata()}"
     inputs = [batch.inputs for batch in task.calibration_batches(FINGERPRINT_BATCH)]
-    networks = (network, *guidance.teachers)
+    networks = (job.network, *job.guidance.teachers)
     with torch.inference_mode():
         outputs = [net(inputs[0]) for net in networks if inputs]
-    return fingerprint(*networks, table, settings, following, data, *inputs, *outputs)
+    return fingerprint(*networks, job.table, settings, following, data, *inputs, *outputs)
 
 
 class _DivergedError(Exception):
@@ -146,27 +187,22 @@ class _Position:
 
 class _Run:
     def __init__(
-        self,
-        network: nn.Module,
-        task: Task,
-        table: TrainingTable,
-        seed: int,
-        objective: Objective,
-        guidance: Guidance,
-        on_status: OnStatus | None,
-        checkpoint: Checkpoint | None,
+        self, job: _Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None, team: Team
     ) -> None:
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = copy.deepcopy(job.network).to(memory_format=torch.channels_last)
         self.task = task
-        self.table = table
-        self.objective = objective
+        self.table = table = job.table
+        self.objective = job.objective
+        guidance, seed = job.guidance, job.seed
+        self.team = team
         self.on_status = on_status
         self.checkpoint = checkpoint
         self.rng = np.random.default_rng(seed)
         self.augmentation = Augmentation(
             table.crop_pad, table.flip, table.rand_augment, float(table.mixup), float(table.cutmix)
         )
-        self.steps = len(_cuts(task.training_samples, table.batch_size)) + 1
+        self.cuts = _cuts(task.training_samples, table.batch_size, team.size)
+        self.steps = len(self.cuts) + 1
         self.dtype = training_dtype(table.precision)
         self.average = None
         if table.average:
@@ -179,10 +215,14 @@ class _Run:
             self.follower = Follower(self.network, self.teaching.networks[0], guidance.features, example)
             self.features_weight = guidance.features.weight
         self.trained: nn.Module = self.network if self.follower is None else self.follower
-        self.optimizer = build_optimizer(self.trained, table)
+        adapters = [] if self.follower is None else self.follower.adapters.parameters()
+        self.optimizer = build_optimizer(self.network, table, adapters)
         self.last_status = 0.0
+        self.look_s = self.looking_s = 0.0  # of teachers at an epoch's images: the last time, and in all
 
-    def whole(self) -> TrainingResult:
+    def whole(self) -> None:
+        """Every epoch; then `result` has the network."""
+        self.trained.load_state_dict(self.team.leaders(self.trained.state_dict()))
         if not self._resume():
             started = time.monotonic()
             score = self._validate()
@@ -201,6 +241,9 @@ class _Run:
                 self._epoch()
             except _DivergedError as error:
                 self._go_back(error)
+
+    def result(self) -> TrainingResult:
+        """What has come of it."""
         if self.follower is not None:
             self.follower.close()
         self.network.load_state_dict(self.best_state)
@@ -213,21 +256,22 @@ class _Run:
         at, started = self.at, time.monotonic()
         seconds_before = at.seconds
         if at.step == 0:
-            at.learning_rate = self.optimizer.param_groups[0]["lr"]
+            at.learning_rate = self._rate()
         order = self.rng.permutation(self.task.training_samples).astype(np.int64)
         fresh = int(self.rng.integers(2**62))
-        self.teaching.prepare(at.epoch, lambda share: self._report(looked=share))
+        self._prepare()
         stored = self.teaching.seed(at.epoch)
         # Those before `step` were done before this process.
-        batches = np.split(order, _cuts(len(order), self.table.batch_size))[at.step :]
+        batches = [self.team.share(batch) for batch in np.split(order, self.cuts)[at.step :]]
         self.network.train()
         for batch in self.task.training_batches(batches, self.augmentation, fresh if stored is None else stored):
             self._step(batch)
             at.seconds = seconds_before + time.monotonic() - started
-            if self.checkpoint is not None and time.monotonic() - self.last_saved > CHECKPOINT_INTERVAL_S:
-                self._check_weights()
+            # How fast the machine is must decide on nothing else: weights that are not finite show up later.
+            if time.monotonic() - self.last_saved > CHECKPOINT_INTERVAL_S and self._is_finite():
                 self._write_down()
-        self._check_weights()
+        if not self._is_finite():  # the last step's update may have gone wrong after a finite loss
+            raise _DivergedError("the weights are not finite")
         at.score = self._validate()
         at.seconds = seconds_before + time.monotonic() - started
         at.history.append(EpochRecord(at.epoch, float(np.mean(at.losses)), at.score, at.learning_rate, at.seconds))
@@ -238,6 +282,14 @@ class _Run:
         at.epoch, at.step, at.losses, at.seconds = at.epoch + 1, 0, [], 0.0
         self.epoch_rng = self.rng.bit_generator.state
         self._keep()
+
+    def _prepare(self) -> None:
+        """Lets the teachers look at the epoch's images, if that has to be done before it."""
+        before, seen = time.monotonic(), self.teaching.looks
+        self.teaching.prepare(self.at.epoch, lambda share: self._report(looked=share))
+        if self.teaching.looks > seen:
+            self.look_s = time.monotonic() - before
+            self.looking_s += self.look_s
 
     def _step(self, batch: TrainingBatch) -> None:
         value = self._backward(batch)
@@ -255,16 +307,20 @@ class _Run:
         """The loss of a batch; its gradients are left in the parameters, summed up over parts of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
         values = []
-        for part, share in _parts(batch, self.table.micro_batch):
+        whole = self.team.total(len(batch.inputs))
+        for part in _parts(batch, self.table.micro_batch):
+            share = len(part.inputs) / whole
             taught = self.teaching.outputs(self.at.epoch, part)
             with autocast(self.dtype):
                 loss = self.task.step(self.trained, part, self.objective, taught)["loss"]
             if self.follower is not None:
                 loss = loss + self.features_weight * self.follower.loss()
-            values.append(share * loss.item())
+            values.append(self.team.total(share * loss.item()))
             if not np.isfinite(values[-1]):
                 raise _DivergedError(f"the loss is {values[-1]}")
-            (share * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            # The mean over the team has to be the sum over all samples' shares.
+            (share * self.team.size * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.team.average([p.grad for p in self.trained.parameters() if p.grad is not None])
         return sum(values)
 
     def _affordable(self, validation_s: float) -> int:
@@ -286,14 +342,11 @@ class _Run:
         self.schedule = build_schedule(self.optimizer, self.table, self.at.epochs * self.steps)
         self.rates = list(self.schedule.base_lrs)
 
-    def _check_weights(self) -> None:
-        """The last step's update may have gone wrong after a finite loss."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
-            raise _DivergedError("the weights are not finite")
+    def _is_finite(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
 
     def _go_back(self, error: _DivergedError) -> None:
-        rate = self.optimizer.param_groups[0]["lr"]
-        place = f"{error} at epoch {self.at.epoch}, step {self.at.step + 1}, with a learning rate of {rate:.3g}"
+        place = f"{error} at epoch {self.at.epoch}, step {self.at.step + 1}, with a learning rate of {self._rate():.3g}"
         halvings, notes = self.at.halvings + 1, [*self.at.notes, f"{place}; it went on with half of it"]
         if halvings > MAX_HALVINGS:
             raise TrainingError(
@@ -304,6 +357,9 @@ class _Run:
         self.at.halvings, self.at.notes = halvings, notes
         self._set_rate()
         self._keep()
+
+    def _rate(self) -> float:
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     def _set_rate(self) -> None:
         self.schedule.base_lrs = [rate * 0.5**self.at.halvings for rate in self.rates]
@@ -330,7 +386,7 @@ class _Run:
             self.at.notes.append(f"its checkpoint could not be written ({reason}), and it went on without one")
 
     def _resume(self) -> bool:
-        state = None if self.checkpoint is None else self.checkpoint.load()
+        state = self.team.leaders(None if self.checkpoint is None else self.checkpoint.load())
         if state is None:
             return False
         self.last_good = state["good"]
@@ -377,6 +433,9 @@ class _Run:
         torch.set_rng_state(state["torch"])
 
     def _validate(self) -> float:
+        return self.team.leaders(self._validated() if self.team.rank == 0 else 0.0)
+
+    def _validated(self) -> float:
         return self.task.score(module_runner(self._shown().eval(), self.task), "validation").value
 
     def _shown(self) -> nn.Module:
@@ -395,7 +454,8 @@ class _Run:
             return
         self.last_status = now
         done = self._steps_done()
-        steps_per_s = (done - self.steps_before) / (now - self.started)
+        steps_per_s = (done - self.steps_before) / (now - self.started - self.looking_s)
+        looks = min(self.teaching.stored_views, self.at.epochs) - self.teaching.looks
         self.on_status(
             TrainingStatus(
                 epoch=self.at.epoch,
@@ -404,29 +464,32 @@ class _Run:
                 steps=self.steps,
                 loss=float(np.mean(self.at.losses[-50:] or [record.loss for record in self.at.history[-1:]] or [0.0])),
                 score=self.at.score,
-                learning_rate=self.optimizer.param_groups[0]["lr"],
+                learning_rate=self._rate(),
                 samples_per_s=steps_per_s * self.table.batch_size,
-                remaining_s=(self.at.epochs * self.steps - done) / steps_per_s if steps_per_s else 0.0,
+                remaining_s=(self.at.epochs * self.steps - done) / steps_per_s + max(0, looks) * self.look_s
+                if steps_per_s
+                else 0.0,
                 epoch_done=epoch_done,
                 looked=looked,
             )
         )
 
 
-def _cuts(samples: int, batch_size: int) -> Sequence[int]:
-    """Where an epoch is cut into batches; a last single sample joins the batch before, for batch norm."""
-    return range(batch_size, samples - 1, batch_size)
+def _cuts(samples: int, batch_size: int, processes: int) -> Sequence[int]:
+    """Where an epoch is cut into batches; a last single sample a process joins the batch before, for batch norm."""
+    return range(batch_size, samples - 2 * processes + 1, batch_size)
 
 
-def _parts(batch: TrainingBatch, most: int | None) -> list[tuple[TrainingBatch, float]]:
-    """The batch in parts of nearly one size, with the share of the batch that each is."""
+def _parts(batch: TrainingBatch, most: int | None) -> list[TrainingBatch]:
+    """The batch in parts of nearly one size."""
     size = len(batch.inputs)
     if most is None or size <= most:
-        return [(batch, 1.0)]
+        return [batch]
     count = -(-size // most)
     tensors = [batch.inputs, batch.targets] + ([] if batch.samples is None else [batch.samples])
-    cut = zip(*(torch.tensor_split(tensor, count) for tensor in tensors), strict=True)
-    return [(TrainingBatch(*part), len(part[0]) / size) for part in cut]
+    return [
+        TrainingBatch(*part) for part in zip(*(torch.tensor_split(tensor, count) for tensor in tensors), strict=True)
+    ]
 
 
 def _blend(decay: float) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor | int], torch.Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import cos, pi
+from typing import Any
 
 from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
@@ -10,17 +12,26 @@ from torch.optim.lr_scheduler import LambdaLR
 from onnxdistill.recipe import TrainingTable
 
 
-def build_optimizer(network: nn.Module, table: TrainingTable) -> optim.Optimizer:
+def build_optimizer(network: nn.Module, table: TrainingTable, further: Iterable[nn.Parameter] = ()) -> optim.Optimizer:
     """SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters get no weight decay.
 
     Biases and the scales of normalisation layers are the one-dimensional ones; decaying them only slows
-    training (He et al. 2019, "Bag of Tricks", section 3.1).
+    training (He et al. 2019, "Bag of Tricks", section 3.1). With `layer_decay`, the last outer layer learns at the full
+    rate and each one before it at so many times the rate of the next (Howard and Ruder 2018, "ULMFiT", section 3.2).
+
+    Args:
+        network: What is trained.
+        table: Says how.
+        further: Parameters beside it, at the full rate.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": table.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for parameters, rate in _layers(network, table, further):
+        for decay, chosen in (
+            (table.weight_decay, [p for p in parameters if p.ndim > 1]),
+            (0.0, [p for p in parameters if p.ndim <= 1]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
     match table.optimizer:
         case "sgd":
             return optim.SGD(groups, table.learning_rate, table.momentum, nesterov=table.momentum > 0)
@@ -55,3 +66,22 @@ def build_schedule(optimizer: optim.Optimizer, table: TrainingTable, steps: int)
                 return 0.5 * (1.0 + cos(pi * share))
 
     return LambdaLR(optimizer, factor)
+
+
+def _layers(
+    network: nn.Module, table: TrainingTable, further: Iterable[nn.Parameter]
+) -> list[tuple[list[nn.Parameter], float]]:
+    """What is trained, layer by layer, and the highest rate of each."""
+    if table.layer_decay == 1.0:
+        return [([*(p for p in network.parameters() if p.requires_grad), *further], table.learning_rate)]
+    # A parameter of the network itself, such as a class token, goes with the first layer.
+    own, *outer = [list(network.parameters(recurse=False)), *(list(child.parameters()) for child in network.children())]
+    seen: set[nn.Parameter] = set()
+    layers = []
+    for parameters in [own + outer[0], *outer[1:]] if outer else [own]:
+        fresh = [p for p in dict.fromkeys(parameters) if p.requires_grad and p not in seen]
+        seen.update(fresh)
+        if fresh:
+            layers.append(fresh)
+    rates = [table.learning_rate * table.layer_decay**place for place in range(len(layers))][::-1]
+    return [*zip(layers, rates, strict=True), (list(further), table.learning_rate)]

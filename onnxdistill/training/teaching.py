@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from onnxdistill.data.augment import Augmentation
 from onnxdistill.tasks.base import Task, TrainingBatch
 from onnxdistill.training.precision import autocast
+from onnxdistill.training.team import current_team
 
 TEACHING_BATCH = 256
 STORED_BYTES = 2**31
@@ -64,6 +65,11 @@ class Teaching:
         """How many views of every image the teachers look at; 0 if these are new ones in every epoch."""
         return len(self._seeds) if self.networks else 0
 
+    @property
+    def looks(self) -> int:
+        """How many of these they have looked at."""
+        return len(self._stored)
+
     def seed(self, epoch: int) -> int | None:
         """Seeds the views of an epoch, from 1; None if they should be new ones."""
         return self._seeds[(epoch - 1) % self.stored_views] if self.stored_views else None
@@ -79,11 +85,15 @@ class Teaching:
         count = self._task.training_samples
         cuts = np.split(np.arange(count), range(TEACHING_BATCH, count, TEACHING_BATCH))
         parts: list[list[Tensor]] = []
-        for batch in self._task.training_batches(cuts, self._augmentation, seed):
+        team = current_team()
+        mine = cuts[team.rank :: team.size]
+        for batch in self._task.training_batches(mine, self._augmentation, seed):
             parts.append(self.computed(batch.inputs))
             if on_share is not None:
-                on_share(len(parts) / len(cuts))
-        self._stored[seed] = [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
+                on_share(len(parts) / len(mine))
+        everyones = team.gathered(parts)
+        in_order = [everyones[place % team.size][place // team.size] for place in range(len(cuts))]
+        self._stored[seed] = [torch.cat(outputs) for outputs in zip(*in_order, strict=True)]
 
     def outputs(self, epoch: int, batch: TrainingBatch) -> list[Tensor]:
         """What every teacher returns for a batch of that epoch."""

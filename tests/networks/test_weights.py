@@ -171,3 +171,22 @@ def test_a_damaged_download_is_told_from_a_missing_network(tmp_path: Path, monke
     (tmp_path / "hub" / "checkpoints" / name).write_bytes(b"half")
     with pytest.raises(WeightsError, match=r"arrived damaged \(\w+\).*Delete their file"):
         load_weights(small(), "torchvision:resnet18", "DEFAULT")
+
+
+def test_a_head_of_other_classes_stays_new(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pt", small(2).state_dict())
+    network = small(1)
+    network[3] = nn.Linear(4, 5)  # type: ignore[index]  # it is a Sequential
+    head = [parameter.clone() for parameter in network[3].parameters()]  # type: ignore[index]
+    load_weights(network, "nets:small", str(file), new_head=True)
+    assert_same(network[:3], small(2)[:3])  # type: ignore[index]
+    assert all(torch.equal(one, other) for one, other in zip(head, network[3].parameters(), strict=True))  # type: ignore[index]
+
+
+def test_a_new_head_is_no_excuse_for_another_network(tmp_path: Path) -> None:
+    file = saved(tmp_path / "w.pt", small(2).state_dict())
+    with pytest.raises(WeightsError, match=r"no layer whose number of outputs differs.*Leave out teacher\.new_head"):
+        load_weights(small(1), "nets:small", str(file), new_head=True)
+    wider = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 5)).eval()
+    with pytest.raises(WeightsError, match="1 shapes differ"):
+        load_weights(wider, "nets:small", str(file), new_head=True)

@@ -422,3 +422,27 @@ def test_a_resumed_training_has_the_epochs_that_were_measured(digits: Classifica
         train(small_network(), digits, settings, 0, Objective(), None, lambda s: (seen.append(s), stop(s))[1], file)
     resumed = train(small_network(), digits, settings, 0, Objective(), checkpoint=file)
     assert len(resumed.history) == seen[0].epochs
+
+
+def test_outer_layers_learn_at_rates_of_their_own() -> None:
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(3))
+            self.body = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+            self.head = nn.Linear(3, 2)
+            self.tied = self.head
+
+    network = Tokens()
+    extra = nn.Parameter(torch.zeros(2, 2))
+    optimizer = build_optimizer(network, table(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1), [extra])
+    found = [(g["lr"], g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in optimizer.param_groups]
+    assert found == [
+        (0.5, 0.1, [(3, 3), (3, 3)]),
+        (0.5, 0.0, [(3,), (3,), (3,)]),
+        (1.0, 0.1, [(2, 3)]),
+        (1.0, 0.0, [(2,)]),
+        (1.0, 0.1, [(2, 2)]),
+    ]
+    schedule = build_schedule(optimizer, table(schedule="constant", warmup=0.0), 10)
+    assert schedule.get_last_lr() == [0.5, 0.5, 1.0, 1.0, 1.0]

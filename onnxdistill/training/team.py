@@ -1,0 +1,158 @@
+"""The processes that train one network together, as `torchrun` starts them; without it, this one alone."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from onnxdistill.data.images import Indices
+
+T = TypeVar("T")
+
+# The others wait while the first one prunes, verifies and measures.
+PATIENCE = timedelta(days=7)
+
+
+class Team:
+    """One process alone: everything is its own.
+
+    Attributes:
+        rank: 0 leads.
+        size: Number of processes.
+    """
+
+    rank = 0
+    size = 1
+
+    def share(self, samples: Indices) -> Indices:
+        """The samples of a batch that this process works on."""
+        return samples[self.rank :: self.size]
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """Replaces gradients by their means over all processes."""
+
+    def total(self, value: float) -> float:
+        """The sum over all processes."""
+        return value
+
+    def leaders(self, thing: T) -> T:
+        """What the leading process has."""
+        return thing
+
+    def gathered(self, things: list[T]) -> list[list[T]]:
+        """What every process has, in order."""
+        return [things]
+
+    @contextmanager
+    def synchronised(self, network: nn.Module) -> Iterator[None]:
+        """Batch norms see the batches of all processes within the block."""
+        yield
+
+
+class TorchrunTeam(Team):
+    """Several processes; each sees every `size`-th sample of a batch. Launched, and connected over gloo."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    def average(self, gradients: Sequence[Tensor]) -> None:
+        """See `Team.average`."""
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        parts = torch.split(flat.div_(self.size), [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def total(self, value: float) -> float:
+        """See `Team.total`."""
+        summed = torch.tensor(value, dtype=torch.float64)
+        torch.distributed.all_reduce(summed)
+        return float(summed)
+
+    def leaders(self, thing: T) -> T:
+        """See `Team.leaders`; it is pickled, and the processes trust each other."""
+        things = [thing]
+        torch.distributed.broadcast_object_list(things, src=0)
+        return things[0]
+
+    def gathered(self, things: list[T]) -> list[list[T]]:
+        """See `Team.gathered`."""
+        everyones: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(everyones, things)
+        return everyones
+
+    @contextmanager
+    def synchronised(self, network: nn.Module) -> Iterator[None]:
+        """See `Team.synchronised`; torch's own synchronised batch norm works on GPUs only."""
+        norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            norm.forward = functools.partial(_batch_norm, norm)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for norm in norms:
+                del norm.forward
+
+
+@functools.cache
+def current_team() -> Team:
+    """The team that this process belongs to, for as long as it lives."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return Team()
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    return TorchrunTeam()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_ctx: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+
+def _batch_norm(norm: nn.modules.batchnorm._BatchNorm, inputs: Tensor) -> Tensor:
+    """Ioffe and Szegedy 2015, "Batch Normalization", algorithm 1, over the batches `[B, C, ...]` of all processes."""
+    if not norm.training:
+        return type(norm).forward(norm, inputs)
+    values = inputs.float()
+    places = [axis for axis in range(values.ndim) if axis != 1]
+    shape = [1, -1, *[1] * (values.ndim - 2)]
+    sums = torch.cat([values.sum(places), values.new_tensor([values.numel() / values.shape[1]])])
+    sums = _summed(sums)
+    count = sums[-1].detach()
+    mean = sums[:-1] / count
+    centred = values - mean.view(shape)
+    variance = _summed(centred.pow(2).sum(places)) / count
+    if norm.track_running_stats and norm.running_mean is not None and norm.running_var is not None:
+        with torch.no_grad():
+            assert norm.num_batches_tracked is not None, "it comes with the running statistics"
+            norm.num_batches_tracked.add_(1)
+            momentum = 1.0 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+            norm.running_var.lerp_((variance * count / (count - 1)).to(norm.running_var), momentum)
+    normalised = centred * torch.rsqrt(variance + norm.eps).view(shape)
+    if norm.affine:
+        normalised = normalised * norm.weight.view(shape) + norm.bias.view(shape)
+    return normalised.to(inputs.dtype)
+
+
+def _summed(values: Tensor) -> Tensor:
+    summed: Tensor = _Sum.apply(values)
+    return summed
