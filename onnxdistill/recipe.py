@@ -135,7 +135,7 @@ class TeacherTable(_Table):
     )
     new_head: bool = Field(
         False,
-        description="Leave out those layers of `weights` that have another number of outputs, and train new ones.",
+        description="Train new layers in the place of those that have another number of outputs in `weights`.",
     )
     train: TrainingTable | None = Field(None, description="Train the teacher first, from `weights`.")
 

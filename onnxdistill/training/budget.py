@@ -45,16 +45,25 @@ def affordable_epochs(
     assert table.minutes is not None, "there is a budget"
     step_s, teaching_s = _measured(table, task, network, teaching, objective, augmentation)
     steps = task.training_samples / table.batch_size
-    budget_s = 60.0 * table.minutes
+    looks = teaching.stored_views or table.epochs
+    fitting = fitting_epochs(table.epochs, 60 * table.minutes, steps * step_s + validation_s, steps * teaching_s, looks)
+    return current_team().leaders(fitting)
 
-    def needed_s(epochs: int) -> float:
-        passes = min(epochs, teaching.stored_views) if teaching.stored_views else epochs
-        return epochs * (steps * step_s + validation_s) + passes * steps * teaching_s
 
-    affordable = 1
-    while affordable < table.epochs and needed_s(affordable + 1) <= budget_s:
-        affordable += 1
-    return current_team().leaders(affordable)
+def fitting_epochs(most: int, budget_s: float, epoch_s: float, look_s: float, looks: int) -> int:
+    """The epochs that fit into a budget, at least one.
+
+    Args:
+        most: Not more than so many.
+        budget_s: The budget, in seconds.
+        epoch_s: An epoch without the teachers.
+        look_s: What the teachers take for an epoch's images.
+        looks: In how many epochs, from the first on, they have to look.
+    """
+    fitting = 1
+    while fitting < most and (fitting + 1) * epoch_s + min(fitting + 1, looks) * look_s <= budget_s:
+        fitting += 1
+    return fitting
 
 
 def _measured(
