@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from onnxdistill.device.jsonfile import check_place
-from onnxdistill.errors import cannot_write
+from onnxdistill.errors import OutputError, cannot_write
 from onnxdistill.progress import Progress
 from onnxdistill.training.records import TrainingStatus
 
 STEP_INTERVAL_S = 5.0
+
+
+def check_log_place(path: Path, inputs: Iterable[Path], run_folder: Path) -> None:
+    """Makes sure, before any work is done, that a log file would harm nothing.
+
+    Args:
+        path: The log file.
+        inputs: Files that the run reads.
+        run_folder: Where it will ship to, a folder that holds a run and nothing else.
+
+    Raises:
+        OutputError: If it is one of the inputs, or lies in the run folder.
+    """
+    real, folder = Path(os.path.realpath(path)), Path(os.path.realpath(run_folder))
+    if any(path.exists() and one.is_file() and path.samefile(one) for one in inputs):
+        raise OutputError(f"{path} is read by this run, and the log would be added to it.", "Name another file.")
+    if any(real.is_relative_to(place) for place in (folder, folder.with_name(f"{folder.name}.missed"))):
+        raise OutputError(
+            f"{path} lies in the run folder {run_folder}, which holds a finished run and nothing else.",
+            f"Name a file beside it, such as {run_folder}.jsonl.",
+        )
 
 
 class LoggedProgress:
@@ -34,13 +57,16 @@ class LoggedProgress:
     """
 
     def __init__(self, progress: Progress, path: Path, name: str) -> None:
-        check_place(path)
+        if not path.is_file():  # one that is there need not be replaced
+            check_place(path)
         self._progress = progress
         self._name = name
         self._stage = ""
         self._last_step = 0.0
         try:
-            self._file: IO[bytes] | None = path.open("ab", buffering=0)
+            # A pipe that nobody reads is an error rather than a run that waits for ever.
+            place = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), 0o644)
+            self._file: IO[bytes] | None = os.fdopen(place, "ab", buffering=0)
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -55,7 +81,8 @@ class LoggedProgress:
         if error is None:
             self._write("done")
         else:
-            self._write("failed", error=str(error) or type(error).__name__)
+            ended = isinstance(error, SystemExit | KeyboardInterrupt)
+            self._write("failed", error="ended from outside" if ended else str(error) or type(error).__name__)
         if self._file is not None:
             self._file.close()
 
@@ -98,13 +125,18 @@ class LoggedProgress:
         self._progress.note(text)
         self._write("note", text=text)
 
+    def noted(self, text: str) -> None:
+        """See `Progress.noted`."""
+        self._progress.noted(text)
+        self._write("note", text=text)
+
     def _write(self, event: str, **figures: Any) -> None:
         if self._file is None:
             return
         stage = {"stage": self._stage} if self._stage else {}
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, **stage, **figures}
         try:
-            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             self._file.close()
             self._file = None

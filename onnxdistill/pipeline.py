@@ -29,7 +29,7 @@ from onnxdistill.errors import LimitsMissedError, NetworkError, cannot_write, ex
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.journal import Journal
-from onnxdistill.logfile import LoggedProgress
+from onnxdistill.logfile import LoggedProgress, check_log_place
 from onnxdistill.networks import build_network
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
 from onnxdistill.recipe import Recipe, load_recipe
@@ -43,7 +43,7 @@ from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.quantize import quantize
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.stages.teacher import further_teacher, teacher
+from onnxdistill.stages.teacher import further_teachers, teacher
 from onnxdistill.stages.verify import verify
 from onnxdistill.student import save_student
 from onnxdistill.tasks import TASKS, Task
@@ -82,25 +82,28 @@ def compress(
     """
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
-    with RunFolder(target) as folder, _scratch() as scratch, Journal(target) as journal, leading():
-        with ExitStack() as shown:
-            progress: Progress = SilentProgress()
-            if console is not None:
-                shown.enter_context(_told_how_to_go_on(console, journal))
-                progress = shown.enter_context(ConsoleProgress(console))
-            if log_file is not None:
-                progress = shown.enter_context(LoggedProgress(progress, Path(log_file), loaded.name))
+    shown = SilentProgress() if console is None else ConsoleProgress(console)
+    with ExitStack() as stack:
+        progress: Progress = shown
+        if log_file is not None:
+            log = Path(log_file)
+            check_log_place(log, (Path(recipe), Path(loaded.teacher.weights)), target)
+            progress = stack.enter_context(LoggedProgress(shown, log, loaded.name))
+        folder = stack.enter_context(RunFolder(target))
+        scratch = stack.enter_context(_scratch())
+        journal = stack.enter_context(Journal(target))
+        with leading(), _told_how_to_go_on(console, journal), shown:
             report = _Run(loaded, scratch, journal, progress).whole(folder.work)
         if console is not None:
             console.print()
             console.print(render_report(report))
         shipped = folder.ship(missed=not report.shipped)
-    if not report.shipped:
-        missed = "; ".join(limit_text(check) for check in report.limits if check.met is False)
-        raise LimitsMissedError(
-            f"The student of {loaded.name} does not ship: {missed}.",
-            f"What was made lies in {shipped}. Prune less, train longer, or change [limits].",
-        )
+        if not report.shipped:
+            missed = "; ".join(limit_text(check) for check in report.limits if check.met is False)
+            raise LimitsMissedError(
+                f"The student of {loaded.name} does not ship: {missed}.",
+                f"What was made lies in {shipped}. Prune less, train longer, or change [limits].",
+            )
     if console is not None:
         console.print(f"\n{shipped / 'student.onnx'}\n{shipped / 'report.html'}", highlight=False, soft_wrap=True)
     return report
@@ -125,11 +128,11 @@ def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
 
 
 @contextmanager
-def _told_how_to_go_on(console: Console, journal: Journal) -> Iterator[None]:
+def _told_how_to_go_on(console: Console | None, journal: Journal) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
-        if journal.holds_something:
+        if console is not None and journal.holds_something:
             console.print("Ended on the way. The same command goes on from here.")
         raise
 
@@ -207,14 +210,12 @@ class _Run:
     def _teacher(self) -> _Network:
         table = self.recipe.teacher
         self._begin("teacher", f"building {table.network}")
+        self.further = further_teachers(self.recipe, self.task)  # refused now rather than after a training
         result = teacher(self.recipe, self.task, self._on_training, self.journal.checkpoint("teacher"))
         self._log("teacher", result.training)
-        # Refused now rather than after the pruning.
-        wanted = self.recipe.distill.teachers if self.recipe.distill is not None else []
-        self.further = [further_teacher(table, self.task, self.recipe.seed) for table in wanted]
         fresh = "from scratch" if table.train is not None else "no weights"
         source = fresh if table.weights == "none" else Path(table.weights).name
-        trained = "" if table.train is None else f", trained {table.train.epochs} epochs"
+        trained = "" if result.training is None else f", trained {len(result.training.history)} epochs"
         return self._finish("teacher", result.network, f"{table.network}, {source}{trained}")
 
     def _prune(self, student: _Network) -> _Network:
@@ -223,7 +224,7 @@ class _Run:
         self._begin("prune", "reading the channel groups")
         result = prune(student.module, self.task, self.recipe.prune)
         if not result.cuts and not result.blocks:
-            self.notes.extend(result.notes)  # they say which key leaves nothing to cut
+            self._note(*result.notes)  # they say which key leaves nothing to cut
             self.progress.end("left out: there is no channel to remove")
             return student
         macs = self._macs(student.module)
@@ -234,7 +235,7 @@ class _Run:
         kept = self._keep_if_faster("prune", student, result.network, summary)
         if kept is not student:
             self.groups.extend(GroupCut(**asdict(cut)) for cut in result.cuts)
-            self.notes.extend(result.notes)
+            self._note(*result.notes)
         return kept
 
     def _factorize(self, student: _Network) -> _Network:
@@ -242,9 +243,9 @@ class _Run:
             return student
         self._begin("factorize", "choosing ranks")
         result = factorize(student.module, self.task, self.recipe.factorize, self.recipe.seed, self.gate.layer_speedup)
-        self.notes.extend(result.notes)
+        self._note(*result.notes)
         if result.left_out:
-            self.notes.append(f"factorize was left out: {result.left_out}.")
+            self._note(f"factorize was left out: {result.left_out}.")
             self.progress.end(f"left out: {result.left_out}")
             return student
         return self._keep_if_faster("factorize", student, result.network, f"{len(result.layers)} layers in low rank")
@@ -253,7 +254,7 @@ class _Run:
         if self.recipe.distill is None:
             return student
         if not self.task.measurable:
-            self.notes.append("distill was left out: without data there is nothing to learn.")
+            self._note("distill was left out: without data there is nothing to learn.")
             return student
         self._begin("distill", "starting")
         result = distill(
@@ -282,7 +283,7 @@ class _Run:
         self.progress.update("measuring int8 against float32")
         refusal = self._refusal_of_int8(student, original, path)
         if refusal:
-            self.notes.append(f"quantize was measured and not used: {refusal}")
+            self._note(f"quantize was measured and not used: {refusal}")
         bits = 7 if result.reduced_range else 8
         summary = f"static QDQ, {result.activations} activations, {bits}-bit weights"
         self._record("quantize", student.module, path, "int8", summary, applied=not refusal)
@@ -329,7 +330,7 @@ class _Run:
                 student, self.recipe.teacher.network, class_count, folder / "student.pt", self.task.example_input(2)
             )
         except NetworkError as error:
-            self.notes.append(f"student.pt was left out: {error.what}")
+            self._note(f"student.pt was left out: {error.what}")
         except OSError as error:
             raise cannot_write(f"The run folder in {folder.parent}", error) from error
 
@@ -352,7 +353,7 @@ class _Run:
         if measurably_faster(ratio):
             self._record(stage, network, after.path, "float32", summary)
             return after
-        self.notes.append(f"{stage} was measured and not used: {describe(ratio)} as before it.")
+        self._note(f"{stage} was measured and not used: {describe(ratio)} as before it.")
         self._record(stage, network, after.path, "float32", f"{summary}; not faster, not used", applied=False)
         return before
 
@@ -415,9 +416,15 @@ class _Run:
 
     def _log(self, stage: str, training: TrainingResult | None) -> None:
         if training is not None:
-            self.notes.extend(f"{stage}: {note}." for note in training.notes)
+            self._note(*(f"{stage}: {note}." for note in training.notes))
             epochs = [asdict(record) for record in training.history]
             self.trainings.append(TrainingLog(stage, training.best_epoch, training.start_score, epochs))
+
+    def _note(self, *texts: str) -> None:
+        """Notes of the report."""
+        self.notes.extend(texts)
+        for text in texts:
+            self.progress.noted(text)
 
     def _begin(self, stage: str, text: str) -> None:
         self.stage_started = time.monotonic()

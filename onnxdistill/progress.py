@@ -39,7 +39,11 @@ class Progress(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Something that the user should know."""
+        """Something that the user should know now."""
+        ...
+
+    def noted(self, text: str) -> None:
+        """Something that the report will say."""
         ...
 
 
@@ -60,6 +64,17 @@ class SilentProgress:
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""
+
+    def noted(self, text: str) -> None:
+        """See `Progress.noted`."""
+
+    def __enter__(self) -> SilentProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
 
 
 class ConsoleProgress:
@@ -131,6 +146,9 @@ class ConsoleProgress:
     def note(self, text: str) -> None:
         """See `Progress.note`."""
         self._console.print(Text(f"{'':{NAME_WIDTH}} · {text}", style="yellow"), highlight=False, soft_wrap=True)
+
+    def noted(self, text: str) -> None:
+        """See `Progress.noted`; it is shown with the report."""
 
     def _running(self, text: str, share: float | None, remaining_s: float | None) -> Table:
         grid = Table.grid(padding=(0, 1))

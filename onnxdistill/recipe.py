@@ -22,6 +22,7 @@ from onnxdistill.errors import RecipeError
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
+Alpha = Annotated[float, Field(ge=0, le=1000)]
 Count = Annotated[int, Field(ge=1)]
 # Bounds that no machine of today gets near; what lies beyond is a slip of the keyboard, and would end in a crash.
 Pixels = Annotated[int, Field(ge=1, le=8192)]
@@ -31,6 +32,7 @@ ThreadCount = Annotated[int, Field(ge=1, le=1024)]
 
 FOLDER_IMAGE_SIZE = 224
 LONGEST_NAME_BYTES = 200
+SMALLEST_ALPHA = 0.001
 
 
 Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
@@ -84,18 +86,22 @@ class DataTable(_Table):
 class TrainingTable(_Table):
     """What every training shares: the optimizer, its schedule, and the augmentation."""
 
-    epochs: Count = Field(description="Passes over the training images.")
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = Field(description="Passes over the training images.")
     minutes: Positive | None = Field(
         None, description="Fewer epochs, if the first steps show that these take longer; the schedule still ends."
     )
     batch_size: TrainingBatchSize = Field(128, description="Images a step.")
     micro_batch: TrainingBatchSize | None = Field(
-        None, description="Images at once, where a step's do not fit into memory; their gradients are summed up."
+        None,
+        description="Images at once, where a step's do not fit into memory; gradients are summed up, and batch norms "
+        "see these alone.",
     )
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD is with Nesterov momentum.")
-    learning_rate: Positive = Field(0.05, description="Highest learning rate.")
+    learning_rate: Annotated[float, Field(gt=0, le=10_000)] = Field(0.05, description="Highest learning rate.")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
-    weight_decay: NotNegative = Field(5e-4, description="Weight decay; not on biases and normalisation.")
+    weight_decay: Annotated[float, Field(ge=0, le=10_000)] = Field(
+        5e-4, description="Weight decay; not on biases and normalisation."
+    )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="Each outer layer learns at so many times the rate of the next (Howard and Ruder 2018)."
     )
@@ -117,13 +123,22 @@ class TrainingTable(_Table):
     rand_augment: Annotated[int, Field(ge=0, le=30)] = Field(
         0, description="Magnitude of two random operations on every image (Cubuk et al. 2019); 0 for none, 9 is usual."
     )
-    mixup: NotNegative = Field(0.0, description="Alpha of mixed pairs of images (Zhang et al. 2017); 0 for none.")
-    cutmix: NotNegative = Field(
+    mixup: Alpha = Field(0.0, description="Alpha of mixed pairs of images (Zhang et al. 2017); 0 for none.")
+    cutmix: Alpha = Field(
         0.0, description="Alpha of pasted rectangles (Yun et al. 2019); 0 for none. With both, one of the two a batch."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 autocast where the processor has it."
     )
+
+    @model_validator(mode="after")
+    def _has_sense(self) -> TrainingTable:
+        for key in ("mixup", "cutmix"):
+            if 0 < getattr(self, key) < SMALLEST_ALPHA:
+                raise ValueError(f"{key} = {getattr(self, key)}: {SMALLEST_ALPHA} is the least, and 0 is for none")
+        if self.micro_batch is not None and self.micro_batch >= self.batch_size:
+            raise ValueError(f"micro_batch = {self.micro_batch} is not less than batch_size = {self.batch_size}")
+        return self
 
 
 class TeacherTable(_Table):
@@ -200,7 +215,13 @@ class FurtherTeacherTable(_Table):
     """An item of `[[distill.teachers]]`: one more network to learn from."""
 
     network: str = Field(description="As in `teacher.network`.")
-    weights: str = Field(description="As in `teacher.weights`.")
+    weights: str = Field(description="As in `teacher.weights`, but not `none`.")
+
+    @model_validator(mode="after")
+    def _knows_something(self) -> FurtherTeacherTable:
+        if self.weights == "none":
+            raise ValueError("distill.teachers: a network without weights has nothing to teach; give it weights")
+        return self
 
 
 class DistillTable(TrainingTable):
@@ -211,7 +232,7 @@ class DistillTable(TrainingTable):
         description="How the teacher's logits are followed: Hinton et al. 2015, decoupled (Zhao et al. 2022), or by "
         "correlation (Huang et al. 2022).",
     )
-    temperature: Positive = Field(2.0, description="Softens both distributions.")
+    temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(2.0, description="Softens both distributions.")
     soft_weight: NotNegative | None = Field(
         None, description="Weight of the teacher's logits; if it is left out, 9 with `kd`, 1 with `dkd`, 2 with `dist`."
     )
@@ -231,6 +252,8 @@ class DistillTable(TrainingTable):
     @model_validator(mode="after")
     def _goes_together(self) -> DistillTable:
         mixes = self.mixup > 0 or self.cutmix > 0
+        if self.hard_weight == 0 and self.soft_weight == 0 and self.features is None:
+            raise ValueError("distill.hard_weight and distill.soft_weight are 0: there is nothing to learn from")
         if self.loss == "dkd" and mixes:
             raise ValueError("distill.loss = 'dkd' needs one right class; leave out distill.mixup and distill.cutmix")
         if self.views and mixes:

@@ -64,6 +64,12 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
             "teachers.0.weight: unknown key, the nearest",
         ),
         ("rand_augment = 31", "distill.rand_augment = 31"),
+        ("teachers = [{network = 'a', weights = 'none'}]", "a network without weights has nothing to teach"),
+        ("mixup = 1e-50", "mixup = 1e-50: 0.001 is the least"),
+        ("micro_batch = 128", "micro_batch = 128 is not less than batch_size = 128"),
+        ("hard_weight = 0.0\nsoft_weight = 0.0", "there is nothing to learn from"),
+        ("temperature = 1e300", "distill.temperature = 1e+300"),
+        ("minutes = 1.0\nlearning_rate = 1e300", "distill.learning_rate = 1e+300"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, keys: str, part: str) -> None:
@@ -76,12 +82,14 @@ def test_a_new_head_has_to_be_trained(tmp_path: Path) -> None:
 
 
 def test_paths_of_further_teachers_are_relative_to_the_recipe(tmp_path: Path) -> None:
-    keys = 'teachers = [{network = "nets.py:make", weights = "w/a.pt"}, {network = "cifar-resnet20", weights = "none"}]'
+    keys = (
+        'teachers = [{network = "nets.py:make", weights = "w/a.pt"}, {network = "cifar-resnet20", weights = "DEFAULT"}]'
+    )
     recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
     assert recipe.distill is not None
     first, second = recipe.distill.teachers
     assert (first.network, first.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
-    assert (second.network, second.weights) == ("cifar-resnet20", "none")
+    assert (second.network, second.weights) == ("torchvision:vgg16", "V1")
 
 
 def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class Views:
         return pixels
 
     def _operated(self, image: Tensor, sample: int) -> Tensor:
-        torch.manual_seed(int(self._seeds[sample]))
+        torch.default_generator.manual_seed(int(self._seeds[sample]))
         changed: Tensor = self._operations(image)  # type: ignore[misc]  # the caller has asked
         return changed
 
@@ -120,6 +120,6 @@ def mixed(
     rng = np.random.default_rng(seed)
     mixer = mixers[rng.integers(len(mixers))]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng.integers(2**62)))
+        torch.default_generator.manual_seed(int(rng.integers(2**62)))
         images, probabilities = mixer(inputs, labels)
     return images, probabilities

@@ -50,5 +50,7 @@ def distill(
         target_weight=table.target_weight,
         others_weight=table.others_weight,
     )
-    guidance = Guidance(tuple(teachers), table.views, table.features)
+    # One that nobody listens to need not speak; layers follow the first one.
+    heard = len(teachers) if objective.soft_weight > 0 else int(table.features is not None)
+    guidance = Guidance(tuple(teachers[:heard]), table.views, table.features)
     return train(student, task, table, seed, objective, guidance, on_status, checkpoint)

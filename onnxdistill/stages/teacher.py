@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
+from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.networks import build_network, probe
 from onnxdistill.networks.weights import load_weights
-from onnxdistill.recipe import FurtherTeacherTable, Recipe
+from onnxdistill.recipe import Recipe
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Objective
 from onnxdistill.training import OnStatus, TrainingResult, train
+from onnxdistill.training.features import check_layers
 
 PROBED_BATCH = 2
 
@@ -40,9 +42,12 @@ def teacher(
         NetworkError: If the network is unknown, cannot be built or run, or returns what the task cannot use.
         WeightsError: If the weights are missing, damaged, not finite, or of another architecture.
         TrainingError: If training diverges.
+        RecipeError: If a layer of `[distill.features]` isn't there.
     """
     table = recipe.teacher
     network = _loaded(table.network, table.weights, task, recipe.seed, table.new_head)
+    if recipe.distill is not None and recipe.distill.features is not None:
+        check_layers(network, recipe.distill.features.layers, "teacher")
     if table.train is None:
         return TeacherResult(network, None)
     objective = Objective(label_smoothing=table.train.label_smoothing)
@@ -50,14 +55,21 @@ def teacher(
     return TeacherResult(training.network, training)
 
 
-def further_teacher(table: FurtherTeacherTable, task: Task, seed: int) -> nn.Module:
-    """One more network to learn from, in evaluation mode.
+def further_teachers(recipe: Recipe, task: Task) -> list[nn.Module]:
+    """The networks of `[[distill.teachers]]`, in evaluation mode.
 
     Raises:
         NetworkError: As `teacher`.
         WeightsError: As `teacher`.
     """
-    return _loaded(table.network, table.weights, task, seed)
+    networks = []
+    for place, table in enumerate(recipe.distill.teachers if recipe.distill is not None else ()):
+        try:
+            networks.append(_loaded(table.network, table.weights, task, recipe.seed))
+        except (NetworkError, WeightsError) as error:
+            named = [text.replace("teacher.", f"distill.teachers.{place}.") for text in (error.what, error.fix)]
+            raise type(error)(*named) from error
+    return networks
 
 
 def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = False) -> nn.Module:

@@ -1,57 +1,76 @@
-"""How many epochs a budget of time allows: the first steps are measured, on a copy that is thrown away."""
+"""How many epochs a budget of time allows."""
 
 from __future__ import annotations
 
-import copy
 import time
-from itertools import islice
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
-from onnxdistill.data.augment import Augmentation
-from onnxdistill.recipe import TrainingTable
-from onnxdistill.tasks.base import Objective, Task, TrainingBatch
-from onnxdistill.training.optimizers import build_optimizer
-from onnxdistill.training.precision import autocast, training_dtype
-from onnxdistill.training.teaching import Teaching
-from onnxdistill.training.team import current_team
+from onnxdistill.tasks.base import TrainingBatch
 
-WARMUP_STEPS = 3
-MEASURED_STEPS = 15
+WARMUP_STEPS = 2
+MOST_STEPS = 20
+MOST_OF_BUDGET = 0.1
+"""What measuring may take."""
 
 
-def affordable_epochs(
-    table: TrainingTable,
-    task: Task,
-    network: nn.Module,
-    teaching: Teaching,
-    objective: Objective,
-    augmentation: Augmentation,
-    validation_s: float,
-) -> int:
-    """The epochs that fit into `table.minutes`, at least one and at most `table.epochs`.
+@dataclass(frozen=True)
+class StepCosts:
+    """Seconds, for a step's images.
+
+    Attributes:
+        batch_s: To read and to change them.
+        teachers_s: Of the teachers to look at them.
+        student_s: Of everything else in a step.
+        measuring_s: That it took to find out, in all.
+    """
+
+    batch_s: float
+    teachers_s: float
+    student_s: float
+    measuring_s: float
+
+
+def measured_costs(
+    batches: Iterator[TrainingBatch],
+    teach: Callable[[TrainingBatch], object],
+    step: Callable[[TrainingBatch], object],
+    budget_s: float,
+    agreed: Callable[[bool], bool],
+) -> StepCosts:
+    """Medians over a few steps, of which the first ones warm up.
 
     Args:
-        table: The training's.
-        task: Gives the batches.
-        network: Not changed.
-        teaching: The training's.
-        objective: The training's.
-        augmentation: The training's.
-        validation_s: Seconds that a validation takes.
+        batches: An epoch's.
+        teach: Lets the teachers look at a batch.
+        step: A whole step, in which the teachers look, too.
+        budget_s: Of all the training; a tenth of it at most is spent here, but for the first step.
+        agreed: Whether to go on, the same for all processes that train together.
     """
-    assert table.minutes is not None, "there is a budget"
-    step_s, teaching_s = _measured(table, task, network, teaching, objective, augmentation)
-    steps = task.training_samples / table.batch_size
-    looks = teaching.stored_views or table.epochs
-    fitting = fitting_epochs(table.epochs, 60 * table.minutes, steps * step_s + validation_s, steps * teaching_s, looks)
-    return current_team().leaders(fitting)
+    costs: list[tuple[float, float, float]] = []
+    started = time.perf_counter()
+    for _ in range(WARMUP_STEPS + MOST_STEPS):
+        before = time.perf_counter()
+        batch = next(batches, None)
+        made = time.perf_counter()
+        if batch is None:
+            break
+        teach(batch)
+        taught = time.perf_counter()
+        step(batch)
+        now = time.perf_counter()
+        costs.append((made - before, taught - made, max(0.0, (now - taught) - (taught - made))))
+        if not agreed(now - started < MOST_OF_BUDGET * budget_s):
+            break
+    warm = min(WARMUP_STEPS, len(costs) - 1)
+    batch_s, teachers_s, student_s = np.median(costs[warm:], axis=0)
+    return StepCosts(float(batch_s), float(teachers_s), float(student_s), time.perf_counter() - started)
 
 
 def fitting_epochs(most: int, budget_s: float, epoch_s: float, look_s: float, looks: int) -> int:
-    """The epochs that fit into a budget, at least one.
+    """The epochs that fit into a budget; 0 if not even one does.
 
     Args:
         most: Not more than so many.
@@ -60,44 +79,7 @@ def fitting_epochs(most: int, budget_s: float, epoch_s: float, look_s: float, lo
         look_s: What the teachers take for an epoch's images.
         looks: In how many epochs, from the first on, they have to look.
     """
-    fitting = 1
+    fitting = 0
     while fitting < most and (fitting + 1) * epoch_s + min(fitting + 1, looks) * look_s <= budget_s:
         fitting += 1
     return fitting
-
-
-def _measured(
-    table: TrainingTable,
-    task: Task,
-    network: nn.Module,
-    teaching: Teaching,
-    objective: Objective,
-    augmentation: Augmentation,
-) -> tuple[float, float]:
-    """Seconds of a step without the teachers, and what the teachers take; medians, after a few steps."""
-    scratch = copy.deepcopy(network).train()
-    optimizer = build_optimizer(scratch, table)
-    dtype = training_dtype(table.precision)
-    count = task.training_samples
-    order = np.arange(count, dtype=np.int64)
-    starts = range(0, max(count - 1, 1), table.batch_size)
-    cuts = [current_team().share(order[start : start + table.batch_size]) for start in starts]
-    batches = task.training_batches(cuts, augmentation, 0)
-    step_s, teaching_s = [], []
-    with torch.random.fork_rng(devices=[]):
-        clock = time.perf_counter()
-        for batch in islice(batches, WARMUP_STEPS + MEASURED_STEPS):
-            before = time.perf_counter()
-            taught = teaching.computed(batch.inputs)
-            after = time.perf_counter()
-            optimizer.zero_grad()
-            with autocast(dtype):
-                loss = task.step(scratch, TrainingBatch(batch.inputs, batch.targets), objective, taught)["loss"]
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            now = time.perf_counter()
-            teaching_s.append(after - before)
-            step_s.append(now - clock - (after - before))  # with the making of the batch
-            clock = now
-    warm = WARMUP_STEPS if len(step_s) > WARMUP_STEPS else 0
-    return float(np.median(step_s[warm:])), float(np.median(teaching_s[warm:]))

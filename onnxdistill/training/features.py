@@ -14,28 +14,59 @@ from onnxdistill.graph.losses import attention_loss, hint_loss
 from onnxdistill.recipe import FeaturesTable
 
 
+def check_layers(network: nn.Module, layers: Sequence[str], whose: str) -> None:
+    """Refuses names of layers that a network does not have.
+
+    Raises:
+        RecipeError: It names the network's outer layers.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    for layer in layers:
+        if layer not in names:
+            outer = [name for name in names if "." not in name]
+            raise RecipeError(
+                f"distill.features.layers: the {whose} has no layer {layer!r}.",
+                f"Its outer layers are {', '.join(outer)}; an inner one is written with dots.",
+            )
+
+
 class _Tap:
     """Keeps what layers returned last."""
 
     def __init__(self, network: nn.Module, layers: Sequence[str], whose: str) -> None:
         self.seen: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
         self.handles: list[RemovableHandle] = []
+        self._whose = whose
+        check_layers(network, layers, whose)
         modules = dict(network.named_modules())
         for layer in layers:
-            if layer not in modules or layer == "":
-                known = [name for name, module in modules.items() if name and "." not in name]
-                raise RecipeError(
-                    f"distill.features.layers: the {whose} has no layer {layer!r}.",
-                    f"Its outer layers are {', '.join(known)}; an inner one is written with dots.",
-                )
             self.handles.append(modules[layer].register_forward_hook(self._keeper(layer)))
 
     def _keeper(self, layer: str) -> Any:  # a hook
         def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
-                self.seen[layer] = output
+            if isinstance(output, Tensor) and not output.is_inference():  # validation needs no comparing
+                self.seen[layer], self._versions[layer] = output, output._version
 
         return keep
+
+    def taken(self, layer: str) -> Tensor:
+        """What the layer returned in this pass.
+
+        Raises:
+            RecipeError: If it was not called.
+        """
+        if layer not in self.seen:
+            raise RecipeError(
+                f"distill.features.layers: {layer!r} of the {self._whose} is not called in every pass, or returns no "
+                "tensor.",
+                "Name another layer.",
+            )
+        return self.seen[layer]
+
+    def is_changed(self, layer: str) -> bool:
+        """Whether something has written into what the layer returned."""
+        return self.seen[layer]._version != self._versions[layer]
 
     def close(self) -> None:
         for handle in self.handles:
@@ -75,14 +106,16 @@ class Follower(nn.Module):
 
     def forward(self, inputs: Tensor) -> Any:
         """What the student returns; its layers' outputs are adapted on the way, so that adapters train with it."""
+        self._ours.seen.clear()
         output = self.student(inputs)
-        self._adapted = {layer: self._adapter(layer)(self._ours.seen[layer]) for layer in self._table.layers}
+        self._adapted = {layer: self._adapter(layer)(self._ours.taken(layer)) for layer in self._table.layers}
         return output
 
     def loss(self) -> Tensor:
         """The mean over the layers, of what student and teacher computed last."""
         compare = {"hint": hint_loss, "attention": attention_loss}[self._table.loss]
-        pairs = [(self._adapted[layer].float(), self._theirs.seen[layer].float()) for layer in self._table.layers]
+        pairs = [(self._adapted[layer].float(), self._theirs.taken(layer).float()) for layer in self._table.layers]
+        self._theirs.seen.clear()
         return torch.stack([compare(ours, theirs) for ours, theirs in pairs]).mean()
 
     def close(self) -> None:
@@ -91,13 +124,15 @@ class Follower(nn.Module):
         self._theirs.close()
 
     def _fit(self, layer: str) -> None:
-        missing = [who for who, tap in (("student", self._ours), ("teacher", self._theirs)) if layer not in tap.seen]
-        if missing:
+        ours, theirs = self._ours.taken(layer), self._theirs.taken(layer)
+        if self._ours.is_changed(layer) or self._theirs.is_changed(layer):
             raise RecipeError(
-                f"distill.features.layers: {layer!r} of the {missing[0]} is never called, or returns no tensor.",
-                "Name another layer.",
+                f"distill.features.layers: what follows {layer!r} writes into what it returns, as an in-place "
+                "activation does.",
+                "Name the layer that follows, or the block around it.",
             )
-        ours, theirs = self._ours.seen[layer], self._theirs.seen[layer]
+        if ours.ndim < 2 or theirs.ndim < 2:
+            raise RecipeError(f"distill.features.layers: {layer!r} returns no batch of vectors.", "Name another layer.")
         if self._table.loss == "attention" and (ours.ndim != 4 or theirs.ndim != 4):
             raise RecipeError(
                 f"distill.features.layers: {layer!r} returns {list(theirs.shape)}, and attention maps are made of "
@@ -109,7 +144,8 @@ class Follower(nn.Module):
         if places[0] != places[1]:
             raise RecipeError(
                 f"distill.features.layers: {layer!r} returns {list(ours.shape)} in the student and "
-                f"{list(theirs.shape)} in the teacher; all but the channels have to agree.",
+                f"{list(theirs.shape)} in the teacher; all but the channels have to agree, which are the second "
+                "dimension of images, and else the last one.",
                 "Name another layer.",
             )
         widths = ours.shape[axis], theirs.shape[axis]
@@ -122,4 +158,5 @@ class Follower(nn.Module):
 
 
 def _key(layer: str) -> str:
-    return layer.replace(".", "/")  # a dot would name a module inside another
+    # A dot would name a module inside another, and some names are those of methods.
+    return f"at {layer.replace('.', '/')}"

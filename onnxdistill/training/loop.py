@@ -20,7 +20,7 @@ from onnxdistill.data.augment import Augmentation
 from onnxdistill.errors import OnnxDistillError, TrainingError
 from onnxdistill.recipe import FeaturesTable, TrainingTable
 from onnxdistill.tasks.base import Feeds, Objective, Runner, Task, TrainingBatch
-from onnxdistill.training.budget import affordable_epochs
+from onnxdistill.training.budget import fitting_epochs, measured_costs
 from onnxdistill.training.checkpoint import (
     Checkpoint,
     State,
@@ -208,7 +208,8 @@ class _Run:
         if table.average:
             self.average = AveragedModel(self.network, avg_fn=_blend(table.average), use_buffers=True)
         inside = guidance.features is not None
-        self.teaching = Teaching(guidance.teachers, task, self.augmentation, guidance.views, seed, self.dtype, inside)
+        views = min(guidance.views, table.epochs)
+        self.teaching = Teaching(guidance.teachers, task, self.augmentation, views, seed, self.dtype, inside)
         self.follower: Follower | None = None
         if guidance.features is not None:
             example = task.example_input(2)
@@ -226,13 +227,13 @@ class _Run:
         if not self._resume():
             started = time.monotonic()
             score = self._validate()
-            self.at = _Position(self._affordable(time.monotonic() - started), start_score=score, score=score)
-            self.at.best_score = score
+            self.at = _Position(self.table.epochs, start_score=score, score=score, best_score=score)
             self.at.notes += self.teaching.notes
-            self._note_budget()
-            self._build_schedule()
             self.best_state = self._weights()
             self.epoch_rng = self.rng.bit_generator.state
+            self._build_schedule()
+            self._fit_into_budget(time.monotonic() - started)
+            self._build_schedule()
             self.last_good = self._state()
         self.started = self.last_saved = time.monotonic()
         self.steps_before = self._steps_done()
@@ -292,6 +293,13 @@ class _Run:
             self.looking_s += self.look_s
 
     def _step(self, batch: TrainingBatch) -> None:
+        value = self._learn(batch)
+        self.at.step += 1
+        self.at.losses.append(value)
+        self._report()
+
+    def _learn(self, batch: TrainingBatch) -> float:
+        """One step of the optimizer; returns the loss before it."""
         value = self._backward(batch)
         if self.table.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.trained.parameters(), self.table.clip_norm)
@@ -299,9 +307,7 @@ class _Run:
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        self.at.step += 1
-        self.at.losses.append(value)
-        self._report()
+        return value
 
     def _backward(self, batch: TrainingBatch) -> float:
         """The loss of a batch; its gradients are left in the parameters, summed up over parts of the batch."""
@@ -323,20 +329,43 @@ class _Run:
         self.team.average([p.grad for p in self.trained.parameters() if p.grad is not None])
         return sum(values)
 
-    def _affordable(self, validation_s: float) -> int:
-        """Epochs that the budget of time allows."""
+    def _fit_into_budget(self, validation_s: float) -> None:
+        """Sets the epochs to those that the budget of time allows, as real steps show, which are then taken back."""
         if self.table.minutes is None:
-            return self.table.epochs
-        return affordable_epochs(
-            self.table, self.task, self.network, self.teaching, self.objective, self.augmentation, validation_s
+            return
+        budget_s, state = 60.0 * self.table.minutes, self._state()
+        order = np.arange(self.task.training_samples, dtype=np.int64)
+        batches = [self.team.share(batch) for batch in np.split(order, self.cuts)]
+        self.network.train()
+        costs = measured_costs(
+            self.task.training_batches(batches, self.augmentation, 0),
+            lambda batch: self.teaching.computed(batch.inputs),
+            self._tried,
+            budget_s,
+            self.team.leaders,
         )
+        self._restore(state)
+        look_s = self.steps * costs.teachers_s
+        epoch_s = self.steps * (costs.batch_s + costs.student_s) + validation_s
+        if self.teaching.stored_views:
+            look_s += self.steps * costs.batch_s
+        looks = self.teaching.stored_views or self.table.epochs
+        left_s = budget_s - validation_s - costs.measuring_s
+        fitting = self.team.leaders(fitting_epochs(self.table.epochs, left_s, epoch_s, look_s, looks))
+        self.at.epochs = max(1, fitting)
+        self._note_budget(fitting, epoch_s + look_s)
 
-    def _note_budget(self) -> None:
-        if self.at.epochs < self.table.epochs:
-            self.at.notes.append(
-                f"{self.table.minutes:g} minutes were measured to suffice for {self.at.epochs} of "
-                f"{self.table.epochs} epochs"
-            )
+    def _tried(self, batch: TrainingBatch) -> None:
+        """A step that will be taken back; if it diverges, so will the training, which can say so."""
+        with suppress(_DivergedError):
+            self._learn(batch)
+
+    def _note_budget(self, fitting: int, epoch_s: float) -> None:
+        budget = f"{self.table.minutes:.3g} minutes"
+        if fitting == 0:
+            self.at.notes.append(f"{budget} do not suffice for an epoch of some {epoch_s:.3g} s; it did one")
+        elif fitting < self.table.epochs:
+            self.at.notes.append(f"{budget} were measured to suffice for {fitting} of {self.table.epochs} epochs")
 
     def _build_schedule(self) -> None:
         self.schedule = build_schedule(self.optimizer, self.table, self.at.epochs * self.steps)
@@ -354,9 +383,15 @@ class _Run:
                 "Lower learning_rate, or set clip_norm = 1.0.",
             ) from error
         self._restore(self.last_good)
+        self.started, self.steps_before, self.looking_s = time.monotonic(), self._steps_done(), 0.0
         self.at.halvings, self.at.notes = halvings, notes
         self._set_rate()
         self._keep()
+
+    def _recent_loss(self, whole_epoch: bool) -> float:
+        losses = self.at.losses if whole_epoch else self.at.losses[-50:]
+        before = [record.loss for record in self.at.history[-1:]]  # while the teachers look, none is new
+        return float(np.mean(losses or before or [0.0]))
 
     def _rate(self) -> float:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
@@ -462,7 +497,7 @@ class _Run:
                 epochs=self.at.epochs,
                 step=self.at.step,
                 steps=self.steps,
-                loss=float(np.mean(self.at.losses[-50:] or [record.loss for record in self.at.history[-1:]] or [0.0])),
+                loss=self._recent_loss(epoch_done),
                 score=self.at.score,
                 learning_rate=self._rate(),
                 samples_per_s=steps_per_s * self.table.batch_size,
@@ -485,7 +520,7 @@ def _parts(batch: TrainingBatch, most: int | None) -> list[TrainingBatch]:
     size = len(batch.inputs)
     if most is None or size <= most:
         return [batch]
-    count = -(-size // most)
+    count = min(-(-size // most), size // 2)  # batch norm cannot train on a single sample
     tensors = [batch.inputs, batch.targets] + ([] if batch.samples is None else [batch.samples])
     return [
         TrainingBatch(*part) for part in zip(*(torch.tensor_split(tensor, count) for tensor in tensors), strict=True)

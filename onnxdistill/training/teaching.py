@@ -96,9 +96,9 @@ class Teaching:
         self._stored[seed] = [torch.cat(outputs) for outputs in zip(*in_order, strict=True)]
 
     def outputs(self, epoch: int, batch: TrainingBatch) -> list[Tensor]:
-        """What every teacher returns for a batch of that epoch."""
+        """What every teacher returns for a batch of that epoch: as stored, if they have looked at it."""
         seed = self.seed(epoch)
-        if seed is None:
+        if seed is None or seed not in self._stored:
             return self.computed(batch.inputs)
         assert batch.samples is not None, "training batches say which samples they hold"
         return [stored[batch.samples] for stored in self._stored[seed]]

@@ -242,3 +242,5 @@ def test_random_operations_change_images_and_repeat_themselves() -> None:
     assert changed.dtype == torch.uint8
     differing = (changed != pixels).flatten(1).any(1).sum().item()
     assert differing > 16  # some operations, such as the identity, change nothing
+    kinds = torch.stack([Views(32, Augmentation(rand_augment=9), 1)(pixels[:1].expand(32, -1, -1, -1), np.arange(32))])
+    assert len({tuple(image.flatten().tolist()) for image in kinds[0]}) > 16  # each image has operations of its own

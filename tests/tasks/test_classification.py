@@ -14,7 +14,7 @@ from torch import nn
 from onnxdistill.errors import DataError
 from onnxdistill.graph.losses import distillation_loss
 from onnxdistill.recipe import Recipe
-from onnxdistill.report.assemble import paired_interval
+from onnxdistill.report.assemble import check_drop, paired_interval
 from onnxdistill.tasks.base import Augmentation, Feeds, Metric, Objective, Score, TrainingBatch
 from onnxdistill.tasks.classification import Classification, build_classification
 
@@ -39,7 +39,7 @@ def test_accuracy_by_hand(digits: Classification) -> None:
     labels[threes[:9]] = 5
     seen: list[tuple[int, int]] = []
     score = digits.score(answering(labels), "test", lambda done, total: seen.append((done, total)))  # type: ignore[arg-type]
-    assert score.value == pytest.approx(100 * 441 / 450)
+    assert score.value == 100 * 441 / 450
     assert score.by_class["3"] == pytest.approx(100 * (1 - 9 / len(threes)))
     assert score.by_class["5"] == pytest.approx(100)
     assert score.correct is not None
@@ -57,6 +57,15 @@ def test_paired_interval_by_hand() -> None:
     teacher = score([1] * 90 + [1, 1, 1, 0] + [0] * 6)
     student = score([1] * 90 + [0, 0, 0, 1] + [0] * 6)
     assert paired_interval(teacher, student, 2.0) == pytest.approx((2 - 3.900, 2 + 3.900), abs=1e-3)
+
+
+def test_a_limit_that_is_just_met_is_met() -> None:
+    def score(hits: int) -> Score:
+        return Score(100 * hits / 10_000, (0, 0), 10_000)
+
+    metric = Metric("accuracy", "%")
+    assert all(check_drop(1.5, metric, score(hits), score(hits - 150)).met for hits in range(150, 10_001))
+    assert not any(check_drop(1.5, metric, score(hits), score(hits - 151)).met for hits in range(151, 10_001))
 
 
 def test_metric_drop_has_the_sign_of_harm() -> None:

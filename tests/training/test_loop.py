@@ -375,6 +375,40 @@ def test_parts_of_a_batch_add_up_to_it(digits: Classification) -> None:
     assert [record.loss for record in whole.history] == pytest.approx([record.loss for record in parts.history])
 
 
+def test_no_part_of_a_batch_is_a_single_image(digits: Classification) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).eval()
+    task = Classification(dataclasses.replace(digits.splits, train=digits.splits.train.subset(np.arange(67))))
+    assert len(train(network, task, table(epochs=1, batch_size=64, micro_batch=2), 0, Objective()).history) == 1
+
+
+def test_a_budget_measures_parts_of_batches_and_changes_nothing_else(digits: Classification) -> None:
+    sizes = set()
+
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                sizes.add(len(x))
+            result: Tensor = self.linear(x.flatten(1))
+            return result
+
+    torch.manual_seed(0)
+    network, settings = Sized().eval(), {"batch_size": 100, "micro_batch": 10, "optimizer": "adamw", "average": 0.9}
+    budget = train(network, digits, table(minutes=1000.0, **settings), 0, Objective()).network
+    assert max(sizes) <= 10
+    plain = train(network, digits, table(**settings), 0, Objective()).network
+    assert all(torch.equal(a, b) for a, b in zip(budget.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_budget_that_does_not_suffice_for_an_epoch_says_so(digits: Classification) -> None:
+    result = train(small_network(), digits, table(epochs=1, minutes=1e-6), 0, Objective())
+    assert len(result.history) == 1
+    assert result.notes[0].startswith("1e-06 minutes do not suffice for an epoch of some ")
+
+
 class Slow(nn.Module):
     """Takes a fixed time for a batch, forwards."""
 
@@ -391,8 +425,8 @@ class Slow(nn.Module):
 
 @pytest.mark.parametrize(
     ("budget_s", "looks", "epochs"),
-    # 10 s an epoch, and 5 s for the teacher to look: 15, 30, 45, 60, ... if it looks every time, 15, 25, 35, ... if once.
-    [(1, 9, 1), (29.9, 9, 1), (30, 9, 2), (59, 9, 3), (34.9, 1, 2), (35, 1, 3), (1000, 9, 7)],
+    # 10 s an epoch, and 5 s for the teacher to look: 15, 30, 45, ... if it looks every time, 15, 25, 35, ... if once.
+    [(14.9, 9, 0), (29.9, 9, 1), (30, 9, 2), (59, 9, 3), (34.9, 1, 2), (35, 1, 3), (1000, 9, 7)],
 )
 def test_epochs_that_fit_by_hand(budget_s: float, looks: int, epochs: int) -> None:
     assert fitting_epochs(7, budget_s, 10.0, 5.0, looks) == epochs
@@ -408,7 +442,7 @@ def test_a_budget_of_time_is_measured_and_the_schedule_ends(digits: Classificati
     result = train(Slow(0.02).eval(), few, settings, 0, Objective(soft_weight=1.0), guidance, seen.append)
     assert len(result.history) <= (15 if views else 4)
     assert seen[-1].learning_rate == pytest.approx(0.0, abs=1e-9)
-    assert result.notes[0].startswith("0.0416667 minutes were measured to suffice for ")
+    assert result.notes[0].startswith("0.0417 minutes were measured to suffice for ")
 
 
 def test_a_budget_that_suffices_changes_nothing(digits: Classification) -> None:
@@ -426,10 +460,10 @@ def test_a_resumed_training_has_the_epochs_that_were_measured(
             raise _EndedError
 
     settings, file = table(epochs=50, minutes=1.0), tmp_path / "state.pt"
-    monkeypatch.setattr("onnxdistill.training.loop.affordable_epochs", lambda *_: 3)
+    monkeypatch.setattr("onnxdistill.training.loop.fitting_epochs", lambda *_: 3)
     with pytest.raises(_EndedError):
         train(small_network(), digits, settings, 0, Objective(), None, stop, file)
-    monkeypatch.setattr("onnxdistill.training.loop.affordable_epochs", lambda *_: 5)
+    monkeypatch.setattr("onnxdistill.training.loop.fitting_epochs", lambda *_: 5)
     assert len(train(small_network(), digits, settings, 0, Objective(), checkpoint=file).history) == 3
 
 

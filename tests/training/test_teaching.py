@@ -116,3 +116,19 @@ def test_with_stored_answers_too_a_training_goes_on_to_the_same_weights(
         train(student, few, table(), 0, SOFT, guidance, stop, tmp_path / "state.pt")
     resumed = train(student, few, table(), 0, SOFT, guidance, checkpoint=tmp_path / "state.pt").network
     assert all(torch.equal(one, other) for one, other in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_more_views_than_epochs_are_not_counted(
+    few: Classification, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxdistill.training.teaching.STORED_BYTES", 2 * 300 * 40)
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    assert train(student, few, table(epochs=2), 0, SOFT, Guidance((counted,), 10)).notes == ()
+
+
+def test_teachers_do_not_drop_out(few: Classification) -> None:
+    teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(64, 10)).train()
+    inputs = few.example_input(8)
+    answers = [Teaching([teacher], few, AUGMENTATION, 0, 0, torch.float32).computed(inputs)[0] for _ in range(2)]
+    assert torch.equal(answers[0], answers[1])
+    assert teacher.training
