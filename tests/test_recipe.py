@@ -83,7 +83,7 @@ def test_a_new_head_has_to_be_trained(tmp_path: Path) -> None:
 
 def test_paths_of_further_teachers_are_relative_to_the_recipe(tmp_path: Path) -> None:
     keys = (
-        'teachers = [{network = "nets.py:make", weights = "w/a.pt"}, {network = "cifar-resnet20", weights = "DEFAULT"}]'
+        'teachers = [{network = "nets.py:make", weights = "w/a.pt"}, {network = "torchvision:vgg16", weights = "V1"}]'
     )
     recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
     assert recipe.distill is not None
