@@ -140,6 +140,23 @@ def test_the_resolved_recipe_gives_the_same_student(
     assert_same_student(tmp_path / "again", folder)
 
 
+def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(QUICK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+    command += ["--log-file", str(tmp_path / "log.jsonl"), "--time-budget", "2h", "--set", "distill.views=2"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+    report = load_report(tmp_path / "run" / "report.json")
+    assert report.student.score is not None
+    assert report.student.score.value > 90
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    epochs = [(line["stage"], line["epoch"]) for line in lines if line["event"] == "epoch"]
+    assert epochs == [(stage, epoch) for stage in ("teacher", "distill") for epoch in (1, 2, 3, 4)]
+    assert process.stdout.count("teacher  ") == 2  # one line of progress and one of the table, by one process
+    assert lines[-1]["event"] == "done"
+
+
 def test_the_page_needs_nothing_else(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     page = (finished[0] / "report.html").read_text()
     assert page.count("<svg") >= 3
@@ -153,7 +170,11 @@ def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: 
     earlier = tmp_path / "run"
     earlier.mkdir()
     (earlier / "report.json").write_text(EARLIER)
-    process = run("compress", recipe, "--out", earlier, "--set", "limits.min_speedup=1000")
+    log = tmp_path / "log.jsonl"
+    process = run("compress", recipe, "--out", earlier, "--set", "limits.min_speedup=1000", "--log-file", log)
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert last["event"] == "failed"
+    assert "min_speedup = 1000: measured" in last["error"]
     assert process.returncode == 1
     assert "min_speedup = 1000: measured" in process.stderr
     assert "Traceback" not in process.stderr
