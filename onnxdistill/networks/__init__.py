@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from onnxdistill.errors import NetworkError
 from onnxdistill.networks.calling import explained
 from onnxdistill.networks.cifar_resnet import CifarResNet, resnet20, resnet56
+from onnxdistill.networks.cifar_vgg import CifarVGG, vgg16
 from onnxdistill.networks.digits_resnet import DigitsResNet, digits_resnet
 from onnxdistill.networks.torchvision_classifiers import CLASSIFIERS, build_classifier
 from onnxdistill.networks.user import user_builder
 
-__all__ = ["BUILT_IN", "CifarResNet", "DigitsResNet", "build_network", "probe"]
+__all__ = ["BUILT_IN", "CifarResNet", "CifarVGG", "DigitsResNet", "build_network", "probe"]
 
 Builder = Callable[..., nn.Module]
 
@@ -26,6 +27,7 @@ BUILT_IN: dict[str, Builder] = {
     "digits-resnet": digits_resnet,
     "cifar-resnet20": resnet20,
     "cifar-resnet56": resnet56,
+    "cifar-vgg16": vgg16,
 }
 
 

@@ -50,6 +50,14 @@ def test_functions_of_a_file_get_the_number_of_classes_if_they_take_it(tmp_path:
     assert build_network(f"{tmp_path / 'nets.py'}:fixed", 7, 0)(inputs).shape == (2, 5)
 
 
+def test_cifar_vgg_by_its_published_size() -> None:
+    network = build_network("cifar-vgg16", 10, 0)
+    # 14,714,688 parameters of convolutions with biases (Simonyan and Zisserman 2014, table 2, less the hidden layers),
+    # two for each of 4,224 channels of batch norm, and 512 * 10 + 10 of the last layer.
+    assert sum(parameter.numel() for parameter in network.parameters()) == 14_714_688 + 2 * 4_224 + 5_130
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -102,7 +110,9 @@ def test_same_seed_same_network_and_no_trace_in_the_global_state() -> None:
     assert not torch.equal(one.linear.weight, other.linear.weight)  # type: ignore[union-attr, arg-type]
 
 
-@pytest.mark.parametrize(("name", "channels", "size"), [("digits-resnet", 1, 8), ("cifar-resnet20", 3, 32)])
+@pytest.mark.parametrize(
+    ("name", "channels", "size"), [("digits-resnet", 1, 8), ("cifar-resnet20", 3, 32), ("cifar-vgg16", 3, 32)]
+)
 def test_sizes_are_those_of_the_docstrings(name: str, channels: int, size: int) -> None:
     network = BUILT_IN[name](10)
     documented = (BUILT_IN[name].__doc__ or "").split(": ")[1]
