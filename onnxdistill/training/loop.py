@@ -313,8 +313,8 @@ class _Run:
         """The loss of a batch; its gradients are left in the parameters, summed up over parts of the batch."""
         self.optimizer.zero_grad(set_to_none=True)
         values = []
-        whole = self.team.total(len(batch.inputs))
-        for part in _parts(batch, self.table.micro_batch):
+        whole = round(self.team.total(len(batch.inputs)))
+        for part in parts_of(batch, self.table.micro_batch, whole, self.team.size):
             share = len(part.inputs) / whole
             taught = self.teaching.outputs(self.at.epoch, part)
             with autocast(self.dtype):
@@ -515,12 +515,20 @@ def _cuts(samples: int, batch_size: int, processes: int) -> Sequence[int]:
     return range(batch_size, samples - 2 * processes + 1, batch_size)
 
 
-def _parts(batch: TrainingBatch, most: int | None) -> list[TrainingBatch]:
-    """The batch in parts of nearly one size."""
-    size = len(batch.inputs)
-    if most is None or size <= most:
+def parts_of(batch: TrainingBatch, most: int | None, whole: int, processes: int) -> list[TrainingBatch]:
+    """A process's share of a batch in parts of nearly one size.
+
+    Args:
+        batch: The share.
+        most: Samples that a part should have at the most; None for one part.
+        whole: Samples of the batch in all processes.
+        processes: How many there are; all get as many parts.
+    """
+    if most is None:
         return [batch]
-    count = min(-(-size // most), size // 2)  # batch norm cannot train on a single sample
+    largest, smallest = -(-whole // processes), whole // processes
+    # Batch norm cannot train on a single sample.
+    count = max(1, min(-(-largest // most), smallest // 2))
     tensors = [batch.inputs, batch.targets] + ([] if batch.samples is None else [batch.samples])
     return [
         TrainingBatch(*part) for part in zip(*(torch.tensor_split(tensor, count) for tensor in tensors), strict=True)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from onnxdistill.errors import TrainingError
@@ -21,6 +23,7 @@ from onnxdistill.tasks.base import Objective, SoftLoss, TrainingBatch
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import Guidance, TrainingStatus, module_runner, train
 from onnxdistill.training.budget import fitting_epochs
+from onnxdistill.training.loop import parts_of
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
 
 
@@ -373,6 +376,21 @@ def test_parts_of_a_batch_add_up_to_it(digits: Classification) -> None:
     for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
     assert [record.loss for record in whole.history] == pytest.approx([record.loss for record in parts.history])
+
+
+@settings(max_examples=200)
+@given(whole=st.integers(4, 200), processes=st.integers(1, 4), most=st.integers(2, 64))
+def test_all_processes_have_as_many_parts(whole: int, processes: int, most: int) -> None:
+    assume(whole >= 2 * processes)
+    sizes = []
+    for rank in range(processes):
+        samples = torch.arange(rank, whole, processes)
+        parts = parts_of(TrainingBatch(samples, samples, samples), most, whole, processes)
+        assert torch.equal(torch.cat([part.inputs for part in parts]), samples)
+        sizes.append([len(part.targets) for part in parts])
+    assert len({len(parts) for parts in sizes}) == 1
+    assert all(size >= 2 for parts in sizes for size in parts)
+    assert all(size <= max(most, 3) for parts in sizes for size in parts)
 
 
 def test_no_part_of_a_batch_is_a_single_image(digits: Classification) -> None:
