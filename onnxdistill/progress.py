@@ -16,7 +16,7 @@ from rich.text import Text
 from onnxdistill.training.records import TrainingStatus
 
 NAME_WIDTH = 10
-_WIDE_COLUMNS = 80
+_WIDE_COLUMNS = 100
 
 
 class Progress(Protocol):
@@ -116,7 +116,7 @@ class ConsoleProgress:
         elif share is not None and time.monotonic() - self._last_plain > 30:
             self._last_plain = time.monotonic()
             left = "" if remaining_s is None else f", {clock(remaining_s)} left"
-            self._console.print(f"{self._stage:{NAME_WIDTH}} … {text}{left}", highlight=False)
+            self._console.print(f"{self._stage:{NAME_WIDTH}} … {text}{left}", highlight=False, soft_wrap=True)
 
     def training(self, status: TrainingStatus, metric_unit: str) -> None:
         """See `Progress.training`."""
@@ -124,10 +124,10 @@ class ConsoleProgress:
             text = f"epoch {status.epoch}/{status.epochs}, the teacher looks at its images"
             self.update(text, status.looked)
             return
+        # The most telling first: a narrow terminal cuts the rest.
         text = (
-            f"epoch {status.epoch}/{status.epochs}, loss {status.loss:.3f}, "
-            f"validation {status.score:.2f} {metric_unit}, "
-            f"rate {status.learning_rate:.2g}, {status.samples_per_s:.0f}/s"
+            f"epoch {status.epoch}/{status.epochs}, validation {status.score:.2f} {metric_unit}, "
+            f"loss {status.loss:.3f}, rate {status.learning_rate:.2g}, {status.samples_per_s:.0f}/s"
         )
         self.update(text, (status.epoch - 1 + status.step / status.steps) / status.epochs, status.remaining_s)
 
