@@ -94,7 +94,8 @@ class TorchrunTeam(Team):
         """See `Team.synchronised`; torch's own synchronised batch norm works on GPUs only."""
         norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
         for norm in norms:
-            norm.forward = functools.partial(_batch_norm, norm)  # type: ignore[method-assign]
+            # On the instance: the class, and a copy of the network made before, keep their own.
+            norm.forward = functools.partial(_batch_norm, norm)  # type: ignore[method-assign]  # taken back below
         try:
             yield
         finally:
