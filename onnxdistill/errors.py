@@ -11,6 +11,8 @@
     │   ├── OutputError          an output place that cannot be written
     │   └── MissingPackageError  a package of an extra that is not installed
     └── ResultError              exit code 1: it ran, and the result is refused
+        ├── FallbackError        a provider that left the model to the CPU
+        ├── RegressionError      a model that misses a limit of its latency
         ├── LimitsMissedError    the student misses a limit of its recipe
         ├── TrainingError        the training diverged
         └── ParityError          two forms of a network that should agree do not
@@ -80,6 +82,14 @@ class MissingPackageError(UsageError):
 
 class ResultError(OnnxDistillError):
     """Everything ran, and the result is refused."""
+
+
+class FallbackError(ResultError):
+    """An execution provider left the model to the CPU."""
+
+
+class RegressionError(ResultError):
+    """A model misses a limit of its latency; the message names the measured numbers."""
 
 
 class LimitsMissedError(ResultError):

@@ -14,7 +14,7 @@ from torch import nn
 
 from onnxdistill.device.compare import compare, describe, measurably_faster
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe
 from onnxdistill.stages.export import export
@@ -46,7 +46,7 @@ class Gate:
         self._numbers = itertools.count()
         self._deployed: dict[Path, Path] = {}
 
-    def speedup(self, before: Path, after: Path) -> Ratio:
+    def speedup(self, before: Path, after: Path) -> Estimate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
         table = self._recipe.bench
         settings = SessionSettings(threads=table.threads, provider=table.provider)
@@ -57,11 +57,11 @@ class Gate:
             digest.hexdigest(), lambda: compare(before, after, settings, batch=table.batch, seed=self._recipe.seed)
         )
 
-    def deployed_speedup(self, before: Path, after: Path) -> Ratio:
+    def deployed_speedup(self, before: Path, after: Path) -> Estimate:
         """The same of two float files, each in the precision that is to be deployed."""
         return self.speedup(self._as_deployed(before), self._as_deployed(after))
 
-    def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Ratio:
+    def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Estimate:
         """The same of two layers alone, on inputs of shape `[N, *input_shape]`."""
         inputs = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(self._recipe.seed))
         return self.speedup(self._layer_file(before, inputs), self._layer_file(after, inputs))

@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.errors import OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS = "lock", "ratios.json"
@@ -92,7 +92,7 @@ class Journal:
         """Where the training of a stage keeps its state; None if nothing is kept."""
         return self._folder / f"{stage}.pt" if self._ours else None
 
-    def ratio(self, key: str, measure: Callable[[], Ratio]) -> Ratio:
+    def ratio(self, key: str, measure: Callable[[], Estimate]) -> Estimate:
         """What was measured under that key, or else what `measure` gives.
 
         Decisions hang on it: measured again, a close one might go the other way, and the training would not fit.
@@ -104,12 +104,12 @@ class Journal:
                 with contextlib.suppress(OSError):  # a help that is missed only if the run is ended
                     fresh.write_text(json.dumps(self._ratios), encoding="utf-8")
                     fresh.replace(self._folder / _RATIOS)
-        return Ratio(**self._ratios[key])
+        return Estimate(**self._ratios[key])
 
 
 def _read(path: Path) -> dict[str, dict[str, float]]:
     try:
         ratios = json.loads(path.read_text(encoding="utf-8"))
-        return {key: Ratio(**value).to_json() for key, value in ratios.items()}
+        return {key: Estimate(**value).to_json() for key, value in ratios.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -15,8 +15,8 @@ from onnxdistill.errors import OutputError, RecipeError, explained
 
 def test_bench_times_the_embedded_student() -> None:
     result = bench([Path("models/digits/student.onnx")], runs=50)
-    assert result.models[0].name == "student"
-    assert 0 < result.models[0].latency_ms.median < 50
+    assert result.cases[0].name == "student"
+    assert 0 < result.cases[0].latency_ms.median.value < 50
 
 
 def test_compress_raises_what_the_command_prints(tmp_path: Path) -> None:

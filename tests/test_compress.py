@@ -21,7 +21,7 @@ from onnxdistill import compress, load_student
 from onnxdistill.cli import main
 from onnxdistill.data import load_images
 from onnxdistill.device.session import SessionSettings, most_threads, open_session
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import LimitCheck, Report, load_report
@@ -144,7 +144,8 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text(QUICK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
-    command += ["--log-file", str(tmp_path / "log.jsonl"), "--time-budget", "2h", "--set", "distill.views=2"]
+    command += ["--log-file", str(tmp_path / "log.jsonl"), "--time-budget", "2h"]
+    command += ["--set", "distill.views=2", "--set", "distill.crop_pad=1"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr
     report = load_report(tmp_path / "run" / "report.json")
@@ -287,9 +288,9 @@ class TestStagesThatChangeNothing:
         """Says that nothing is faster; returns what it was asked about."""
         asked: list[Path] = []
 
-        def slower(before: Path, after: Path, *_: object, **__: object) -> Ratio:
+        def slower(before: Path, after: Path, *_: object, **__: object) -> Estimate:
             asked.extend((before, after))
-            return Ratio(1.0, 0.99, 1.01)
+            return Estimate(1.0, 0.99, 1.01)
 
         monkeypatch.setattr("onnxdistill.gate.compare", slower)
         return asked
@@ -323,7 +324,7 @@ class TestStagesThatChangeNothing:
     def test_prune_that_is_used_tells_its_cuts(
         self, made: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("onnxdistill.gate.compare", lambda *_, **__: Ratio(2.0, 1.9, 2.1))
+        monkeypatch.setattr("onnxdistill.gate.compare", lambda *_, **__: Estimate(2.0, 1.9, 2.1))
         assert [group.channels_after for group in made("[prune]\nratio = 0.5\n").groups] == [8, 8]
 
     @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from onnxdistill.device.compare import NEEDED_SPEEDUP
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe
@@ -40,11 +40,11 @@ def test_a_copy_is_not_faster_than_its_original(digits: Classification, tmp_path
 
 
 def test_only_a_whole_interval_above_the_margin_counts() -> None:
-    assert measurably_faster(Ratio(1.2, NEEDED_SPEEDUP + 0.001, 1.4))
-    assert not measurably_faster(Ratio(1.2, NEEDED_SPEEDUP, 1.4))
-    assert not measurably_faster(Ratio(1.0024, 1.0018, 1.0030))  # once counted between two equal files
+    assert measurably_faster(Estimate(1.2, NEEDED_SPEEDUP + 0.001, 1.4))
+    assert not measurably_faster(Estimate(1.2, NEEDED_SPEEDUP, 1.4))
+    assert not measurably_faster(Estimate(1.0024, 1.0018, 1.0030))  # once counted between two equal files
 
 
 def test_the_words_say_what_was_demanded() -> None:
-    text = describe(Ratio(1.0024, 1.0018, 1.0030))
+    text = describe(Estimate(1.0024, 1.0018, 1.0030))
     assert text == "1.00× as fast (95 % interval 1.002 to 1.003; only what lies above 1.02 as a whole counts)"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.errors import OutputError, ResultError
 from onnxdistill.journal import Journal
 
 
 def remember(journal: Journal) -> None:
-    journal.ratio("a", lambda: Ratio(1.0, 0.5, 1.5))
+    journal.ratio("a", lambda: Estimate(1.0, 0.5, 1.5))
 
 
 def ended(place: Path, work: Callable[[Journal], None], error: type[BaseException] = KeyboardInterrupt) -> None:
@@ -39,9 +39,9 @@ class DivergedError(ResultError):
         super().__init__("why")
 
 
-def measured(value: float, calls: list[float]) -> Ratio:
+def measured(value: float, calls: list[float]) -> Estimate:
     calls.append(value)
-    return Ratio(value, value - 0.5, value + 0.5)
+    return Estimate(value, value - 0.5, value + 0.5)
 
 
 def test_ratios_are_measured_once(tmp_path: Path) -> None:
@@ -49,13 +49,13 @@ def test_ratios_are_measured_once(tmp_path: Path) -> None:
 
     def work(journal: Journal) -> None:
         assert not journal.holds_something
-        assert journal.ratio("a", lambda: measured(1.0, calls)) == Ratio(1.0, 0.5, 1.5)
-        assert journal.ratio("a", lambda: measured(2.0, calls)) == Ratio(1.0, 0.5, 1.5)
+        assert journal.ratio("a", lambda: measured(1.0, calls)) == Estimate(1.0, 0.5, 1.5)
+        assert journal.ratio("a", lambda: measured(2.0, calls)) == Estimate(1.0, 0.5, 1.5)
         assert journal.holds_something
 
     ended(tmp_path / "run", work)
     with Journal(tmp_path / "run") as journal:
-        assert journal.ratio("a", lambda: measured(3.0, calls)) == Ratio(1.0, 0.5, 1.5)
+        assert journal.ratio("a", lambda: measured(3.0, calls)) == Estimate(1.0, 0.5, 1.5)
         assert journal.ratio("b", lambda: measured(4.0, calls)).value == 4.0
     assert calls == [1.0, 4.0]
     assert list(tmp_path.iterdir()) == []  # that run ended by itself

@@ -66,6 +66,7 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
         ("rand_augment = 31", "distill.rand_augment = 31"),
         ("teachers = [{network = 'a', weights = 'none'}]", "a network without weights has nothing to teach"),
         ("mixup = 1e-50", "mixup = 1e-50: 0.001 is the least"),
+        ("views = 2", "distill.views = 2 has no effect without random changes to the images"),
         ("micro_batch = 128", "micro_batch = 128 is not less than batch_size = 128"),
         ("hard_weight = 0.0\nsoft_weight = 0.0", "there is nothing to learn from"),
         ("temperature = 1e300", "distill.temperature = 1e+300"),
@@ -74,6 +75,26 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, keys: str, part: str) -> None:
     assert part in refusal(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
+
+
+@pytest.mark.parametrize(
+    "keys", ["views = 1", "views = 2\ncrop_pad = 1", "views = 2\nflip = true", "views = 2\nrand_augment = 9"]
+)
+def test_views_that_differ_are_taken(tmp_path: Path, keys: str) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
+    assert recipe.distill is not None
+
+
+def test_a_time_budget_needs_something_to_distill(tmp_path: Path) -> None:
+    budget = "distill.minutes=30.0"  # as --time-budget hands it on
+    wanted = "a time budget (--time-budget or distill.minutes) needs a [distill] table"
+    assert wanted in refusal(write(tmp_path, MINIMAL), budget)
+    assert "a time budget" not in refusal(write(tmp_path, MINIMAL), "distill.views=0")
+    path = write(tmp_path, MINIMAL + "[distill]\nepochs = 3\n")
+    assert wanted in refusal(path, "distill=", budget)
+    recipe = load_recipe(path, [budget])
+    assert recipe.distill is not None
+    assert (recipe.distill.epochs, recipe.distill.minutes) == (3, 30.0)
 
 
 def test_a_new_head_has_to_be_trained(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def main() -> None:
                     f"{name}_{label}_speedup_low_x": ratio.low,
                     f"{name}_{label}_speedup_high_x": ratio.high,
                 }
-            raw[name] = {model.name: list(model.times_ms) for model in result.models}
+            raw[name] = {case.name: case.times_ms for case in result.cases}
     folder = Path(__file__).parent
     (folder / "times_ms.json").write_text(json.dumps(raw) + "\n")
     write_summary(

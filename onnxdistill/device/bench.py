@@ -2,254 +2,208 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
-from onnxdistill.device.feeds import random_feeds
-from onnxdistill.device.host import HostFacts, read_host
+from onnxdistill.device import doubts
+from onnxdistill.device.agreement import Agreement, agreements
+from onnxdistill.device.cases import Case, baselines, combine, name_models, options_by_provider, several
+from onnxdistill.device.earlier import check_same_machine, matching_case
+from onnxdistill.device.feeds import InputSource
+from onnxdistill.device.host import read_cpu_times, read_host
+from onnxdistill.device.measurement import Effort, Measurement, OnProgress
+from onnxdistill.device.memory import peak_memory
 from onnxdistill.device.modelfile import ModelFile, read_model_file
-from onnxdistill.device.result import BenchResult, BenchSettings, ModelTiming
-from onnxdistill.device.runtime import load_runtime, short_name, usable_provider
-from onnxdistill.device.session import Array, Session, SessionSettings, open_session
-from onnxdistill.device.statistics import Percentiles, Series, speedup, summarize
-from onnxdistill.device.timing import Timings, Warmup, time_interleaved
+from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
+from onnxdistill.device.runtime import load_runtime
+from onnxdistill.device.session import Array, OptimizationLevel, SessionSettings
+from onnxdistill.device.statistics import summarize
+from onnxdistill.device.verdicts import Slo, Verdict, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
 
-__all__ = ["BenchResult", "OnProgress", "bench", "shaky_machine", "shaky_timing"]
-
-OnProgress = Callable[[str, float, float], None]
-
-_DEFAULT_SECONDS = 10.0
-_FEW_CALLS = 30
-_WIDE_INTERVAL = 0.1
-
-# Calling ONNX Runtime from Python costs some microseconds, which a shorter run than this does not dwarf.
-_TINY_MS = 0.05
-
-
-@dataclass(frozen=True)
-class _Opened:
-    file: ModelFile
-    session: Session
-    feeds: dict[str, Array]
-    load_ms: float
-    first_run_ms: float
+__all__ = ["BenchResult", "OnProgress", "bench"]
 
 
 def bench(
     models: Sequence[Path | str] | Mapping[str, Path | str],
     *,
-    threads: int = 1,
-    batch: int = 1,
-    provider: str = "cpu",
+    threads: int | Sequence[int] = 1,
+    batch: int | Sequence[int] = 1,
+    provider: str | Sequence[str] = "cpu",
+    optimization_level: OptimizationLevel | Sequence[OptimizationLevel] = "all",
+    provider_options: Mapping[str, Mapping[str, str]] | None = None,
+    allow_fallback: bool = False,
+    io_binding: bool = False,
     runs: int | None = None,
     seconds: float | None = None,
+    precision: float | None = None,
     warmup: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     inputs: Mapping[str, Array] | None = None,
     seed: int = 0,
     baseline: str | None = None,
+    earlier: BenchResult | None = None,
+    max_regression: float | None = None,
+    slo: Slo | None = None,
+    check_outputs: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BenchResult:
-    """Times ONNX models side by side: every round runs each of them, in a random order.
+    """Times ONNX models side by side: every round runs each of them in every setting, in a random order.
 
     Args:
         models: The files; or files by the name that the result shall call them.
-        threads: Threads inside one operator.
-        batch: Items per call.
-        provider: Execution provider, `"cpu"` or `"CUDAExecutionProvider"`.
-        runs: How many calls of each model are timed.
-        seconds: Instead of `runs`: for how long to time, all models together; 10 if both are left out.
-        warmup: How many calls of each model come first; until their time is steady if left out.
+        threads: Threads inside one operator; with several numbers, every model is timed with each.
+        batch: Items per call; likewise.
+        provider: Execution provider, `"cpu"` or `"CUDAExecutionProvider"`; likewise.
+        optimization_level: How far ONNX Runtime rewrites the graph; likewise.
+        provider_options: Options by name, of every provider by its short name.
+        allow_fallback: Accept that a provider leaves some nodes, or all of them, to the CPU.
+        io_binding: Keep inputs and outputs on the provider's device, so that copies are not timed.
+        runs: How many calls of each case are timed.
+        seconds: Instead of `runs`: for how long to time, all cases together; 10 if both are left out. With
+            `precision` or `max_regression`: for how long at most, 60 or 20 if it is left out.
+        precision: Go on until the interval of each median and of each speed-up is as narrow: 0.01 is ± 1 %.
+        warmup: How many calls of each case come first; until their time is steady if left out.
         shapes: Whole shapes by input name, for inputs with more open dimensions than the batch.
-        inputs: Arrays by input name, instead of random ones, for all models.
-        seed: Of the random inputs, the order of the models and the intervals.
+        inputs: Arrays by input name, instead of random ones, for all models; the first items make a batch.
+        seed: Of the random inputs, the order of the cases and the intervals.
         baseline: Name of the model that the others are compared with; the first if left out.
+        earlier: The result of an earlier benchmark on this machine, as the baseline of all models.
+        max_regression: Fail a case that is slower than its baseline by more than this share; 0.05 is 5 %. The
+            measurement ends when that is clear.
+        slo: Fail a case whose latency misses this bound.
+        check_outputs: Compare the outputs of the models with those of the baseline.
         on_progress: Called between rounds, never while a model is timed, with the phase, what of it is done,
             and the total.
 
     Raises:
         UsageError: If the request contradicts itself or a model.
         ModelFileError: If a file does not exist or ONNX Runtime cannot load or run it.
-        ProviderError: If the provider is unknown or not usable, or takes no node of a model.
+        ProviderError: If a provider is unknown or not usable here.
+        FallbackError: If a provider leaves a whole model to the CPU, and that was not allowed.
         MissingPackageError: If ONNX Runtime is not installed.
     """
-    _check_numbers(batch=batch, runs=runs, seconds=seconds, warmup=warmup, seed=seed)
-    paths = _named(models)
-    reference = next(iter(paths)) if baseline is None else baseline
-    if reference not in paths:
-        raise UsageError(f"The baseline {reference!r} is none of the models.", f"They are: {', '.join(paths)}.")
+    effort = Effort(runs, seconds, precision, max_regression, warmup, seed)
+    effort.check()
+    paths = name_models(models)
+    reference = _reference(paths, baseline)
     load_runtime()
-    settings = SessionSettings(threads=threads, provider=usable_provider(provider))
+    options = options_by_provider(provider_options or {}, several(provider))
+    settings = [
+        SessionSettings(count, name, level, options[name], allow_fallback, io_binding)
+        for count, name, level in itertools.product(several(threads), options, several(optimization_level))
+    ]
+    cases = combine(paths, settings, several(batch))
+    compared = baselines(cases, reference)
+    if max_regression is not None and earlier is None and all(name == other for name, other in compared.items()):
+        raise UsageError("A limit on regressions needs a baseline.", "Name a second model, or --baseline FILE.")
     # Before the models are loaded, which is load as well.
     host = read_host()
-    opened = {}
-    for done, (name, path) in enumerate(paths.items()):
-        if on_progress is not None:
-            on_progress("load", done, len(paths))
-        opened[name] = _open(path, settings, batch, shapes or {}, inputs, np.random.default_rng(seed))
-    _check_inputs_used(opened, shapes or {})
-    if runs is None and seconds is None:
-        seconds = _DEFAULT_SECONDS
-    rng = np.random.default_rng(seed)
-    timings = time_interleaved(
-        {name: one.session.runner(one.feeds) for name, one in opened.items()},
-        rng=rng,
-        calls=runs,
-        seconds=seconds,
-        warmup_calls=warmup,
-        on_round=None if on_progress is None else lambda done, total: on_progress("time", done, total),
-    )
-    rounds, calls_per_round = timings.times_ms[reference].shape
+    files = {name: read_model_file(path) for name, path in paths.items()}
+    known: dict[str, CaseTiming] = {}
+    if earlier is not None:
+        check_same_machine(earlier, host)
+        known = {name: matching_case(earlier, case) for name, case in cases.items()}
+    source = InputSource(shapes or {}, inputs, seed)
+    progress = on_progress or (lambda _phase, _done, _total: None)
+    medians_ms = {name: one.medians_ms() for name, one in known.items()}
+    measurement = Measurement(cases, compared, effort, source.feeds, progress, medians_ms)
+    begin = read_cpu_times()
+    measurement.open()
+    source.check_shapes_used(measurement.openings.sessions.values())
+    measurement.time()
+    timings = measurement.openings.timings
+    most_threads = max(case.settings.threads for case in cases.values())
+    shaky = doubts.of_machine(host, most_threads, begin, read_cpu_times())
+    shaky += doubts.of_drift([one.series for one in timings.values()])
+    found = list(_agreements(measurement, cases, reference, source)) if check_outputs else []
+    results = []
+    for done, (name, case) in enumerate(cases.items()):
+        progress("memory", done, len(cases))
+        against = f"earlier {known[name].name}" if name in known else compared[name]
+        results.append(_case_timing(name, case, files[case.model], measurement, against))
     return BenchResult(
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         settings=BenchSettings(
-            threads=threads,
-            batch=batch,
-            provider=settings.provider,
             runs=runs,
-            seconds=None if seconds is None else float(seconds),
+            seconds=None if runs is not None else effort.time_s,
+            precision=precision,
             warmup=warmup,
             seed=seed,
             baseline=reference,
-            rounds=rounds,
-            calls_per_round=calls_per_round,
+            calls_per_round=tuple(series.shape[1] for series in timings[next(iter(cases))].series),
         ),
         host=host,
-        models=tuple(_timing(name, one, timings, reference, batch, rng) for name, one in opened.items()),
-        shaky=tuple(shaky_machine(host, threads)),
+        cases=tuple(results),
+        agreements=tuple(found),
+        verdicts=tuple(_verdicts(results, measurement.limited(), max_regression, slo)),
+        shaky=tuple(shaky),
     )
 
 
-def shaky_machine(host: HostFacts, threads: int) -> list[str]:
-    """Reasons of the machine not to trust timings with that many threads; each is a sentence."""
-    cpus = min(float(host.usable_cpus), host.cpu_limit or float("inf"))
-    reasons = []
-    if threads > cpus:
-        reasons.append(f"{threads} threads share {cpus:g} usable CPUs.")
-    elif host.load_average is not None and host.load_average + threads > cpus:
-        reasons.append(
-            f"The machine was busy: a load average of {host.load_average:g} before the start, "
-            f"and {threads} more thread{'s' if threads > 1 else ''}, on {cpus:g} usable CPUs."
-        )
-    return reasons
+def _reference(paths: Mapping[str, Path], baseline: str | None) -> str:
+    if baseline is None:
+        return next(iter(paths))
+    if baseline not in paths:
+        raise UsageError(f"The baseline {baseline!r} is none of the models.", f"They are: {', '.join(paths)}.")
+    return baseline
 
 
-def shaky_timing(latency_ms: Percentiles, warmup: Warmup) -> list[str]:
-    """Reasons of its timings not to trust the numbers of a model; each is a sentence."""
-    reasons = []
-    if latency_ms.count < _FEW_CALLS:
-        reasons.append(f"Only {latency_ms.count} calls were timed.")
-    width = (latency_ms.median_high - latency_ms.median_low) / latency_ms.median if latency_ms.median else 0.0
-    if width > _WIDE_INTERVAL:
-        reasons.append(
-            f"The median is uncertain: {latency_ms.median_low:.4g} to {latency_ms.median_high:.4g} ms, "
-            f"{width:.0%} wide."
-        )
-    if not warmup.settled:
-        reasons.append(f"The time of a call was not steady after {warmup.calls} warm-up calls.")
-    if latency_ms.median < _TINY_MS:
-        reasons.append(f"A call shorter than {_TINY_MS} ms is for a visible part the call from Python.")
-    return reasons
+def _agreements(
+    measurement: Measurement, cases: Mapping[str, Case], reference: str, source: InputSource
+) -> Iterator[Agreement]:
+    """Every model beside the baseline, in the first setting of each."""
+    first: dict[str, str] = {}
+    for name, case in cases.items():
+        first.setdefault(case.model, name)
+    sessions = measurement.openings.sessions
+    session = sessions[first[reference]]
+    for model, name in first.items():
+        if model != reference:
+            batches = source.batches(cases[first[reference]].batch, session)
+            yield from agreements((reference, session), (model, sessions[name]), batches)
 
 
-def _check_numbers(*, batch: int, runs: int | None, seconds: float | None, warmup: int | None, seed: int) -> None:
-    if seed < 0:
-        raise UsageError(f"A seed is a whole number from 0 on, and {seed} was given.")
-    if batch < 1:
-        raise UsageError(f"A batch has at least 1 item, and {batch} were asked for.")
-    if runs is not None and seconds is not None:
-        raise UsageError("Both a number of runs and a number of seconds were given.", "Give one of them.")
-    if runs is not None and runs < 1:
-        raise UsageError(f"At least 1 run is needed, and {runs} were asked for.")
-    if seconds is not None and not seconds > 0:
-        raise UsageError(f"The time must be above 0 seconds, and {seconds:g} were asked for.")
-    if warmup is not None and warmup < 0:
-        raise UsageError(f"There is no warm-up of {warmup} runs.")
+def _verdicts(
+    cases: Sequence[CaseTiming], limited: Sequence[str], max_regression: float | None, slo: Slo | None
+) -> Iterator[Verdict]:
+    """Whether each case meets the limits."""
+    for case in cases:
+        if max_regression is not None and case.name in limited:
+            yield slowdown_verdict(case.name, case.compared_with, case.speedup, max_regression)
+        if slo is not None:
+            yield slo_verdict(case.name, case.latency_ms, slo)
 
 
-def _named(models: Sequence[Path | str] | Mapping[str, Path | str]) -> dict[str, Path]:
-    """Names that tell the files apart: the stem, else with its folder, else with a number."""
-    if isinstance(models, Mapping):
-        named = {name: Path(path) for name, path in models.items()}
-    else:
-        paths = [Path(path) for path in models]
-        stems = Counter(path.stem for path in paths)
-        named = {}
-        for path in paths:
-            name = path.stem if stems[path.stem] == 1 else f"{path.absolute().parent.name}/{path.stem}"
-            number = 1 + sum(known.partition(" #")[0] == name for known in named)
-            named[name if number == 1 else f"{name} #{number}"] = path
-    if not named:
-        raise UsageError("There is no model to time.", "Name at least one .onnx file.")
-    return named
-
-
-def _open(
-    path: Path,
-    settings: SessionSettings,
-    batch: int,
-    shapes: Mapping[str, Sequence[int]],
-    inputs: Mapping[str, Array] | None,
-    rng: np.random.Generator,
-) -> _Opened:
-    file = read_model_file(path)
-    begin = time.perf_counter_ns()
-    session = open_session(path, settings)
-    load_ms = (time.perf_counter_ns() - begin) / 1e6
-    if inputs is None:
-        own = {port.name: tuple(shapes[port.name]) for port in session.inputs if port.name in shapes}
-        feeds = random_feeds(session, batch, own, rng)
-    else:
-        feeds = dict(inputs)
-    session.check_feeds(feeds)
-    begin = time.perf_counter_ns()
-    session.run(feeds)
-    first_run_ms = (time.perf_counter_ns() - begin) / 1e6
-    return _Opened(file, session, feeds, load_ms, first_run_ms)
-
-
-def _check_inputs_used(opened: Mapping[str, _Opened], shapes: Mapping[str, Sequence[int]]) -> None:
-    known = {port.name for one in opened.values() for port in one.session.inputs}
-    if unknown := shapes.keys() - known:
-        raise UsageError(
-            f"A shape is given for {min(unknown)!r}, which no model has as an input.",
-            f"The inputs are: {', '.join(sorted(known))}.",
-        )
-
-
-def _timing(
-    name: str, one: _Opened, timings: Timings, reference: str, batch: int, rng: np.random.Generator
-) -> ModelTiming:
-    series: Series = timings.times_ms[name]
-    latency_ms = summarize(series, rng)
-    return ModelTiming(
+def _case_timing(name: str, case: Case, file: ModelFile, measurement: Measurement, against: str) -> CaseTiming:
+    """What was measured of a case; its memory is measured now."""
+    openings = measurement.openings
+    one, session, feeds = openings.timings[name], openings.sessions[name], openings.feeds[name]
+    latency_ms = summarize(one.series, measurement.rng)
+    return CaseTiming(
         name=name,
-        path=str(one.file.path),
-        size_bytes=one.file.size_bytes,
-        sha256=one.file.sha256,
-        inputs={key: array.shape for key, array in one.feeds.items()},
-        load_ms=round(one.load_ms, 6),
-        first_run_ms=round(one.first_run_ms, 6),
-        warmup_calls=timings.warmup[name].calls,
+        model=case.model,
+        path=str(file.path),
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        threads=case.settings.threads,
+        batch=case.batch,
+        provider=session.provider,
+        optimization_level=case.settings.optimization_level,
+        inputs={key: array.shape for key, array in feeds.items()},
+        load_ms=round(float(np.median(one.load_ms)), 6),
+        first_run_ms=round(float(np.median(one.first_run_ms)), 6),
+        warmup_calls=one.warmup.calls,
         latency_ms=latency_ms,
-        throughput_per_s=batch * 1e3 / latency_ms.median,
-        speedup=speedup(timings.times_ms[reference], series, rng),
-        nodes_by_provider=one.session.nodes_by_provider,
-        shaky=tuple(shaky_timing(latency_ms, timings.warmup[name]) + _elsewhere(one.session)),
-        times_ms=tuple(series.ravel().tolist()),
+        throughput_per_s=case.batch * 1e3 / latency_ms.mean.value,
+        compared_with=against,
+        speedup=measurement.speedup(name),
+        nodes_by_provider=session.nodes_by_provider,
+        memory=peak_memory(case, feeds),
+        shaky=tuple(doubts.of_timing(latency_ms, one.warmup) + doubts.of_placement(session, case)),
+        times_ms=tuple(tuple(series.ravel().tolist()) for series in one.series),
     )
-
-
-def _elsewhere(session: Session) -> list[str]:
-    nodes = session.nodes_by_provider
-    total, own = sum(nodes.values()), nodes.get(session.provider, 0)
-    if own == total:
-        return []
-    return [f"{total - own} of {total} nodes do not run on {short_name(session.provider)} but on the CPU."]

@@ -1,70 +1,67 @@
-"""Whether one model is really faster than another, beyond what opening the same file again changes.
+"""Whether one model is really faster, or slower, than another by some margin: sequential looks at openings.
 
-Two sessions of byte-identical files differ by up to a percent or so, for as long as they live: memory falls
-differently into the caches. The interval of `bench`, which is within one opening of the models, misses that. Here both
-models are opened several times, in swapped order, and every opening counts as one measurement.
+The models are opened and timed side by side until the interval of their ratio is clear of the margin, or until it is
+not worth going on. That takes about two seconds where the answer is plain.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from onnxdistill.device.cases import Case
 from onnxdistill.device.feeds import random_feeds
-from onnxdistill.device.session import Session, SessionSettings, open_session
-from onnxdistill.device.statistics import Ratio
-from onnxdistill.device.timing import time_interleaved
+from onnxdistill.device.openings import Openings
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.device.statistics import Estimate, speedup
 
 NEEDED_SPEEDUP = 1.02
 """A gain that counts has its whole interval above this: 2 % is what is left of two equal files at their worst, and
 less is not worth an approximation of the teacher."""
 
 OPENING_SECONDS = 0.5
-"""How long both models are timed, together, in one opening."""
+"""How long all cases are timed, together, in one opening."""
 
-# After so many openings there is a look at the interval, which ends the measurement if it is clear. Several looks have
-# more chances to err than one, so each gets a third of the 5 %: the quantile of Student's t distribution is that of
-# 1 - 0.05 / 3 / 2 with one degree of freedom less than there are openings.
-LOOKS = {4: 4.857, 8: 3.128, 20: 2.625}
+LOOKS = (4, 8, 20)
+"""After so many openings there is a look at the interval, which ends the measurement if it is clear."""
+
+LOOK_CONFIDENCE = 1 - 0.05 / len(LOOKS)
+"""Several looks have more chances to err than one, so each gets its share of the 5 % (Bonferroni)."""
 
 SECONDS_AT_MOST = 15.0
 """A next look that would come later than this after the start is left out."""
 
-# A model that was warm before needs only the memory and the caches of its new session filled.
-_REWARM_MS, _REWARM_AT_LEAST, _REWARM_AT_MOST = 50.0, 3, 50
 
+def look(
+    opening: Callable[[], None],
+    is_clear: Callable[[], bool],
+    seconds_at_most: float = SECONDS_AT_MOST,
+    clock: Callable[[], float] = time.monotonic,
+) -> int:
+    """Makes openings until the answer is clear, or until the next look would come too late.
 
-@dataclass
-class _Pair:
-    """Two files that are opened again and again."""
+    Args:
+        opening: Opens and times everything once.
+        is_clear: Whether more openings would hardly change the answer.
+        seconds_at_most: From the start to a last look; the first one is always taken.
+        clock: Returns seconds.
 
-    before: Path
-    after: Path
-    settings: SessionSettings
-    batch: int
-    rng: np.random.Generator
-    warmup_calls: int | None = None
-
-    def opening(self, swapped: bool) -> float:
-        """Opens both, times them in turns, and returns how many times faster the second one is."""
-        order = ("after", "before") if swapped else ("before", "after")
-        sessions: dict[str, Session] = {name: open_session(getattr(self, name), self.settings) for name in order}
-        feeds = {name: random_feeds(one, self.batch, {}, np.random.default_rng(0)) for name, one in sessions.items()}
-        timings = time_interleaved(
-            {name: one.runner(feeds[name]) for name, one in sessions.items()},
-            rng=self.rng,
-            seconds=OPENING_SECONDS,
-            warmup_calls=self.warmup_calls,
-        )
-        slowest_ms = max(warmup.latency_ms for warmup in timings.warmup.values())
-        if self.warmup_calls is None:
-            fitting = _REWARM_AT_MOST if slowest_ms == 0 else int(_REWARM_MS / slowest_ms)
-            self.warmup_calls = min(_REWARM_AT_MOST, max(_REWARM_AT_LEAST, fitting))
-        return float(np.median(timings.times_ms["before"]) / np.median(timings.times_ms["after"]))
+    Returns:
+        How many openings were made.
+    """
+    begin, made = clock(), 0
+    for wanted in LOOKS:
+        if made and (clock() - begin) / made * wanted > seconds_at_most:
+            break
+        while made < wanted:
+            opening()
+            made += 1
+        if is_clear():
+            break
+    return made
 
 
 def compare(
@@ -74,7 +71,7 @@ def compare(
     batch: int = 1,
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
-) -> Ratio:
+) -> Estimate:
     """How many times faster `after` runs than `before`, with a 95 % interval over openings of the two files.
 
     It takes about two seconds and the loading where the answer is clear, and up to twelve where it is not. Large models
@@ -91,39 +88,33 @@ def compare(
     Raises:
         ModelFileError: If a file does not load or run.
     """
-    pair = _Pair(before, after, settings, batch, np.random.default_rng(seed))
-    ratios: list[float] = []
-    begin = clock()
-    for openings, quantile in LOOKS.items():
-        if ratios and (clock() - begin) / len(ratios) * openings > SECONDS_AT_MOST:
-            break
-        while len(ratios) < openings:
-            ratios.append(pair.opening(swapped=len(ratios) % 2 == 1))
-        ratio = interval(ratios, quantile)
-        if is_clear(ratio):
-            break
-    return ratio
+    rng = np.random.default_rng(seed)
+    cases = {name: Case(name, path, settings, batch) for name, path in (("before", before), ("after", after))}
+    openings = Openings(cases, lambda _, session: random_feeds(session, batch, {}, np.random.default_rng(0)), rng)
+
+    def opening() -> None:
+        openings.open()
+        openings.time(seconds=OPENING_SECONDS)
+
+    def ratio() -> Estimate:
+        timings = openings.timings
+        return speedup(timings["before"].series, timings["after"].series, rng, LOOK_CONFIDENCE)
+
+    look(opening, lambda: is_clear(ratio()), clock=clock)
+    return ratio()
 
 
-def interval(ratios: list[float], quantile: float) -> Ratio:
-    """The geometric mean of one ratio an opening, with Student's interval around it."""
-    logs = np.log(ratios)
-    error = quantile * float(np.std(logs, ddof=1)) / len(logs) ** 0.5
-    middle = float(np.mean(logs))
-    return Ratio(*(float(np.exp(value)) for value in (middle, middle - error, middle + error)))
-
-
-def is_clear(ratio: Ratio) -> bool:
+def is_clear(ratio: Estimate) -> bool:
     """Whether more openings would hardly change the answer: the whole interval is on one side of what is needed."""
     return measurably_faster(ratio) or ratio.high < NEEDED_SPEEDUP
 
 
-def measurably_faster(ratio: Ratio) -> bool:
+def measurably_faster(ratio: Estimate) -> bool:
     """True only if the whole 95 % interval lies above `NEEDED_SPEEDUP`."""
     return ratio.low > NEEDED_SPEEDUP
 
 
-def describe(ratio: Ratio) -> str:
+def describe(ratio: Estimate) -> str:
     """A speed-up in words, with its interval and what is demanded of it."""
     return (
         f"{ratio.value:.2f}× as fast (95 % interval {ratio.low:.3f} to {ratio.high:.3f}; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from rich import box
@@ -14,33 +14,41 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxdistill.device.doctor import Finding
-from onnxdistill.device.result import BenchResult, ModelTiming
+from onnxdistill.device.result import BenchResult, CaseTiming
 from onnxdistill.device.runtime import short_name
+from onnxdistill.device.statistics import Estimate
 
-_WIDE_COLUMNS = 100
 _NAME_WIDTH = 8
 _UNBOUNDED = 1000
+_OUTCOMES = {"met": "green", "missed": "bold red", "unclear": "yellow"}
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 _REFRESH_S = 0.2
 
 
 def show_bench(result: BenchResult, console: Console) -> None:
-    """Prints the conditions, a row per model, and what is doubtful."""
+    """Prints the conditions, a row per case, what was compared with what, and what is doubtful."""
     console.print(Text(_machine(result)))
     console.print(Text(_conditions(result)))
-    table = _table(result, console.width >= _WIDE_COLUMNS)
-    if console.measure(table, options=console.options.update(width=_UNBOUNDED)).minimum > console.width:
-        table = _narrow_table(result)
     console.print()
-    console.print(table)
-    if notes := result.doubts():
+    console.print(_fitting(console, [_wide_table(result), _table(result), _narrow_table(result)]))
+    lines: list[tuple[str, str, str]] = [("", "outputs", str(agreement)) for agreement in result.agreements]
+    lines += [(_OUTCOMES[verdict.outcome], verdict.outcome, str(verdict)) for verdict in result.verdicts]
+    lines += [("yellow", "shaky", note) for note in result.doubts()]
+    if lines:
         grid = Table.grid(padding=(0, 2))
-        grid.add_column(style="yellow", no_wrap=True)
+        grid.add_column(no_wrap=True)
         grid.add_column(overflow="fold")
-        for note in notes:
-            grid.add_row("shaky", Text(note))
+        for style, kind, text in lines:
+            grid.add_row(Text(kind, style=style), Text(text))
         console.print()
         console.print(grid)
+
+
+def _fitting(console: Console, tables: Sequence[Table]) -> Table:
+    """The first table that the console is wide enough for; the last in any case."""
+    unbounded = console.options.update(width=_UNBOUNDED)
+    fits = (table for table in tables if console.measure(table, options=unbounded).minimum <= console.width)
+    return next(fits, tables[-1])
 
 
 def _machine(result: BenchResult) -> str:
@@ -50,35 +58,58 @@ def _machine(result: BenchResult) -> str:
 
 
 def _conditions(result: BenchResult) -> str:
-    settings = result.settings
-    calls = settings.rounds * settings.calls_per_round
-    threads = f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
-    where = f"{short_name(settings.provider)}, {threads}, batch {settings.batch}"
-    return f"{where}, {calls:,} timed call{'s' if calls > 1 else ''} of each model"
+    """What all cases have in common."""
+    first = result.cases[0]
+    parts = []
+    if len({case.provider for case in result.cases}) == 1:
+        parts.append(short_name(first.provider))
+    if len({case.threads for case in result.cases}) == 1:
+        parts.append(f"{first.threads} thread{'s' if first.threads > 1 else ''}")
+    if len({case.batch for case in result.cases}) == 1:
+        parts.append(f"batch {first.batch}")
+    calls, openings = first.latency_ms.count, len(first.times_ms)
+    each = "each" if len(result.cases) > 1 else "it"
+    opened = f", in {openings} openings" if openings > 1 else ""
+    parts.append(f"{calls:,} timed call{'s' if calls > 1 else ''} of {each}{opened}")
+    return ", ".join(parts)
 
 
-def _table(result: BenchResult, wide: bool) -> Table:
+def _wide_table(result: BenchResult) -> Table:
+    table = _empty_table(
+        "size", "memory", "load\nms", "median\nms", "±\n%", "p90\nms", "p95\nms", "p99\nms", "p99.9\nms", "items/s"
+    )
+    _add_speedups(
+        table,
+        result,
+        " ",
+        lambda case: [
+            size_text(case.size_bytes),
+            "-" if case.memory is None else size_text(case.memory.process_bytes),
+            _number(case.load_ms),
+            *_latencies(case, spread=True),
+            _number(case.throughput_per_s),
+        ],
+    )
+    return table
+
+
+def _table(result: BenchResult) -> Table:
     table = _empty_table("size", "median\nms", "p90\nms", "p95\nms", "p99\nms", "items/s")
-    compared = len(result.models) > 1
-    if compared:
-        table.add_column("speed-up\n(95 %)", justify="right", no_wrap=True)
-    for model in result.models:
-        latency_ms = model.latency_ms
-        times = (_number(value) for value in (latency_ms.median, latency_ms.p90, latency_ms.p95, latency_ms.p99))
-        cells = [size_text(model.size_bytes), *times, _number(model.throughput_per_s)]
-        speedup = [_speedup(model, result.settings.baseline, " " if wide else "\n")] if compared else []
-        table.add_row(escape(model.name), *cells, *speedup)
+    _add_speedups(
+        table,
+        result,
+        "\n",
+        lambda case: [size_text(case.size_bytes), *_latencies(case, spread=False), _number(case.throughput_per_s)],
+    )
     return table
 
 
 def _narrow_table(result: BenchResult) -> Table:
     """What a comparison is made for; the rest needs a wider terminal, or --json."""
-    table = _empty_table("median\nms", "p95\nms", *(["speed-up\n(95 %)"] if len(result.models) > 1 else []))
-    for model in result.models:
-        cells = [_number(model.latency_ms.median), _number(model.latency_ms.p95)]
-        if len(result.models) > 1:
-            cells.append(_speedup(model, result.settings.baseline, "\n"))
-        table.add_row(escape(model.name), *cells)
+    table = _empty_table("median\nms", "p95\nms")
+    _add_speedups(
+        table, result, "\n", lambda case: [_number(case.latency_ms.median.value), _figure(case.latency_ms.p95)]
+    )
     return table
 
 
@@ -90,12 +121,37 @@ def _empty_table(*headings: str) -> Table:
     return table
 
 
-def _speedup(model: ModelTiming, baseline: str, between: str) -> str:
-    if model.name == baseline:
+def _add_speedups(
+    table: Table, result: BenchResult, between: str, cells: Callable[[CaseTiming], Sequence[str]]
+) -> None:
+    """Adds a row a case, with a last column if there is something to compare."""
+    compared = any(not case.is_baseline for case in result.cases)
+    if compared:
+        table.add_column("speed-up\n(95 %)", justify="right", no_wrap=True)
+    for case in result.cases:
+        table.add_row(escape(case.name), *cells(case), *([_speedup(case, between)] if compared else []))
+
+
+def _latencies(case: CaseTiming, *, spread: bool) -> list[str]:
+    latency_ms = case.latency_ms
+    middle = [_number(latency_ms.median.value)]
+    tail = [latency_ms.p90, latency_ms.p95, latency_ms.p99]
+    if spread:
+        middle.append(f"{100 * latency_ms.median.uncertainty:.1f}")
+        tail.append(latency_ms.p999)
+    return [*middle, *map(_figure, tail)]
+
+
+def _speedup(case: CaseTiming, between: str) -> str:
+    if case.is_baseline:
         return "baseline"
-    ratio = model.speedup
+    ratio = case.speedup
     interval = f"{ratio.low:.2f}-{ratio.high:.2f}"
     return f"{ratio.value:.2f}x{between}{f'({interval})' if between == ' ' else interval}"
+
+
+def _figure(estimate: Estimate | None) -> str:
+    return _number(None if estimate is None else estimate.value)
 
 
 def _number(value: float | None) -> str:

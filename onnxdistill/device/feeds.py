@@ -1,20 +1,82 @@
-"""Random inputs of the right names, dtypes and shapes for a model that is to be timed."""
+"""Inputs of the right names, dtypes and shapes for a model that is to be timed: random ones, or from a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
+from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
+from onnxdistill.device.cases import Case
 from onnxdistill.device.host import memory_bytes
 from onnxdistill.device.session import Array, Port, Session, shape_fits
-from onnxdistill.errors import UsageError
+from onnxdistill.errors import DataError, UsageError
+
+# What outputs are compared on, if no inputs are given.
+_RANDOM_ITEMS = 64
 
 # Of the memory; the model itself holds at least as much again, in outputs and in between.
 _SHARE = 0.5
 # No machine of today has more; for systems that do not tell.
 _MOST_BYTES = 1 << 45
+
+
+class InputSource:
+    """Gives the inputs of every model of a benchmark.
+
+    Args:
+        shapes: Whole shapes by input name, where a model leaves more open than the batch.
+        inputs: Arrays by input name, instead of random ones; None for random ones.
+        seed: Of the random ones; every model gets the same.
+    """
+
+    def __init__(self, shapes: Mapping[str, Sequence[int]], inputs: Mapping[str, Array] | None, seed: int) -> None:
+        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        self._inputs = inputs
+        self._seed = seed
+
+    def feeds(self, case: Case, session: Session) -> dict[str, Array]:
+        """One batch for a case.
+
+        Raises:
+            UsageError: See `random_feeds` and `given_feeds`.
+        """
+        return next(self.batches(case.batch, session))
+
+    def batches(self, batch: int, session: Session) -> Iterator[dict[str, Array]]:
+        """All given items in batches; or as many random ones as make a comparison.
+
+        Raises:
+            UsageError: See `random_feeds` and `given_feeds`.
+        """
+        if self._inputs is None:
+            rng = np.random.default_rng(self._seed)
+            for _ in range(max(1, _RANDOM_ITEMS // batch)):
+                yield random_feeds(session, batch, self._own_shapes(session), rng)
+            return
+        yield given_feeds(session, batch, self._inputs)
+        fewest = min(len(array) if array.ndim else 1 for array in self._inputs.values())
+        for begin in range(batch, fewest - batch + 1, batch):
+            yield given_feeds(session, batch, self._inputs, begin)
+
+    def check_shapes_used(self, sessions: Iterable[Session]) -> None:
+        """Makes sure that each shape is of an input of some model.
+
+        Raises:
+            UsageError: At the first that is not.
+        """
+        known = {port.name for session in sessions for port in session.inputs}
+        if unknown := self._shapes.keys() - known:
+            raise UsageError(
+                f"A shape is given for {min(unknown)!r}, which no model has as an input.",
+                f"The inputs are: {', '.join(sorted(known))}.",
+            )
+
+    def _own_shapes(self, session: Session) -> dict[str, tuple[int, ...]]:
+        return {port.name: self._shapes[port.name] for port in session.inputs if port.name in self._shapes}
 
 
 def random_feeds(
@@ -40,6 +102,53 @@ def random_feeds(
         size = prod(chosen[port.name]) * (1 if port.dtype is None else port.dtype.itemsize)
         check_memory(f"{session.label}: the input {port.name!r} as {list(chosen[port.name])}", size)
     return {port.name: _values(session, port, chosen[port.name], rng) for port in session.inputs}
+
+
+def given_feeds(session: Session, batch: int, inputs: Mapping[str, Array], begin: int = 0) -> dict[str, Array]:
+    """A batch of items from arrays that may hold more; an input whose first dimension is fixed gets all of its array.
+
+    Args:
+        session: The opened model.
+        batch: Items in a batch.
+        inputs: Arrays by input name.
+        begin: The first item.
+
+    Raises:
+        UsageError: If an input has no array, or an array too few items.
+    """
+    feeds = dict(inputs)
+    for port in session.inputs:
+        if port.name not in inputs or not port.shape or isinstance(port.shape[0], int):
+            continue
+        array = inputs[port.name]
+        if array.ndim == 0 or len(array) < begin + batch:
+            raise UsageError(
+                f"The input {port.name!r} is given with {len(array) if array.ndim else 1} items, and a batch of "
+                f"{batch} was asked for.",
+                "Give more items, or ask for a smaller batch.",
+            )
+        feeds[port.name] = array[begin : begin + batch]
+    return feeds
+
+
+def read_inputs(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        DataError: If it is missing, damaged, holds nothing, or holds objects of Python.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files} if isinstance(file, NpzFile) else {}
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror or 'it is no .npz file'}.", "Check the path."
+        ) from error
+    except (ValueError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is no .npz file of arrays: {error}.", "Write it with numpy.savez.") from error
+    if not arrays:
+        raise DataError(f"{path} holds no named arrays.", "Write it with numpy.savez(path, INPUT=array).")
+    return arrays
 
 
 def check_memory(what: str, size_bytes: int) -> None:

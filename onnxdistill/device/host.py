@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,39 @@ class HostFacts:
         for name, value in values.items():
             values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class CpuTimes:
+    """What the processors of this machine have done so far.
+
+    Attributes:
+        wall_s: Of a clock that starts anywhere.
+        busy_s: Seconds of work, of all processors and all processes; what a virtual machine's host took is in it.
+        own_s: Seconds of work of this process and those that it has started and seen the end of.
+    """
+
+    wall_s: float
+    busy_s: float
+    own_s: float
+
+    def others_until(self, later: CpuTimes) -> float:
+        """How many processors other processes kept busy from now until then, on average."""
+        wall_s = later.wall_s - self.wall_s
+        others_s = (later.busy_s - self.busy_s) - (later.own_s - self.own_s)
+        return max(0.0, others_s / wall_s) if wall_s > 0 else 0.0
+
+
+def read_cpu_times() -> CpuTimes | None:
+    """Reads them now; None where the system does not tell."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, hardware, software, stolen = map(int, fields[1:9])
+    ticks = user + nice + system + hardware + software + stolen
+    own = os.times()
+    return CpuTimes(time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), sum(own[:4]))
 
 
 @dataclass(frozen=True)

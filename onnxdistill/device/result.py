@@ -3,80 +3,106 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
+
+from onnxdistill.device.agreement import Agreement
 from onnxdistill.device.host import HostFacts
-from onnxdistill.device.statistics import Percentiles, Ratio
+from onnxdistill.device.memory import PeakMemory
+from onnxdistill.device.statistics import Estimate, Percentiles, Series
+from onnxdistill.device.verdicts import Verdict
 from onnxdistill.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """How the models were timed.
+    """How all cases were timed.
 
     Attributes:
-        threads: Threads inside one operator.
-        batch: Items per call.
-        provider: Full name of the execution provider.
-        runs: Timed calls of each model that were asked for; None if a time was asked for.
-        seconds: Seconds of timing that were asked for, all models together; None if runs were asked for.
+        runs: Timed calls of each case that were asked for; None if a time was asked for.
+        seconds: Seconds of timing that were asked for, all cases together; None if runs were asked for.
+        precision: Half-width of the intervals, as a share, that was asked for; None if none was.
         warmup: Calls before the timing that were asked for; None for until it is steady.
-        seed: Of the inputs, the order of the models and the intervals.
+        seed: Of the inputs, the order of the cases and the intervals.
         baseline: Name of the model that the others are compared with.
-        rounds: In how many rounds all models were timed.
-        calls_per_round: Timed calls of each model in a round.
+        calls_per_round: Timed calls of each case in a round, for each opening.
     """
 
-    threads: int
-    batch: int
-    provider: str
     runs: int | None
     seconds: float | None
+    precision: float | None
     warmup: int | None
     seed: int
     baseline: str
-    rounds: int
-    calls_per_round: int
+    calls_per_round: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class ModelTiming:
-    """How long one model takes.
+class CaseTiming:
+    """How long one model takes in one setting.
 
     Attributes:
-        name: As the result calls it.
+        name: As the result calls it: the model's name and what of its settings others do not share.
+        model: Name of the model.
         path: As it was given.
         size_bytes: The file with its external data.
         sha256: Of the file.
+        threads: Threads inside one operator.
+        batch: Items per call.
+        provider: Full name of the execution provider.
+        optimization_level: How far ONNX Runtime rewrote the graph.
         inputs: Shape of each input by name.
-        load_ms: From the file to a session that is ready.
-        first_run_ms: The first run, which allocates memory and more.
-        warmup_calls: Runs before the timing.
+        load_ms: From the file to a session that is ready; the median over the openings.
+        first_run_ms: The first run, which allocates memory and more; likewise.
+        warmup_calls: Runs before the first timing.
         latency_ms: One run with the whole batch.
-        throughput_per_s: Items a second at the median latency, one run after the other.
-        speedup: Against the baseline, from rounds that both were timed in; 1 for the baseline itself.
+        throughput_per_s: Items a second at the mean latency, one run after the other.
+        compared_with: Name of the case that `speedup` is against; its own if it is a baseline.
+        speedup: How many times faster an item is than there; 1 for a baseline itself.
         nodes_by_provider: How many nodes run on which provider, by full name; empty if it is not known.
+        memory: Of a process that does nothing but run it; None where that is not known.
         shaky: Reasons not to trust these numbers; each is a sentence.
-        times_ms: Every timed run, in the order of time.
+        times_ms: Every timed run of each opening, in the order of time.
     """
 
     name: str
+    model: str
     path: str
     size_bytes: int
     sha256: str
+    threads: int
+    batch: int
+    provider: str
+    optimization_level: str
     inputs: dict[str, tuple[int, ...]]
     load_ms: float
     first_run_ms: float
     warmup_calls: int
     latency_ms: Percentiles
     throughput_per_s: float
-    speedup: Ratio
+    compared_with: str
+    speedup: Estimate
     nodes_by_provider: dict[str, int]
+    memory: PeakMemory | None
     shaky: tuple[str, ...]
-    times_ms: tuple[float, ...]
+    times_ms: tuple[tuple[float, ...], ...]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether others are compared with it."""
+        return self.compared_with == self.name
+
+    def every_ms(self) -> Series:
+        """The times of all openings, of shape `(calls,)`."""
+        return np.concatenate([np.asarray(times) for times in self.times_ms])
+
+    def medians_ms(self) -> list[float]:
+        """The median of each opening."""
+        return [float(np.median(times)) for times in self.times_ms]
 
 
 @dataclass(frozen=True)
@@ -87,26 +113,30 @@ class BenchResult:
         measured_at: UTC, ISO 8601.
         settings: How.
         host: Where.
-        models: In the order they were given.
+        cases: Every model in every setting, in the order they were given.
+        agreements: How far the outputs of the models agree with those of the baseline, if that was asked for.
+        verdicts: Whether limits were met, if there were any.
         shaky: Reasons of the machine not to trust any of the numbers; each is a sentence.
     """
 
     measured_at: str
     settings: BenchSettings
     host: HostFacts
-    models: tuple[ModelTiming, ...]
+    cases: tuple[CaseTiming, ...]
+    agreements: tuple[Agreement, ...]
+    verdicts: tuple[Verdict, ...]
     shaky: tuple[str, ...]
 
-    def __getitem__(self, name: str) -> ModelTiming:
-        """The model of that name."""
-        return next(model for model in self.models if model.name == name)
+    def __getitem__(self, name: str) -> CaseTiming:
+        """The case of that name."""
+        return next(case for case in self.cases if case.name == name)
 
     def doubts(self) -> list[str]:
-        """Every reason not to trust the numbers; one that several models share is said once."""
+        """Every reason not to trust the numbers; one that several cases share is said once."""
         sharing: dict[str, list[str]] = {}
-        for model in self.models:
-            for reason in model.shaky:
-                sharing.setdefault(reason, []).append(model.name)
+        for case in self.cases:
+            for reason in case.shaky:
+                sharing.setdefault(reason, []).append(case.name)
         return [*self.shaky, *(f"{', '.join(names)}: {reason}" for reason, names in sharing.items())]
 
     def to_json(self) -> dict[str, Any]:
@@ -114,10 +144,12 @@ class BenchResult:
         return {
             "schema_version": SCHEMA_VERSION,
             "measured_at": self.measured_at,
-            "settings": dict(self.settings.__dict__),
+            "settings": {**self.settings.__dict__, "calls_per_round": list(self.settings.calls_per_round)},
             "host": self.host.to_json(),
             "shaky": list(self.shaky),
-            "models": [_model_to_json(model) for model in self.models],
+            "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "agreements": [agreement.to_json() for agreement in self.agreements],
+            "cases": [_case_to_json(case) for case in self.cases],
         }
 
     @classmethod
@@ -134,34 +166,39 @@ class BenchResult:
                 "Read it with the release that wrote it, or measure again.",
             )
         try:
+            settings = {**data["settings"], "calls_per_round": tuple(data["settings"]["calls_per_round"])}
             return cls(
                 measured_at=data["measured_at"],
-                settings=BenchSettings(**data["settings"]),
+                settings=BenchSettings(**settings),
                 host=HostFacts.from_json(data["host"]),
-                models=tuple(_model_from_json(model) for model in data["models"]),
+                cases=tuple(_case_from_json(case) for case in data["cases"]),
+                agreements=tuple(Agreement(**agreement) for agreement in data["agreements"]),
+                verdicts=tuple(Verdict.from_json(verdict) for verdict in data["verdicts"]),
                 shaky=tuple(data["shaky"]),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise DataError(f"The benchmark result is damaged: {error}.", "Measure again.") from error
 
 
-def _model_to_json(model: ModelTiming) -> dict[str, Any]:
+def _case_to_json(case: CaseTiming) -> dict[str, Any]:
     return {
-        **model.__dict__,
-        "inputs": {name: list(shape) for name, shape in model.inputs.items()},
-        "latency_ms": model.latency_ms.to_json(),
-        "speedup": model.speedup.to_json(),
-        "shaky": list(model.shaky),
-        "times_ms": list(model.times_ms),
+        **{field.name: getattr(case, field.name) for field in fields(case)},
+        "inputs": {name: list(shape) for name, shape in case.inputs.items()},
+        "latency_ms": case.latency_ms.to_json(),
+        "speedup": case.speedup.to_json(),
+        "memory": None if case.memory is None else case.memory.to_json(),
+        "shaky": list(case.shaky),
+        "times_ms": [list(times) for times in case.times_ms],
     }
 
 
-def _model_from_json(data: Mapping[str, Any]) -> ModelTiming:
+def _case_from_json(data: Mapping[str, Any]) -> CaseTiming:
     converted = {
         "inputs": {name: tuple(shape) for name, shape in data["inputs"].items()},
-        "latency_ms": Percentiles(**data["latency_ms"]),
-        "speedup": Ratio(**data["speedup"]),
+        "latency_ms": Percentiles.from_json(data["latency_ms"]),
+        "speedup": Estimate(**data["speedup"]),
+        "memory": None if data["memory"] is None else PeakMemory(**data["memory"]),
         "shaky": tuple(data["shaky"]),
-        "times_ms": tuple(data["times_ms"]),
+        "times_ms": tuple(map(tuple, data["times_ms"])),
     }
-    return ModelTiming(**{**data, **converted})
+    return CaseTiming(**{**data, **converted})

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from onnxdistill.device import runtime
 from onnxdistill.device.modelfile import check_model_file, explain_load_failure, plain_message
-from onnxdistill.errors import ModelFileError, ProviderError, UsageError
+from onnxdistill.errors import FallbackError, ModelFileError, ProviderError, UsageError
 
 Array = npt.NDArray[Any]
 
@@ -37,6 +37,8 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "tensor(string)": np.dtype(np.object_),
 }
 
+OptimizationLevel = Literal["disabled", "basic", "extended", "all"]
+
 _LEVELS = {
     "disabled": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -45,6 +47,14 @@ _LEVELS = {
 }
 
 _QUIET, _WARNINGS = 4, 2
+
+# Where tensors of a provider live that are not in the machine's own memory.
+_DEVICES = {
+    "CUDAExecutionProvider": "cuda",
+    "TensorrtExecutionProvider": "cuda",
+    "MIGraphXExecutionProvider": "cuda",
+    "DmlExecutionProvider": "dml",
+}
 
 _MOST_THREADS, _THREADS_PER_CPU = 64, 4
 
@@ -58,12 +68,16 @@ class SessionSettings:
         provider: Short or full name of the execution provider.
         optimization_level: How far ONNX Runtime rewrites the graph before it runs it.
         provider_options: Handed to the provider as they are.
+        allow_fallback: Accept that the provider leaves the whole model to the CPU.
+        io_binding: A timed run has its inputs and outputs on the provider's device from the start.
     """
 
     threads: int = 1
     provider: str = "cpu"
-    optimization_level: Literal["disabled", "basic", "extended", "all"] = "all"
+    optimization_level: OptimizationLevel = "all"
     provider_options: Mapping[str, str] = field(default_factory=dict)
+    allow_fallback: bool = False
+    io_binding: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -106,8 +120,9 @@ class Session:
             where ONNX Runtime does not tell.
     """
 
-    def __init__(self, native: Any, label: str, provider: str) -> None:
+    def __init__(self, native: Any, label: str, provider: str, io_binding: bool = False) -> None:
         self._native = native
+        self._io_binding = io_binding
         self._errors = runtime.runtime_errors()
         self.label = label
         self.provider = provider
@@ -133,7 +148,22 @@ class Session:
 
     def runner(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """The shortest way from Python into one run with these inputs, unchecked: for timing loops."""
+        if self._io_binding:
+            return functools.partial(self._native.run_with_iobinding, self._bound(feeds))
         return functools.partial(self._native.run, [port.name for port in self.outputs], dict(feeds))
+
+    def _bound(self, feeds: Mapping[str, Array]) -> Any:
+        """Inputs and outputs in fixed places of the device's memory, which a CUDA graph needs, too."""
+        values = runtime.load_runtime().OrtValue
+        device = _DEVICES.get(self.provider, "cpu")
+        binding = self._native.io_binding()
+        for name, array in feeds.items():
+            binding.bind_ortvalue_input(name, values.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
+        for name, array in self.run(feeds).items():
+            binding.bind_ortvalue_output(
+                name, values.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
+            )
+        return binding
 
     def check_feeds(self, feeds: Mapping[str, Array]) -> None:
         """Compares inputs with what the model takes.
@@ -178,7 +208,8 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
 
     Raises:
         ModelFileError: If there is no such file, or if ONNX Runtime cannot load it.
-        ProviderError: If the provider is unknown, not compiled in, does not start, or takes no node.
+        ProviderError: If the provider is unknown or not compiled in.
+        FallbackError: If it does not start, or takes no node, and that is not allowed.
         MissingPackageError: If ONNX Runtime is not installed.
     """
     settings = settings or SessionSettings()
@@ -186,7 +217,7 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
     if path is not None:
         check_model_file(path)
     native_runtime = runtime.load_runtime()
-    provider = runtime.usable_provider(settings.provider)
+    provider = _provider(settings)
     label = "the model" if path is None else str(path)
     # RuntimeError: how a provider says that its libraries are missing (TensorRT).
     errors: tuple[type[Exception], ...] = (*runtime.runtime_errors(), RuntimeError)
@@ -205,9 +236,18 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
             f"The execution provider {runtime.short_name(provider)!r} does not take {label}: {plain_message(error)}",
             "See: onnxdistill doctor.",
         ) from error
-    session = Session(native, label, provider)
-    _check_not_fallen_back(session, native.get_providers())
+    session = Session(native, label, provider, settings.io_binding)
+    if not settings.allow_fallback:
+        _check_not_fallen_back(session, native.get_providers())
     return session
+
+
+def _provider(settings: SessionSettings) -> str:
+    """The provider that was asked for, or the CPU in its place if that is allowed."""
+    full = runtime.full_name(settings.provider)
+    if settings.allow_fallback and full not in runtime.available_providers():
+        return "CPUExecutionProvider"
+    return runtime.usable_provider(full)
 
 
 def _options(native_runtime: ModuleType, settings: SessionSettings) -> Any:
@@ -246,15 +286,15 @@ def _is_about_provider(error: Exception, provider: str) -> bool:
 def _check_not_fallen_back(session: Session, active: list[str]) -> None:
     name = runtime.short_name(session.provider)
     if session.provider not in active:
-        raise ProviderError(
+        raise FallbackError(
             f"The execution provider {name!r} is compiled in and does not start on this machine: "
             f"its device, driver or libraries are missing.",
             "See: onnxdistill doctor.",
         )
     if session.nodes_by_provider and session.provider not in session.nodes_by_provider:
-        raise ProviderError(
+        raise FallbackError(
             f"The execution provider {name!r} takes no node of {session.label}, which would run on the CPU.",
-            "Choose --provider cpu, or export the model for this provider.",
+            "Choose --provider cpu, or export the model for this provider; --allow-fallback times it as it is.",
         )
 
 

@@ -1,29 +1,70 @@
-"""Percentiles and intervals of repeated timings, reported only as far as the number of timings carries them.
+"""Figures of repeated timings with intervals, reported only as far as the number of timings carries them.
 
-Successive timings are not independent: the clock frequency drifts and other processes come and go. The
-intervals are therefore from a circular block bootstrap (Politis and Romano, 1992), which draws runs of
-neighbouring rounds instead of single timings. Two models that were timed in the same rounds are compared with
-the same draws for both, so that what disturbed a round disturbs both sides of the ratio.
+Timings come in openings: the models are loaded anew, warmed up, and timed for a while in rounds. Within an opening the
+clock frequency drifts and other processes come and go; from one opening to the next, memory falls differently into the
+caches, which moves even the same file by a percent or so for as long as it is open. The second kind of variation is
+invisible from inside of one opening, and cannot be averaged away there. Therefore:
 
-An interval covers what varies within one process. From one process to the next, memory falls differently into
-the caches, which moves even the same file by a percent or so.
+- With at least three openings, every opening counts as one measurement of a figure, and the interval is Student's, of
+  the logarithms.
+- With fewer, which is all that large models get, the interval is from a circular block bootstrap (Politis and Romano,
+  1992), which draws runs of neighbouring rounds, since successive rounds are not independent. It covers what varies
+  within an opening only.
+
+Two models that were timed in the same rounds are compared opening by opening, or with the same draws for both, so that
+what disturbed a round disturbs both sides of the ratio.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import atan, cos, exp, log, pi, sin, sqrt
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Series = npt.NDArray[np.float64]
+"""Timings of shape `(rounds, calls)`, in the order they were taken."""
+
+CONFIDENCE = 0.95
 
 # A percentile needs about one timing beyond it, in the mean, to be more than the maximum by another name.
-_NEEDED = {90: 10, 95: 20, 99: 100}
+NEEDED_TIMINGS = {50.0: 1, 90.0: 10, 95.0: 20, 99.0: 100, 99.9: 1000}
+
+# Of two openings, Student's interval is thirteen deviations wide.
+_OPENINGS_NEEDED = 3
 _RESAMPLES = 1000
-_OUTER = (2.5, 97.5)
+_CHUNK = 1_000_000
+_NEXT_TO_NOTHING = 1e-9
+_NAMES = ("median", "p90", "p95", "p99", "p999")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: The figure.
+        low: Lower end of the interval.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def uncertainty(self) -> float:
+        """Half of the interval's width, as a share of the figure."""
+        return (self.high - self.low) / 2 / self.value if self.value else 0.0
+
+    def to_json(self) -> dict[str, float]:
+        """The attributes by name."""
+        return dict(self.__dict__)
 
 
 @dataclass(frozen=True)
@@ -33,95 +74,231 @@ class Percentiles:
     Attributes:
         count: Number of timings.
         median: Half of the timings are below.
-        median_low: Lower end of the 95 % interval of the median.
-        median_high: Upper end.
         p90: A tenth of the timings is above; None with fewer than 10 timings.
         p95: None with fewer than 20 timings.
         p99: None with fewer than 100 timings.
+        p999: 99.9 % are below; None with fewer than 1,000 timings.
         mean: Arithmetic mean.
         std: Sample standard deviation; None with a single timing.
     """
 
     count: int
-    median: float
-    median_low: float
-    median_high: float
-    p90: float | None
-    p95: float | None
-    p99: float | None
-    mean: float
+    median: Estimate
+    p90: Estimate | None
+    p95: Estimate | None
+    p99: Estimate | None
+    p999: Estimate | None
+    mean: Estimate
     std: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes by name."""
-        return dict(self.__dict__)
+        """Plain values by name."""
+        return {key: value.to_json() if isinstance(value, Estimate) else value for key, value in self.__dict__.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Percentiles:
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = {
+            key: Estimate(**value) if isinstance(value, dict) else value for key, value in data.items()
+        }
+        return cls(**values)
+
+
+def summarize(openings: Sequence[Series], rng: np.random.Generator) -> Percentiles:
+    """Percentiles, mean and deviation of timings.
+
+    Args:
+        openings: The timings of each opening.
+        rng: Draws the rounds, where there are too few openings.
+
+    Raises:
+        ValueError: If there is no opening, or one that is empty or has another number of dimensions.
+    """
+    _check(openings)
+    every = np.concatenate([series.ravel() for series in openings])
+    figures: dict[str, _Figure] = {"mean": _Figure(1, np.mean)}
+    figures |= {
+        name: _Figure(needed, functools.partial(np.percentile, q=percent))
+        for (percent, needed), name in zip(NEEDED_TIMINGS.items(), _NAMES, strict=True)
+        if every.size >= needed
+    }
+    found = _estimates(openings, figures, rng)
+    return Percentiles(
+        count=every.size,
+        median=found["median"],
+        p90=found.get("p90"),
+        p95=found.get("p95"),
+        p99=found.get("p99"),
+        p999=found.get("p999"),
+        mean=found["mean"],
+        std=float(np.std(every, ddof=1)) if every.size > 1 else None,
+    )
+
+
+def speedup(
+    baseline: Sequence[Series],
+    openings: Sequence[Series],
+    rng: np.random.Generator,
+    confidence: float = CONFIDENCE,
+) -> Estimate:
+    """How many times faster one function is than another that was timed in the same rounds: the ratio of medians.
+
+    Args:
+        baseline: The timings of the other one in each opening.
+        openings: Those of the one that is compared with it.
+        rng: Draws the rounds, where there are too few openings.
+        confidence: How often such an interval covers the true ratio.
+
+    Raises:
+        ValueError: If openings or rounds do not pair, or are empty.
+    """
+    _check(baseline)
+    _check(openings)
+    pairs = list(zip(baseline, openings, strict=True))
+    if any(len(before) != len(after) for before, after in pairs):
+        raise ValueError("the rounds of the two functions are not pairs")
+    if len(pairs) >= _OPENINGS_NEEDED:
+        return geometric_mean([float(np.median(before) / np.median(after)) for before, after in pairs], confidence)
+    whole, part = _pooled(baseline), _pooled(openings)
+    both = np.hstack([whole, part])  # the same draws for both
+    ratios = np.concatenate(
+        [
+            np.median(chunk[..., : whole.shape[1]], axis=(1, 2)) / np.median(chunk[..., whole.shape[1] :], axis=(1, 2))
+            for chunk in (one.reshape(len(one), -1, both.shape[1]) for one in _chunks(both, rng))
+        ]
+    )
+    low, high = np.percentile(ratios, _outer(confidence))
+    return Estimate(float(np.median(whole) / np.median(part)), float(low), float(high))
+
+
+def unpaired_speedup(baseline: Sequence[float], medians: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The same of two functions that were timed at different times: Welch's interval of the logarithms.
+
+    Args:
+        baseline: One median per opening, at least two.
+        medians: Likewise of the function that is compared with it.
+        confidence: How often such an interval covers the true ratio.
+
+    Raises:
+        ValueError: If a side has fewer than two openings.
+    """
+    sides = [np.log(np.asarray(side, dtype=np.float64)) for side in (baseline, medians)]
+    if min(map(len, sides)) < 2:
+        raise ValueError("at least two openings of each are needed")
+    parts = [float(np.var(side, ddof=1)) / len(side) for side in sides]
+    error2 = sum(parts)
+    # Welch (1947), equation 28; rounded down, which is the wider interval.
+    spread = sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
+    freedom = max(1, int(error2**2 / spread)) if spread else sum(map(len, sides)) - 2
+    middle = float(np.mean(sides[0]) - np.mean(sides[1]))
+    half = student_quantile(0.5 + confidence / 2, freedom) * sqrt(error2)
+    return Estimate(exp(middle), exp(middle - half), exp(middle + half))
+
+
+def geometric_mean(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
+    """The mean of the logarithms, taken back, with Student's interval around it.
+
+    Args:
+        values: Independent measurements, above 0, at least two.
+        confidence: How often such an interval covers the true mean.
+    """
+    logs = [log(value) for value in values]
+    middle = sum(logs) / len(logs)
+    half = _students_half(logs, confidence)
+    return Estimate(exp(middle), exp(middle - half), exp(middle + half))
+
+
+@functools.cache
+def student_quantile(probability: float, freedom: int) -> float:
+    """The value that Student's t, with so many degrees of freedom, stays below with this probability (above 0.5).
+
+    By bisection of the distribution's finite series (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
+    """
+    low, high = 0.0, 1e8
+    for _ in range(200):
+        middle = (low + high) / 2
+        if 0.5 + _student_within(middle, freedom) / 2 < probability:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _student_within(t: float, freedom: int) -> float:
+    """The probability that Student's t lies between -t and t."""
+    angle = atan(t / sqrt(freedom))
+    term, total = (1.0, 0.0) if freedom % 2 == 0 else (cos(angle), 0.0)
+    for index in range(1 if freedom % 2 == 0 else 2, freedom, 2):
+        total += term
+        term *= cos(angle) ** 2 * index / (index + 1)
+    if freedom % 2 == 0:
+        return sin(angle) * total
+    return 2 / pi * (angle + sin(angle) * total)
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """How many times faster a model is than the baseline.
-
-    Attributes:
-        value: Median time of the baseline over the median time of the model.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """The attributes by name."""
-        return dict(self.__dict__)
+class _Figure:
+    needed: int  # timings
+    of: Callable[..., Any]  # along the axis of an array
 
 
-def summarize(series: Series, rng: np.random.Generator) -> Percentiles:
-    """Percentiles, mean and deviation of timings of shape `(rounds, calls)`, in the order they were taken.
-
-    Raises:
-        ValueError: If the series is empty or has another number of dimensions.
-    """
-    _check(series)
-    medians = np.array([np.median(series[rounds]) for rounds in _block_draws(len(series), rng)])
-    low, high = np.percentile(medians, _OUTER)
-    return Percentiles(
-        count=series.size,
-        median=float(np.median(series)),
-        median_low=float(low),
-        median_high=float(high),
-        p90=_percentile(series, 90),
-        p95=_percentile(series, 95),
-        p99=_percentile(series, 99),
-        mean=float(np.mean(series)),
-        std=float(np.std(series, ddof=1)) if series.size > 1 else None,
-    )
-
-
-def speedup(baseline: Series, series: Series, rng: np.random.Generator) -> Ratio:
-    """Ratio of the medians of two series of shape `(rounds, calls)` that were timed in the same rounds.
-
-    Raises:
-        ValueError: If a series is empty or if they have different numbers of rounds.
-    """
-    _check(baseline)
-    _check(series)
-    if len(baseline) != len(series):
-        raise ValueError(f"{len(baseline)} and {len(series)} rounds are not pairs")
-    ratios = np.array(
-        [np.median(baseline[rounds]) / np.median(series[rounds]) for rounds in _block_draws(len(series), rng)]
-    )
-    low, high = np.percentile(ratios, _OUTER)
-    return Ratio(float(np.median(baseline) / np.median(series)), float(low), float(high))
+def _estimates(
+    openings: Sequence[Series], figures: dict[str, _Figure], rng: np.random.Generator
+) -> dict[str, Estimate]:
+    """Figures of all timings by name."""
+    pooled = _pooled(openings)
+    values = {name: float(figure.of(pooled)) for name, figure in figures.items()}
+    halves = {
+        name: _students_half([log(max(float(figure.of(series)), _NEXT_TO_NOTHING)) for series in openings], CONFIDENCE)
+        for name, figure in figures.items()
+        if len(openings) >= _OPENINGS_NEEDED and min(series.size for series in openings) >= figure.needed
+    }
+    found = {
+        name: Estimate(values[name], values[name] * exp(-half), values[name] * exp(half))
+        for name, half in halves.items()
+    }
+    if rest := figures.keys() - found.keys():
+        drawn: dict[str, list[Series]] = {name: [] for name in rest}
+        for chunk in _chunks(pooled, rng):
+            for name in rest:
+                drawn[name].append(figures[name].of(chunk, axis=1))
+        for name, parts in drawn.items():
+            low, high = np.percentile(np.concatenate(parts), _outer(CONFIDENCE))
+            found[name] = Estimate(values[name], float(low), float(high))
+    return found
 
 
-def _check(series: Series) -> None:
-    if series.ndim != 2 or series.size == 0:
-        raise ValueError(f"timings of shape (rounds, calls) are needed, not {series.shape}")
+def _chunks(pooled: Series, rng: np.random.Generator) -> Iterator[Series]:
+    """All resamples, of shape `(resamples, timings)`, some at a time."""
+    draws = _block_draws(len(pooled), rng)
+    at_once = max(1, _CHUNK // pooled.size)
+    while rows := list(itertools.islice(draws, at_once)):
+        yield pooled[np.array(rows)].reshape(len(rows), -1)
 
 
-def _percentile(series: Series, percent: int) -> float | None:
-    return float(np.percentile(series, percent)) if series.size >= _NEEDED[percent] else None
+def _students_half(logs: Sequence[float], confidence: float) -> float:
+    """Half of the width of Student's interval around the mean."""
+    deviation = float(np.std(logs, ddof=1))
+    return student_quantile(0.5 + confidence / 2, len(logs) - 1) * deviation / sqrt(len(logs))
+
+
+def _pooled(openings: Sequence[Series]) -> Series:
+    """All rounds one after the other; of rounds of different lengths, every call is a round."""
+    if len({series.shape[1] for series in openings}) == 1:
+        return np.concatenate(openings)
+    return np.concatenate([series.ravel() for series in openings])[:, None]
+
+
+def _outer(confidence: float) -> tuple[float, float]:
+    return 50 * (1 - confidence), 50 * (1 + confidence)
+
+
+def _check(openings: Sequence[Series]) -> None:
+    if not openings:
+        raise ValueError("at least one opening is needed")
+    for series in openings:
+        if series.ndim != 2 or series.size == 0:
+            raise ValueError(f"timings of shape (rounds, calls) are needed, not {series.shape}")
 
 
 def _block_draws(rounds: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.intp]]:

@@ -47,49 +47,51 @@ class Warmup:
     latency_ms: float
 
 
-@dataclass(frozen=True)
-class Timings:
-    """Raw times of functions that were timed in the same rounds.
+def warm_up(
+    runners: Mapping[str, Runner], calls: int | None = None, clock: Clock = time.perf_counter_ns
+) -> dict[str, Warmup]:
+    """Calls every function until its time is steady, one function after the other.
 
-    Attributes:
-        times_ms: Per name, an array of shape `(rounds, calls)` in the order of the calls.
-        warmup: Per name, how the function warmed up.
+    Args:
+        runners: The functions by name.
+        calls: How many calls of each; until the time is steady if left out, and at most 500 calls or 3 seconds.
+        clock: Returns nanoseconds.
     """
-
-    times_ms: dict[str, npt.NDArray[np.float64]]
-    warmup: dict[str, Warmup]
+    with no_garbage_collection():
+        return {name: _warm_up(runner, calls, clock) for name, runner in runners.items()}
 
 
 def time_interleaved(
     runners: Mapping[str, Runner],
+    warmup: Mapping[str, Warmup],
     *,
     rng: np.random.Generator,
     calls: int | None = None,
     seconds: float | None = None,
-    warmup_calls: int | None = None,
     clock: Clock = time.perf_counter_ns,
     on_round: OnRound | None = None,
-) -> Timings:
+) -> dict[str, npt.NDArray[np.float64]]:
     """Times every function often, in rounds; the garbage collector is off meanwhile.
 
     Args:
         runners: The functions by name.
+        warmup: How they warmed up, by name.
         rng: Draws the order within each round.
         calls: How many calls of each function are timed.
         seconds: Instead of `calls`: for how long to go on, all functions together. At least five rounds are
             timed, and at most 10,000 calls of each.
-        warmup_calls: How many calls of each function come first; until the time is steady if left out, and at
-            most 500 calls or 3 seconds.
         clock: Returns nanoseconds.
         on_round: Called between rounds with what is done and the total, in calls or in seconds.
+
+    Returns:
+        Milliseconds, per name, of shape `(rounds, calls)` in the order of the calls.
 
     Raises:
         ValueError: If not exactly one of `calls` and `seconds` is given, or if there is nothing to time.
     """
     if (calls is None) == (seconds is None) or not runners:
         raise ValueError("runners and exactly one of calls and seconds are needed")
-    with _no_garbage_collection():
-        warmup = {name: _warm_up(runner, warmup_calls, clock) for name, runner in runners.items()}
+    with no_garbage_collection():
         per_turn = _calls_per_turn(warmup, calls)
         names = list(runners)
         times_ns: dict[str, list[list[int]]] = {name: [] for name in names}
@@ -102,7 +104,7 @@ def time_interleaved(
                 on_round(min(done, total), total)
     if on_round is not None:
         on_round(total, total)
-    return Timings({name: np.array(times_ns[name]) / _NS_PER_MS for name in names}, warmup)
+    return {name: np.array(times_ns[name]) / _NS_PER_MS for name in names}
 
 
 def _turn(runner: Runner, calls: int, clock: Clock, *, settle: bool) -> list[int]:
@@ -165,7 +167,8 @@ def _is_settled(times: list[int]) -> bool:
 
 
 @contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
+    """Collects once, and then not before the end of the block."""
     was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -27,7 +27,14 @@ def input_columns(layer: Layer, inputs: Tensor) -> Tensor:
     # For `padding = "same"` PyTorch notes the amounts, too: for the last axis first, before and after.
     before_across, after_across, before_down, after_down = layer._reversed_padding_repeated_twice
     padded = F.pad(inputs, (before_across, after_across, before_down, after_down))
-    patches = F.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+    return unfolded(padded, layer.kernel_size, layer.stride, layer.dilation)
+
+
+def unfolded(
+    images: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...] = (1, 1)
+) -> Tensor:
+    """What a kernel `(height, width)` sees at each of its places in `[N, C, H, W]`: `[positions, C * kernel]`."""
+    patches = F.unfold(images, kernel, dilation, 0, stride)
     return patches.transpose(1, 2).reshape(-1, patches.shape[1])
 
 

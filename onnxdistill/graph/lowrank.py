@@ -13,8 +13,7 @@ Schemes (Jaderberg et al. 2014, "Speeding up Convolutional Neural Networks with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onnxdistill.graph.columns import Layer, input_columns, unfolded, watched
+
 Scheme = Literal["spatial", "channel"]
-Layer = nn.Conv2d | nn.Linear
 
 # Columns of a batch that enter the second moment; more do not change it visibly.
 COLUMNS_PER_BATCH = 4096
@@ -84,7 +84,7 @@ def second_moments(
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def collect(name: str, layer: Layer, inputs: Tensor) -> None:
+    def collect(name: str, layer: Layer, inputs: Tensor, _outputs: Tensor) -> None:
         columns = _input_columns(layer, inputs, scheme_of(layer, scheme))
         if len(columns) > COLUMNS_PER_BATCH:
             columns = columns[torch.randint(len(columns), (COLUMNS_PER_BATCH,), generator=generator)]
@@ -93,7 +93,7 @@ def second_moments(
         totals[name] = totals[name] + moment if name in totals else moment
         counts[name] = counts.get(name, 0) + len(columns)
 
-    with _hooks(network, layers, collect), torch.no_grad():
+    with watched(network, layers, collect), torch.no_grad():
         for inputs in batches:
             network(inputs)
     return {name: total / counts[name] for name, total in totals.items()}
@@ -239,14 +239,11 @@ def _matrix(weight: Tensor, scheme: Scheme) -> Tensor:
 
 
 def _input_columns(layer: Layer, inputs: Tensor, scheme: Scheme) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return inputs.reshape(-1, layer.in_features)
-    pad_down, pad_across = (int(amount) for amount in layer.padding)
-    if scheme == "spatial":
-        patches = F.unfold(inputs, (layer.kernel_size[0], 1), padding=(pad_down, 0), stride=(layer.stride[0], 1))
-    else:
-        patches = F.unfold(inputs, layer.kernel_size, padding=(pad_down, pad_across), stride=layer.stride)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    """What the first layer of the pair multiplies its weight with; with `channel`, it sees what the layer sees."""
+    if isinstance(layer, nn.Linear) or scheme == "channel":
+        return input_columns(layer, inputs)
+    down = int(layer.padding[0])
+    return unfolded(F.pad(inputs, (0, 0, down, down)), (layer.kernel_size[0], 1), (layer.stride[0], 1))
 
 
 def _output_size(layer: nn.Conv2d, input_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -264,30 +261,13 @@ def _positions(input_shape: tuple[int, ...]) -> int:
     return positions
 
 
-@contextmanager
-def _hooks(network: nn.Module, layers: Iterable[str], collect: Callable[[str, Layer, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def before(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(layer, nn.Conv2d | nn.Linear)
-            collect(name, layer, inputs[0])
-
-        return before
-
-    handles = [network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def input_shapes(network: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
     """The shapes of the layers' inputs, without the batch dimension; a layer that does not run is left out."""
     shapes: dict[str, tuple[int, ...]] = {}
 
-    def collect(name: str, _: Layer, inputs: Tensor) -> None:
+    def collect(name: str, _layer: Layer, inputs: Tensor, _outputs: Tensor) -> None:
         shapes[name] = tuple(inputs.shape[1:])
 
-    with _hooks(network, layers, collect), torch.inference_mode():
+    with watched(network, layers, collect), torch.inference_mode():
         network(example)
     return shapes

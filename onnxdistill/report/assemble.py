@@ -10,7 +10,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
-from onnxdistill.device.result import BenchResult, ModelTiming
+from onnxdistill.device.result import BenchResult, CaseTiming
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.recipe import LimitsTable, Recipe
 from onnxdistill.report.model import (
     SCHEMA_VERSION,
@@ -55,7 +56,7 @@ def assemble(
     trainings: list[TrainingLog],
 ) -> Report:
     """Builds the report; the first step is the teacher, and the last applied one the student."""
-    by_name = {timing.name: timing for timing in timings.models}
+    by_name = {timing.name: timing for timing in timings.cases}
     rows = [_row(step, by_name[step.stage]) for step in steps]
     student = [step for step in steps if step.applied][-1]
     limits = _check_limits(recipe.limits, task, steps[0], student, rows[steps.index(student)])
@@ -92,11 +93,11 @@ def _shaky(timings: BenchResult) -> list[str]:
 
 def _portable(timings: BenchResult) -> dict[str, Any]:
     """The measurement without the scratch folder that its files lay in."""
-    models = tuple(replace(timing, path=f"{timing.name}.onnx") for timing in timings.models)
-    return replace(timings, models=models).to_json()
+    cases = tuple(replace(timing, path=f"{timing.name}.onnx") for timing in timings.cases)
+    return replace(timings, cases=cases).to_json()
 
 
-def _row(step: Step, timing: ModelTiming) -> StageRow:
+def _row(step: Step, timing: CaseTiming) -> StageRow:
     latency, speedup = timing.latency_ms, timing.speedup
     return StageRow(
         stage=step.stage,
@@ -105,12 +106,22 @@ def _row(step: Step, timing: ModelTiming) -> StageRow:
         macs=step.macs,
         size_bytes=timing.size_bytes,
         score=None if step.score is None else _score(step.score),
-        latency=LatencyFigures(latency.median, latency.p90, latency.p95, latency.p99, latency.count),
+        latency=LatencyFigures(
+            median_ms=latency.median.value,
+            p90_ms=_value(latency.p90),
+            p95_ms=_value(latency.p95),
+            p99_ms=_value(latency.p99),
+            runs=latency.count,
+        ),
         speedup=SpeedupFigures(speedup.value, speedup.low, speedup.high),
         seconds=step.seconds,
         applied=step.applied,
         summary=step.summary,
     )
+
+
+def _value(estimate: Estimate | None) -> float | None:
+    return None if estimate is None else estimate.value
 
 
 def _score(score: Score) -> ScoreFigures:

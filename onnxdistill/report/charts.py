@@ -39,7 +39,7 @@ STYLE: dict[Any, Any] = {
 
 def latency_chart(report: Report) -> str | None:
     """Cumulative distribution of the measured latencies of every stage's ONNX file."""
-    series = {model["name"]: np.asarray(model["times_ms"]) for model in report.bench.get("models", [])}
+    series = {case["name"]: np.concatenate(case["times_ms"]) for case in report.bench.get("cases", [])}
     if not series:
         return None
     with _figure() as (axes, result):

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from onnxdistill.device.compare import describe, measurably_faster
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
+from onnxdistill.graph.columns import Layer
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.lowrank import (
     Factors,
-    Layer,
     RankOptions,
     can_factorize,
     choose_ranks,
@@ -32,7 +32,7 @@ from onnxdistill.tasks import Task
 
 CALIBRATION_BATCH = 64
 
-LayerSpeedup = Callable[[nn.Module, nn.Module, tuple[int, ...]], Ratio]
+LayerSpeedup = Callable[[nn.Module, nn.Module, tuple[int, ...]], Estimate]
 """Measures how many times faster the second layer is than the first, on inputs `[N, *shape]`, as deployed."""
 
 
@@ -128,7 +128,7 @@ def _replace(
     changed = copy.deepcopy(network)
     layers: dict[str, int] = {}
     notes: list[str] = []
-    measured: dict[tuple[object, ...], Ratio] = {}
+    measured: dict[tuple[object, ...], Estimate] = {}
     for name, rank in ranks.items():
         layer = _layer(network, name)
         pair = low_rank_pair(layer, factors[name], rank, scheme_of(layer, table.scheme))

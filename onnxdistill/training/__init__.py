@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from onnxdistill.training.loop import Guidance, module_runner, train
+from onnxdistill.training.job import Guidance
 from onnxdistill.training.records import EpochRecord, OnStatus, TrainingResult, TrainingStatus
+from onnxdistill.training.run import follow, leading, train
+from onnxdistill.training.validation import module_runner
 
-__all__ = ["EpochRecord", "Guidance", "OnStatus", "TrainingResult", "TrainingStatus", "module_runner", "train"]
+__all__ = [
+    "EpochRecord",
+    "Guidance",
+    "OnStatus",
+    "TrainingResult",
+    "TrainingStatus",
+    "follow",
+    "leading",
+    "module_runner",
+    "train",
+]

@@ -83,3 +83,42 @@ def fitting_epochs(most: int, budget_s: float, epoch_s: float, look_s: float, lo
     while fitting < most and (fitting + 1) * epoch_s + min(fitting + 1, looks) * look_s <= budget_s:
         fitting += 1
     return fitting
+
+
+def epochs_within(
+    budget_s: float, most: int, steps: int, costs: StepCosts, validation_s: float, stored_views: int
+) -> tuple[int, float]:
+    """The epochs that fit into what is left of a budget; and the seconds of one in which the teachers look.
+
+    Args:
+        budget_s: The budget, in seconds, of which one validation and the measuring are spent.
+        most: Not more than so many.
+        steps: Of an epoch.
+        costs: Of a step, as measured.
+        validation_s: What a validation takes; there is one after every epoch.
+        stored_views: In so many epochs the teachers look beforehand, at images that are made for it; 0 if they do in
+            all steps.
+    """
+    look_s = steps * costs.teachers_s
+    epoch_s = steps * (costs.batch_s + costs.student_s) + validation_s
+    if stored_views:
+        look_s += steps * costs.batch_s
+    left_s = budget_s - validation_s - costs.measuring_s
+    return fitting_epochs(most, left_s, epoch_s, look_s, stored_views or most), epoch_s + look_s
+
+
+def budget_notes(minutes: float, most: int, fitting: int, epoch_s: float) -> list[str]:
+    """What the user should know of a budget; nothing if it suffices.
+
+    Args:
+        minutes: The budget.
+        most: The epochs that were asked for.
+        fitting: Those that fit.
+        epoch_s: What one takes.
+    """
+    budget = f"{minutes:.3g} minutes"
+    if fitting == 0:
+        return [f"{budget} do not suffice for an epoch of some {epoch_s:.3g} s; it did one"]
+    if fitting < most:
+        return [f"{budget} were measured to suffice for {fitting} of {most} epochs"]
+    return []

@@ -85,6 +85,9 @@ class Follower(nn.Module):
         table: Which layers, and how they are compared.
         example: An input `[B, ...]`, to see the layers' shapes.
 
+    Attributes:
+        weight: Of `loss`, in the loss of a step.
+
     Raises:
         RecipeError: If a layer is missing, gives no tensor, or one of another size.
     """
@@ -92,6 +95,7 @@ class Follower(nn.Module):
     def __init__(self, student: nn.Module, teacher: nn.Module, table: FeaturesTable, example: Tensor) -> None:
         super().__init__()
         self.student = student
+        self.weight = table.weight
         self._table = table
         self._ours = _Tap(student, table.layers, "student")
         self._theirs = _Tap(teacher, table.layers, "teacher")

@@ -5,37 +5,33 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import t as student
 
 from onnxdistill.device import compare as module
-from onnxdistill.device.compare import LOOKS, compare, interval, is_clear
+from onnxdistill.device.compare import LOOK_CONFIDENCE, LOOKS, compare, is_clear, look
+from onnxdistill.device.openings import Openings
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 
 Answer = Callable[[bool], float]
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> tuple[Ratio, list[bool]]:
+def measured(monkeypatch: pytest.MonkeyPatch, answer: Answer) -> tuple[Estimate, list[bool]]:
     """Compares with made-up openings; returns the result and which openings were swapped."""
     swaps: list[bool] = []
 
-    def opening(_pair: object, swapped: bool) -> float:
-        swaps.append(swapped)
-        return answer(swapped)
+    def opening(openings: Openings, **_: object) -> None:
+        swaps.append(len(swaps) % 2 == 1)
+        ratio = answer(swaps[-1])
+        openings.timings["before"].series.append(np.full((3, 1), ratio))
+        openings.timings["after"].series.append(np.ones((3, 1)))
 
-    monkeypatch.setattr(module._Pair, "opening", opening)
+    monkeypatch.setattr(Openings, "open", lambda _: None)
+    monkeypatch.setattr(Openings, "time", opening)
     return compare(Path("a"), Path("b"), SessionSettings()), swaps
 
 
-def test_quantiles_are_students_for_three_looks() -> None:
-    for openings, quantile in LOOKS.items():
-        assert quantile == pytest.approx(student.ppf(1 - 0.05 / len(LOOKS) / 2, openings - 1), abs=1e-3)
-
-
-def test_interval_by_hand() -> None:
-    ratio = interval([1.0, 4.0], 1.0)
-    # The mean of the logarithms is ln 2, their deviation sqrt(2) ln 2; over sqrt(2) openings that is a factor of 2.
-    assert (ratio.value, ratio.low, ratio.high) == pytest.approx((2.0, 1.0, 4.0))
+def test_three_looks_share_what_may_err() -> None:
+    assert len(LOOKS) * (1 - LOOK_CONFIDENCE) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("speedup", [0.5, 1.0, 1.5])
@@ -53,20 +49,15 @@ def test_an_unclear_case_goes_on_with_what_it_has(monkeypatch: pytest.MonkeyPatc
     assert not is_clear(ratio)
 
 
-def test_large_models_are_not_opened_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_are_not_opened_for_ever() -> None:
     now = 0.0
-    swaps = 0
 
-    def opening(_pair: object, swapped: bool) -> float:
-        nonlocal now, swaps
+    def opening() -> None:
+        nonlocal now
         now += 1.3
-        swaps += 1
-        return module.NEEDED_SPEEDUP + (0.01 if swapped else -0.01)
 
-    monkeypatch.setattr(module._Pair, "opening", opening)
-    ratio = compare(Path("a"), Path("b"), SessionSettings(), clock=lambda: now)
-    assert swaps == 8  # twenty would take 26 seconds
-    assert not module.measurably_faster(ratio)
+    assert look(opening, lambda: False, clock=lambda: now) == 8  # twenty would take 26 seconds
+    assert look(opening, lambda: False, seconds_at_most=1.0, clock=lambda: now) == 4  # the first look is always taken
 
 
 def test_what_the_order_of_loading_does_cancels_and_widens_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:

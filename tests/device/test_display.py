@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from onnxdistill.device.bench import bench
 from onnxdistill.device.display import show_bench
-from onnxdistill.device.result import BenchResult
-from onnxdistill.report import load_report
+from onnxdistill.device.verdicts import Slo
 
-RESULT = BenchResult.from_json(load_report(Path("benchmarks/resnet20-cifar10/report.json")).bench)
+STUDENT = Path("models/digits/student.onnx")
+RESULT = bench({"teacher": STUDENT, "a longer name": STUDENT}, runs=120, check_outputs=True, slo=Slo(50.0, 1e6))
 
 
 def shown(width: int) -> str:
@@ -24,12 +25,11 @@ def test_the_table_is_readable_at_every_width(width: int) -> None:
     text = shown(width)
     assert "…" not in text
     assert all(len(line) <= width for line in text.splitlines())
-    for model in RESULT.models:
-        assert f"{model.name} " in text
-        median = model.latency_ms.median
+    for case in RESULT.cases:
+        assert f"{case.name} " in text
+        median = case.latency_ms.median.value
         assert f"{median:.{3 if median >= 1 else 4}f}" in text  # four significant digits
-    fastest = RESULT.models[-1].speedup
-    assert fastest is not None
+    fastest = RESULT.cases[-1].speedup
     assert f"{fastest.value:.2f}x" in text
 
 

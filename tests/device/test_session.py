@@ -13,7 +13,7 @@ from onnxdistill.device import runtime
 from onnxdistill.device.feeds import random_feeds
 from onnxdistill.device.probe import probe_model, probe_provider
 from onnxdistill.device.session import Port, SessionSettings, open_session
-from onnxdistill.errors import MissingPackageError, ModelFileError, ProviderError, UsageError
+from onnxdistill.errors import FallbackError, MissingPackageError, ModelFileError, ProviderError, UsageError
 
 
 def rng() -> np.random.Generator:
@@ -113,7 +113,7 @@ def test_silent_fallback_is_refused(make_model, monkeypatch) -> None:
     monkeypatch.setattr(runtime, "available_providers", lambda: ("RknpuExecutionProvider",))
     with (
         pytest.warns(UserWarning, match="not in available provider names"),
-        pytest.raises(ProviderError, match="'rknpu' is compiled in and does not start on this machine"),
+        pytest.raises(FallbackError, match="'rknpu' is compiled in and does not start on this machine"),
     ):
         open_session(make_model(), SessionSettings(provider="rknpu"))
 
@@ -122,7 +122,7 @@ def test_provider_that_takes_no_node_is_refused(make_model, monkeypatch) -> None
     if "AzureExecutionProvider" not in onnxruntime.get_available_providers():
         pytest.skip("needs a provider that starts everywhere and takes nothing")
     monkeypatch.setattr(runtime, "available_providers", lambda: ("AzureExecutionProvider",))
-    with pytest.raises(ProviderError, match="takes no node of"):
+    with pytest.raises(FallbackError, match="takes no node of"):
         open_session(make_model(), SessionSettings(provider="AzureExecutionProvider"))
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onnxdistill.device.statistics import Ratio
+from onnxdistill.device.statistics import Estimate
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import FactorizeTable, PruneTable, TrainingTable
@@ -17,7 +17,7 @@ from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import module_runner, train
 from tests.tiny import Unknown
 
-FASTER, SLOWER = Ratio(1.5, 1.4, 1.6), Ratio(0.9, 0.8, 1.0)
+FASTER, SLOWER = Estimate(1.5, 1.4, 1.6), Estimate(0.9, 0.8, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_what_keeps_channels_is_noted(digits: Classification) -> None:
 def test_only_pairs_that_are_faster_are_kept(digits: Classification, teacher: nn.Module) -> None:
     asked: list[nn.Module] = []
 
-    def measure(before: nn.Module, after: nn.Module, shape: tuple[int, ...]) -> Ratio:
+    def measure(before: nn.Module, after: nn.Module, shape: tuple[int, ...]) -> Estimate:
         asked.append(before)
         return SLOWER if len(asked) == 1 else FASTER
 
@@ -84,7 +84,7 @@ def test_only_pairs_that_are_faster_are_kept(digits: Classification, teacher: nn
 def test_layers_of_one_form_are_measured_once(digits: Classification, teacher: nn.Module) -> None:
     asked: list[tuple[str, str, tuple[int, ...]]] = []
 
-    def measure(before: nn.Module, after: nn.Module, shape: tuple[int, ...]) -> Ratio:
+    def measure(before: nn.Module, after: nn.Module, shape: tuple[int, ...]) -> Estimate:
         asked.append((str(before), str(after), shape))
         return FASTER
 

@@ -59,7 +59,7 @@ def test_only_a_narrower_layer_gets_an_adapter(digits: Classification) -> None:
 
 
 def test_adapters_go_on_too(digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
     student, guidance = network(4, 1), Guidance((network(8, 0),), features=features())
 
     def stop(status: TrainingStatus) -> None:

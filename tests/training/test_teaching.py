@@ -82,7 +82,7 @@ def test_teachers_look_at_a_stored_view_once(
     looks: int,
 ) -> None:
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
-    monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
     seen: list[TrainingStatus] = []
     train(student, few, table(**changes), 0, SOFT, Guidance((counted,), views), seen.append)
     assert sum(status.looked == 1 for status in seen) == (looks // 300 if looks < 5 * 300 else 0)
@@ -102,7 +102,7 @@ def test_answers_that_would_not_fit_are_not_stored(
 def test_with_stored_answers_too_a_training_goes_on_to_the_same_weights(
     few: Classification, counted: Counted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("onnxdistill.training.loop.STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
     torch.manual_seed(1)
     student = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     guidance = Guidance((counted,), 3)

@@ -17,8 +17,7 @@ from onnxdistill.data import load_images
 from onnxdistill.recipe import DataTable, FeaturesTable, TrainingTable
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
-from onnxdistill.training import Guidance, train
-from onnxdistill.training.loop import follow, leading
+from onnxdistill.training import Guidance, follow, leading, train
 from onnxdistill.training.team import current_team
 
 

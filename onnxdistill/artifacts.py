@@ -1,0 +1,62 @@
+"""The files that a run leaves in its folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import tomli_w
+from torch import nn
+
+from onnxdistill.errors import NetworkError, cannot_write
+from onnxdistill.report import Report
+from onnxdistill.report.assemble import Step
+from onnxdistill.report.page import render_page
+from onnxdistill.student import save_student
+from onnxdistill.tasks import Task
+
+
+def write_module(student: nn.Module, network: str, task: Task, folder: Path) -> list[str]:
+    """The student in PyTorch, beside the ONNX file that ships.
+
+    Args:
+        student: The float student.
+        network: The name of the teacher's network, from which it is rebuilt.
+        task: Gives an example and the number of classes.
+        folder: The run folder.
+
+    Returns:
+        Notes for the user: a network that cannot be rebuilt ships without.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    try:
+        save_student(student, network, len(task.class_names), folder / "student.pt", task.example_input(2))
+    except NetworkError as error:
+        return [f"student.pt was left out: {error.what}"]
+    except OSError as error:
+        raise cannot_write(f"The run folder in {folder.parent}", error) from error
+    return []
+
+
+def write_files(steps: list[Step], report: Report, folder: Path) -> None:
+    """Both ONNX files, the report, and the recipe as it was resolved.
+
+    Args:
+        steps: The first one is the teacher, and the last applied one the student.
+        report: What it came to.
+        folder: The run folder.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    student = [step for step in steps if step.applied][-1]
+    try:
+        shutil.copyfile(steps[0].path, folder / "teacher.onnx")
+        shutil.copyfile(student.path, folder / "student.onnx")
+        (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+        (folder / "report.html").write_text(render_page(report), encoding="utf-8")
+        (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(f"The run folder in {folder.parent}", error) from error

@@ -1,0 +1,86 @@
+"""An earlier benchmark as the baseline of a new one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from onnxdistill.device.cases import Case
+from onnxdistill.device.host import HostFacts
+from onnxdistill.device.result import BenchResult, CaseTiming
+from onnxdistill.device.runtime import short_name
+from onnxdistill.errors import DataError, UsageError
+
+# The interval of an earlier median has to cover what opening the file again changes.
+_OPENINGS_NEEDED = 3
+
+
+def read_result(path: Path) -> BenchResult:
+    """Reads what `bench --json` wrote.
+
+    Raises:
+        DataError: If the file is missing, no JSON, or no result of this schema version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}.", "Write one with onnxdistill bench --json.") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path} is no benchmark result.", "Write one with onnxdistill bench --json.")
+    return BenchResult.from_json(data)
+
+
+def check_same_machine(earlier: BenchResult, host: HostFacts) -> None:
+    """Makes sure that latencies can be compared at all.
+
+    Raises:
+        UsageError: If the earlier benchmark ran on another kind of machine.
+    """
+    for what, before, now in (
+        ("processor", earlier.host.cpu, host.cpu),
+        ("int8 instructions", earlier.host.int8_features, host.int8_features),
+        ("number of usable CPUs", earlier.host.usable_cpus, host.usable_cpus),
+    ):
+        if before != now:
+            raise UsageError(
+                f"The earlier benchmark ran on another machine: its {what} was {_text(before)}, and here it is "
+                f"{_text(now)}.",
+                "Measure the baseline here: give its .onnx file to --baseline.",
+            )
+
+
+def matching_case(earlier: BenchResult, case: Case) -> CaseTiming:
+    """The earlier case in the same setting; if several models have one, that of the same name.
+
+    Raises:
+        UsageError: If there is none, or if it cannot be told which, or if it was not opened often enough.
+    """
+    settings = case.settings
+    alike = [
+        one
+        for one in earlier.cases
+        if (one.threads, one.batch, one.provider, one.optimization_level)
+        == (settings.threads, case.batch, settings.provider, settings.optimization_level)
+    ]
+    named = [one for one in alike if one.model == case.model]
+    found = named if named or len(alike) > 1 else alike
+    if not found:
+        known = ", ".join(one.name for one in earlier.cases)
+        raise UsageError(
+            f"The earlier benchmark has no {case.model} with {settings.threads} threads, batch {case.batch}, on "
+            f"{short_name(settings.provider)}; it has: {known}.",
+            "Ask for the same settings, or measure the baseline with these.",
+        )
+    if len(found[0].times_ms) < _OPENINGS_NEEDED:
+        raise UsageError(
+            f"The earlier benchmark opened {found[0].name} only {len(found[0].times_ms)} times, which is too few for a "
+            f"comparison with another process.",
+            "Measure the baseline for longer, or give its .onnx file to --baseline.",
+        )
+    return found[0]
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

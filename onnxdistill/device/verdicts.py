@@ -1,0 +1,125 @@
+"""Limits on latency: whether a model has become slower than another, and whether a percentile keeps a bound.
+
+A limit is missed only if the whole 95 % interval says so, so that noise alone does not fail a build.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from onnxdistill.device.statistics import NEEDED_TIMINGS, Estimate, Percentiles
+from onnxdistill.errors import UsageError
+
+Outcome = Literal["met", "missed", "unclear"]
+
+_MS_PER_UNIT = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_SLO = re.compile(r"(?:(?P<name>median|p\d+(?:\.\d+)?)\s*(?:=|<=)\s*)?(?P<bound>\d+(?:\.\d+)?)\s*(?P<unit>us|ms|s)")
+
+
+@dataclass(frozen=True)
+class Slo:
+    """A service level objective: a percentile of the latency is to stay within a bound.
+
+    Attributes:
+        percent: Of the calls, that have to be as fast.
+        bound_ms: Milliseconds.
+    """
+
+    percent: float
+    bound_ms: float
+
+    def __str__(self) -> str:
+        name = "median" if self.percent == 50 else f"p{self.percent:g}"
+        return f"{name} ≤ {self.bound_ms:g} ms"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a case meets a limit.
+
+    Attributes:
+        case: Name of the case.
+        limit: The limit in words.
+        measured: What is limited: a slowdown in per cent, or a latency in ms.
+        unit: Of it: `%` or `ms`.
+        bound: What it is not to exceed, in the same unit.
+        outcome: `missed` only if the whole interval is above the bound, `met` if it is below, `unclear` in between.
+    """
+
+    case: str
+    limit: str
+    measured: Estimate
+    unit: str
+    bound: float
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        figures = f"{self.measured.value:.3g} {self.unit} ({self.measured.low:.3g} to {self.measured.high:.3g})"
+        return f"{self.case}: {self.limit}: {figures}, {self.outcome}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values by name."""
+        return {**self.__dict__, "measured": self.measured.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Verdict:
+        """The inverse of `to_json`."""
+        return cls(**{**data, "measured": Estimate(**data["measured"])})
+
+
+def parse_slo(text: str) -> Slo:
+    """Reads `p99=20ms`, `median=1.5ms` or `20ms`, which is of the 99th percentile.
+
+    Raises:
+        UsageError: If it does not read so, or names a percentile that is not reported.
+    """
+    match = _SLO.fullmatch(text.strip())
+    if match is None or float(match["bound"]) <= 0:
+        raise UsageError(f"The limit {text!r} does not read as p99=20ms.", "Write for example p95=5ms or median=800us.")
+    name = match["name"] or "p99"
+    percent = 50.0 if name == "median" else float(name[1:])
+    if percent not in NEEDED_TIMINGS:
+        known = ", ".join("median" if one == 50 else f"p{one:g}" for one in NEEDED_TIMINGS)
+        raise UsageError(f"There is no {name} in a benchmark.", f"Limit one of {known}.")
+    return Slo(percent, float(match["bound"]) * _MS_PER_UNIT[match["unit"]])
+
+
+def slowdown_verdict(case: str, baseline: str, speedup: Estimate, max_regression: float) -> Verdict:
+    """Whether a case is slower than its baseline by more than a share.
+
+    Args:
+        case: Name of the case.
+        baseline: Name of its baseline.
+        speedup: Against the baseline.
+        max_regression: As a share: 0.05 for 5 %.
+    """
+    slower = Estimate(*(100 * (1 / ratio - 1) for ratio in (speedup.value, speedup.high, speedup.low)))
+    bound = 100 * max_regression
+    limit = f"at most {bound:g} % slower than {baseline}"
+    return Verdict(case, limit, slower, "%", bound, _outcome(slower, bound))
+
+
+def slo_verdict(case: str, latency_ms: Percentiles, slo: Slo) -> Verdict:
+    """Whether a percentile of the latency keeps its bound.
+
+    Raises:
+        UsageError: If too few calls were timed for that percentile.
+    """
+    fields = {50.0: latency_ms.median, 90.0: latency_ms.p90, 95.0: latency_ms.p95, 99.0: latency_ms.p99}
+    measured = fields.get(slo.percent, latency_ms.p999)
+    if measured is None:
+        raise UsageError(
+            f"{latency_ms.count} timed calls of {case} do not support p{slo.percent:g}, which takes at least "
+            f"{NEEDED_TIMINGS[slo.percent]:,}.",
+            "Time longer, with --seconds or --runs.",
+        )
+    return Verdict(case, str(slo), measured, "ms", slo.bound_ms, _outcome(measured, slo.bound_ms))
+
+
+def _outcome(measured: Estimate, bound: float) -> Outcome:
+    if measured.low > bound:
+        return "missed"
+    return "met" if measured.high <= bound else "unclear"

@@ -1,0 +1,62 @@
+"""The tables of the stages that make the network smaller: `[prune]`, `[factorize]` and `[quantize]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from onnxdistill.recipe.base import Batch, Count, Share, Table
+
+Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
+
+
+class PruneTable(Table):
+    """`[prune]`: remove whole channels."""
+
+    blocks: Annotated[int, Field(ge=0)] = Field(0, description="Residual blocks to leave out, the least important.")
+    ratio: Share | None = Field(None, description="Share of the channels to remove in every group; or `macs_ratio`.")
+    macs_ratio: Share | None = Field(
+        None, description="Multiply-adds to keep; channels go wherever these cost the least importance."
+    )
+    criterion: Criterion = Field(
+        "second_order", description="Importance of a channel: the growth of the loss after repair, or a simpler score."
+    )
+    repair: bool = Field(
+        True, description="Fit what takes fewer channels to the outputs that it had, by least squares."
+    )
+    multiple_of: Count | dict[str, Count] = Field(
+        8, description="Kept widths are rounded up to a multiple of this; or a table of group names with `*`."
+    )
+    minimum: Count = Field(8, description="No group gets narrower than this.")
+    skip: list[str] = Field([], description="Groups to leave alone, by name; `*` matches anything.")
+
+    @model_validator(mode="after")
+    def _one_ratio(self) -> PruneTable:
+        if self.ratio is not None and self.macs_ratio is not None:
+            raise ValueError("prune.ratio and prune.macs_ratio exclude each other")
+        if self.ratio is None and self.macs_ratio is None and self.blocks == 0:
+            raise ValueError("prune needs prune.ratio, prune.macs_ratio or prune.blocks")
+        return self
+
+
+class FactorizeTable(Table):
+    """`[factorize]`: replace layers by low-rank pairs."""
+
+    macs_ratio: Share = Field(description="Multiply-adds to keep, of the whole network.")
+    scheme: Literal["spatial", "channel"] = Field("spatial", description="Of k x k convolutions.")
+    multiple_of: Count = Field(8, description="Ranks are multiples of this.")
+    skip: list[str] = Field([], description="Layers to leave alone, by name; `*` matches anything.")
+
+
+class QuantizeTable(Table):
+    """`[quantize]`: static int8 in QDQ form."""
+
+    activations: Literal["auto", "uint8", "int8"] = Field(
+        "auto",
+        description="`auto` takes uint8 on x86-64, whose kernels take unsigned activations; signed ones are rewritten "
+        "and slower. Elsewhere it takes int8.",
+    )
+    per_channel: bool = Field(True, description="A scale for every output channel of a weight.")
+    ranges: Literal["minmax", "percentile", "entropy"] = Field("minmax", description="Calibration method.")
+    calibration_batch: Batch = Field(32, description="Images a calibration step.")

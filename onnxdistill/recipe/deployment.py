@@ -1,0 +1,33 @@
+"""The tables of what is made and asked of the student's file: `[export]`, `[bench]` and `[limits]`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from onnxdistill.recipe.base import Batch, Count, NotNegative, Positive, Table
+
+ThreadCount = Annotated[int, Field(ge=1, le=1024)]
+
+
+class ExportTable(Table):
+    """`[export]`: how the ONNX files are written."""
+
+    opset: Annotated[int, Field(ge=18, le=25)] = Field(20, description="ONNX operator set.")
+
+
+class BenchTable(Table):
+    """`[bench]`: how latency is measured."""
+
+    threads: ThreadCount = Field(1, description="Intra-op threads.")
+    batch: Batch = Field(1, description="Images a call.")
+    provider: str = Field("cpu", description="Execution provider.")
+    runs: Count = Field(400, description="Timed calls of every model.")
+
+
+class LimitsTable(Table):
+    """`[limits]`: what the student must meet to ship."""
+
+    max_drop: NotNegative | None = Field(None, description="Points of accuracy below the teacher.")
+    min_speedup: Positive | None = Field(None, description="Times faster than the teacher's fp32 ONNX.")

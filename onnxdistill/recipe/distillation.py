@@ -1,0 +1,96 @@
+"""The table `[distill]` and the tables within it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from onnxdistill.recipe.base import NotNegative, Table
+from onnxdistill.recipe.training import TrainingTable
+
+
+class FeaturesTable(Table):
+    """`[distill.features]`: layers of the student that follow the same layers of the teacher."""
+
+    layers: Annotated[list[str], Field(min_length=1)] = Field(description="Names of layers, such as `layer2`.")
+    loss: Literal["hint", "attention"] = Field(
+        "attention",
+        description="Where a layer is active (Zagoruyko and Komodakis 2017), or all of its values, by a 1x1 adapter "
+        "where the student is narrower (Romero et al. 2014).",
+    )
+    weight: NotNegative = Field(1.0, description="Weight of their differences in the loss.")
+
+
+class FurtherTeacherTable(Table):
+    """An item of `[[distill.teachers]]`: one more network to learn from."""
+
+    network: str = Field(description="As in `teacher.network`.")
+    weights: str = Field(description="As in `teacher.weights`, but not `none`.")
+
+    @model_validator(mode="after")
+    def _knows_something(self) -> FurtherTeacherTable:
+        if self.weights == "none":
+            raise ValueError("distill.teachers: a network without weights has nothing to teach; give it weights")
+        return self
+
+
+class DistillTable(TrainingTable):
+    """`[distill]`: fine-tune the student with the teacher's logits."""
+
+    loss: Literal["kd", "dkd", "dist"] = Field(
+        "kd",
+        description="How the teacher's logits are followed: Hinton et al. 2015, decoupled (Zhao et al. 2022), or by "
+        "correlation (Huang et al. 2022).",
+    )
+    temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(2.0, description="Softens both distributions.")
+    soft_weight: NotNegative | None = Field(
+        None, description="Weight of the teacher's logits; if it is left out, 9 with `kd`, 1 with `dkd`, 2 with `dist`."
+    )
+    target_weight: NotNegative = Field(1.0, description="Of `dkd`: weight of the right class against the rest.")
+    others_weight: NotNegative = Field(8.0, description="Of `dkd`: weight of the other classes among themselves.")
+    views: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        0,
+        description="Random views of every image, which the teacher looks at once; its answers are stored. 0: new "
+        "views in every epoch, and the teacher runs in every step.",
+    )
+    features: FeaturesTable | None = Field(None, description="Layers that follow the teacher's.")
+    teachers: list[FurtherTeacherTable] = Field(
+        [], description="Tables of further teachers, each with `network` and `weights`; the loss is the mean over all."
+    )
+    hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
+    standardise: bool = Field(
+        True,
+        description="Of `kd` and `dkd`: z-score the logits first (Sun et al. 2024); not with two classes, where only a "
+        "sign is left.",
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> DistillTable:
+        mixes = self.mixup > 0 or self.cutmix > 0
+        if self.hard_weight == 0 and self.soft_weight == 0 and self.features is None:
+            raise ValueError("distill.hard_weight and distill.soft_weight are 0: there is nothing to learn from")
+        if self.loss == "dkd" and mixes:
+            raise ValueError("distill.loss = 'dkd' needs one right class; leave out distill.mixup and distill.cutmix")
+        if self.views and mixes:
+            raise ValueError(
+                "distill.views stores what teachers say to images that are not mixed; leave out "
+                "distill.views, or distill.mixup and distill.cutmix"
+            )
+        if self.views and self.features is not None:
+            raise ValueError("distill.features needs the teacher in every step; leave out distill.views")
+        return self
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> DistillTable:
+        dkd = ("target_weight", "others_weight")
+        without = {"kd": dkd, "dkd": (), "dist": ("standardise", *dkd)}
+        for key in without[self.loss]:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"distill.{key} has no effect on distill.loss = {self.loss!r}; leave it out")
+        if self.views > 1 and not (self.crop_pad or self.flip or self.rand_augment):
+            raise ValueError(
+                f"distill.views = {self.views} has no effect without random changes to the images, since all views of "
+                "an image are the same; add distill.crop_pad, distill.flip or distill.rand_augment, or leave it out"
+            )
+        return self

@@ -1,0 +1,96 @@
+"""Reading a recipe: the file, the overrides of the command line, and what the paths in both are relative to."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from onnxdistill.errors import RecipeError
+from onnxdistill.recipe.messages import explained
+from onnxdistill.recipe.whole import Recipe
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads and validates a recipe.
+
+    Args:
+        path: The TOML file.
+        overrides: Items `table.key=value`, the value in TOML or, failing that, a bare string.
+
+    Raises:
+        RecipeError: One message with every error of the file.
+    """
+    tables = _read(path)
+    _anchor_paths(tables, path.parent.absolute())
+    for item in overrides:
+        _override(tables, item)
+    _anchor_paths(tables, Path.cwd())  # those of the overrides; absolute ones stay
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        found = [explained(detail) for detail in error.errors()]
+        listed = found if len(found) == 1 else [f"({number}) {text}" for number, text in enumerate(found, 1)]
+        raise RecipeError(f"{path} is not a valid recipe: {'; '.join(listed)}.", "Correct it.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise RecipeError(f"{path} is a folder, not a recipe.", f"Name the file, such as {path / 'recipe.toml'}.")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"The recipe {path} does not exist.", "Correct the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.", "It has to be a text file.") from error
+    except ValueError as error:  # TOMLDecodeError is one, and so is a number of too many digits
+        raise RecipeError(f"The recipe {path} is not valid TOML: {error}.", "Correct that line.") from error
+
+
+def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
+    data, distill = tables.get("data"), tables.get("distill")
+    if isinstance(data, dict) and isinstance(data.get("root"), str):
+        data["root"] = _anchored(data["root"], folder)
+    further = distill.get("teachers") if isinstance(distill, dict) else None
+    for teacher in (tables.get("teacher"), *(further if isinstance(further, list) else ())):
+        for key in ("weights", "network"):
+            value = teacher.get(key) if isinstance(teacher, dict) else None
+            if isinstance(value, str) and _is_path(key, value):
+                teacher[key] = _anchored(value, folder)
+
+
+def _anchored(path: str, folder: Path) -> str:
+    try:
+        return os.path.normpath(folder / Path(path).expanduser())
+    except RuntimeError as error:
+        raise RecipeError(f"The path {path} starts with a home folder that isn't known.", "Write it out.") from error
+
+
+def _is_path(key: str, value: str) -> bool:
+    if key == "network":
+        return ".py:" in value
+    return value != "none" and ("/" in value or "." in value)
+
+
+def _override(tables: dict[str, Any], item: str) -> None:
+    key, equals, text = item.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"--set {item!r} is not of the form table.key=value.", "Write for example distill.epochs=5.")
+    *parents, last = key.strip().split(".")
+    table = tables
+    for parent in parents:
+        child = table.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"--set {item!r}: {parent!r} is a value, not a table.", "Name a key of a table.")
+        table = child
+    if text.strip() == "":
+        table.pop(last, None)
+        return
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except ValueError:
+        table[last] = text

@@ -1,0 +1,112 @@
+"""What is around a run, whatever its stages: folders, the console and the log file, and whether the student ships."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from onnxdistill.errors import LimitsMissedError, explained
+from onnxdistill.journal import Journal
+from onnxdistill.logfile import LoggedProgress, check_log_place
+from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
+from onnxdistill.recipe import Recipe
+from onnxdistill.report import Report
+from onnxdistill.report.table import limit_text, render_report
+from onnxdistill.stages.ship import RunFolder
+
+
+@dataclass(frozen=True)
+class Shell:
+    """The surroundings of one run; `opened` makes them.
+
+    Attributes:
+        name: The recipe's.
+        folder: The run folder.
+        scratch: A folder for the files on the way.
+        journal: What the run need not do again if it is ended.
+        progress: Tells the console and the log file.
+        screen: The part of `progress` that the console shows.
+        console: None to be silent.
+    """
+
+    name: str
+    folder: RunFolder
+    scratch: Path
+    journal: Journal
+    progress: Progress
+    screen: ConsoleProgress | SilentProgress
+    console: Console | None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around the stages: progress is shown, and a user who ends them is told how to go on."""
+        try:
+            with self.screen:
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            if self.console is not None and self.journal.holds_something:
+                self.console.print("Ended on the way. The same command goes on from here.")
+            raise
+
+    def deliver(self, report: Report) -> Path:
+        """Shows the closing table, and gives the run folder its name, which is returned.
+
+        Raises:
+            LimitsMissedError: If the student misses a limit; the folder has another name then.
+        """
+        if self.console is not None:
+            self.console.print()
+            self.console.print(render_report(report))
+        shipped = self.folder.ship(missed=not report.shipped)
+        if not report.shipped:
+            missed = "; ".join(limit_text(check) for check in report.limits if check.met is False)
+            raise LimitsMissedError(
+                f"The student of {self.name} does not ship: {missed}.",
+                f"What was made lies in {shipped}. Prune less, train longer, or change [limits].",
+            )
+        return shipped
+
+
+@contextmanager
+def opened(
+    recipe: Recipe, source: Path, target: Path, console: Console | None, log_file: Path | None
+) -> Iterator[Shell]:
+    """Opens what a run needs around it; at the end of the block, nothing is left but what was delivered.
+
+    Args:
+        recipe: The run's.
+        source: The recipe's file.
+        target: The run folder.
+        console: Shows progress; None is silent.
+        log_file: Gets a line of JSON for everything that happens; see `LoggedProgress`.
+
+    Raises:
+        OutputError: If a place cannot be written, or holds something else.
+    """
+    screen = SilentProgress() if console is None else ConsoleProgress(console)
+    with ExitStack() as stack:
+        progress: Progress = screen
+        if log_file is not None:
+            check_log_place(log_file, (source, Path(recipe.teacher.weights)), target)
+            progress = stack.enter_context(LoggedProgress(screen, log_file, recipe.name))
+        folder = stack.enter_context(RunFolder(target))
+        scratch = stack.enter_context(_scratch())
+        journal = stack.enter_context(Journal(target))
+        yield Shell(recipe.name, folder, scratch, journal, progress, screen, console)
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for the files on the way; a disk that is full is explained."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
+            yield Path(folder)
+    except BrokenPipeError:
+        raise  # of the console, not of a file
+    except OSError as error:
+        raise explained(error, f"A file in {tempfile.gettempdir()}") from error

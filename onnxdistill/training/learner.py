@@ -1,0 +1,139 @@
+"""The network that learns, with all that its steps change: adapters, optimizer, schedule, and a moving average."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from onnxdistill.recipe import TrainingTable
+from onnxdistill.training.checkpoint import State
+from onnxdistill.training.features import Follower
+from onnxdistill.training.optimizers import build_optimizer, build_schedule
+
+
+class Learner:
+    """A copy of a network, and what trains it.
+
+    Args:
+        network: Not changed.
+        table: Says how it is trained.
+        steps: In all; `reschedule` changes that.
+        follow: Puts layers of the copy beside those of a teacher; None if none are compared.
+
+    Attributes:
+        network: The copy, channels last in memory.
+        follower: The same with its layers compared, if they are.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        table: TrainingTable,
+        steps: int,
+        follow: Callable[[nn.Module], Follower] | None = None,
+    ) -> None:
+        self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        self._table = table
+        self._average = None
+        if table.average:  # a copy of the network as it is before layers of it are watched
+            self._average = AveragedModel(self.network, avg_fn=_blend(table.average), use_buffers=True)
+        self.follower = None if follow is None else follow(self.network)
+        adapters = [] if self.follower is None else self.follower.adapters.parameters()
+        self._optimizer = build_optimizer(self.network, table, adapters)
+        self.reschedule(steps)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is called in a step: the network, with its adapters if it has some."""
+        return self.network if self.follower is None else self.follower
+
+    @property
+    def shown(self) -> nn.Module:
+        """The network whose weights count: the average of those on the way, if one is kept."""
+        return self.network if self._average is None else self._average.module
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step, of the layers that learn fastest."""
+        return max(float(group["lr"]) for group in self._optimizer.param_groups)
+
+    def reschedule(self, steps: int) -> None:
+        """Starts the schedule of the learning rate again, over so many steps."""
+        self._schedule = build_schedule(self._optimizer, self._table, steps)
+        self._rates = list(self._schedule.base_lrs)
+
+    def halve_rate(self, times: int) -> None:
+        """Halves the learning rates of the schedule so many times, now and for all steps that follow."""
+        self._schedule.base_lrs = [rate * 0.5**times for rate in self._rates]
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.base_lrs, strict=True):
+            group["lr"] = rate * self._schedule.lr_lambdas[0](self._schedule.last_epoch)
+
+    def forget_gradients(self) -> None:
+        """To be called before the gradients of a step are computed."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def update(self) -> None:
+        """One step of the optimizer, with the gradients that the parameters have."""
+        if self._table.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.trained.parameters(), self._table.clip_norm)
+        self._optimizer.step()
+        self._schedule.step()
+        if self._average is not None:
+            self._average.update_parameters(self.network)
+
+    def is_finite(self) -> bool:
+        """Whether no weight has become infinite or NaN."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the weights that count."""
+        return copy.deepcopy(self.shown.state_dict())
+
+    def finished(self, weights: dict[str, Tensor]) -> nn.Module:
+        """The network with these weights, in evaluation mode, nothing of the training left on it."""
+        if self.follower is not None:
+            self.follower.close()
+        self.network.load_state_dict(weights)
+        return self.network.to(memory_format=torch.contiguous_format).eval()
+
+    def state(self) -> State:
+        """All that steps have changed; what is in it goes on changing."""
+        return {
+            "network": self.network.state_dict(),
+            "adapters": None if self.follower is None else self.follower.adapters.state_dict(),
+            "unsaved": _unsaved_buffers(self.network),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+        }
+
+    def restore(self, state: State) -> None:
+        """The inverse of `state`, with the steps that `reschedule` was given then."""
+        self.network.load_state_dict(state["network"])
+        if self.follower is not None:
+            self.follower.adapters.load_state_dict(state["adapters"])
+        for name, buffer in _unsaved_buffers(self.network).items():
+            buffer.copy_(state["unsaved"][name])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+
+def _blend(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """A step of a moving average; what is not a real number, such as an index or a counter, is the latest one."""
+
+    def blended(average: Tensor, latest: Tensor, _count: Tensor | int) -> Tensor:
+        return torch.lerp(average, latest, 1.0 - decay) if average.is_floating_point() else latest
+
+    return blended
+
+
+def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a state dict leaves out."""
+    saved = network.state_dict().keys()
+    return {name: buffer for name, buffer in network.named_buffers() if name not in saved}

@@ -1,0 +1,84 @@
+"""Running a training: the leading process says which, and all of its team take part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from onnxdistill.errors import OnnxDistillError
+from onnxdistill.recipe import TrainingTable
+from onnxdistill.tasks.base import Objective, Task
+from onnxdistill.training.checkpoint import Checkpoint
+from onnxdistill.training.job import Guidance, Job
+from onnxdistill.training.loop import Loop
+from onnxdistill.training.records import OnStatus, TrainingResult
+from onnxdistill.training.team import current_team
+
+
+def train(
+    network: nn.Module,
+    task: Task,
+    table: TrainingTable,
+    seed: int,
+    objective: Objective,
+    guidance: Guidance | None = None,
+    on_status: OnStatus | None = None,
+    checkpoint: Path | None = None,
+) -> TrainingResult:
+    """Trains a copy of `network` and returns it with the weights that score best on validation.
+
+    The starting weights count as epoch 0, so the result is never worse on validation than the start. A loss that is
+    not finite takes the training back to its last good state with half the learning rate, twice at most.
+
+    Args:
+        network: Not changed.
+        task: Gives batches, loss and score.
+        table: Epochs, optimizer, schedule, augmentation.
+        seed: Seeds the order, the augmentation, and dropout.
+        objective: Weights of the loss's parts.
+        guidance: The teachers; nobody by default.
+        on_status: Called a few times a second, and after every epoch.
+        checkpoint: A file to keep the state in. If it holds that of the same training (networks, data, settings),
+            this one goes on from there, to the same weights as if it had never been ended.
+
+    Raises:
+        TrainingError: If the loss becomes infinite or NaN a third time.
+        RecipeError: If a layer whose features are asked for isn't there.
+    """
+    job, team = Job(network, table, seed, objective, guidance or Guidance()), current_team()
+    kept = None if checkpoint is None else Checkpoint(checkpoint, job.fingerprint(task, team.size))
+    team.leaders(job)
+    return _run(job, task, on_status, kept)
+
+
+def follow(task: Task) -> None:
+    """Takes part in all trainings of the leading process, until it lets its team go."""
+    while (job := current_team().leaders(cast("Job | None", None))) is not None:
+        with suppress(OnnxDistillError):  # the leading process meets the same, and says so
+            _run(job, task, None, None)
+
+
+@contextmanager
+def leading() -> Iterator[None]:
+    """Lets those that `follow` this process go at the end of the block; without a team, nothing happens.
+
+    After an error that only this process has met they may be anywhere; then they end when it does.
+    """
+    try:
+        yield
+    except OnnxDistillError:
+        current_team().leaders(None)
+        raise
+    current_team().leaders(None)
+
+
+def _run(job: Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None) -> TrainingResult:
+    team = current_team()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed + team.rank)  # of dropout
+        return Loop(job, task, team, on_status, checkpoint).run()

@@ -1,0 +1,84 @@
+"""One step of a training: the loss of a batch, its gradients, over parts and processes, and the update."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from onnxdistill.tasks.base import Objective, Task, TrainingBatch
+from onnxdistill.training.batches import parts_of
+from onnxdistill.training.learner import Learner
+from onnxdistill.training.precision import autocast
+from onnxdistill.training.teaching import Teaching
+from onnxdistill.training.team import Team
+
+
+class DivergedError(Exception):
+    """The loss, or a weight, is not finite."""
+
+
+class Steps:
+    """The steps of one training.
+
+    Args:
+        learner: The network that learns, and what trains it.
+        task: Gives the loss.
+        objective: Weighs its parts.
+        teaching: The teachers.
+        team: The processes that a batch is shared by.
+        micro_batch: Samples that a process takes at once; None for all of its share.
+        dtype: Type of activations.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        task: Task,
+        objective: Objective,
+        teaching: Teaching,
+        team: Team,
+        micro_batch: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self._learner = learner
+        self._task = task
+        self._objective = objective
+        self._teaching = teaching
+        self._team = team
+        self._micro_batch = micro_batch
+        self._dtype = dtype
+
+    def step(self, batch: TrainingBatch, epoch: int) -> float:
+        """One step of the optimizer; returns the loss before it, of all processes together.
+
+        Args:
+            batch: This process's share.
+            epoch: Decides which of the teachers' stored answers it is shown.
+
+        Raises:
+            DivergedError: If the loss is not finite.
+        """
+        value = self._backward(batch, epoch)
+        self._learner.update()
+        return value
+
+    def _backward(self, batch: TrainingBatch, epoch: int) -> float:
+        """The loss of a batch; its gradients are left in the parameters, summed up over parts of the batch."""
+        learner, team = self._learner, self._team
+        learner.forget_gradients()
+        values = []
+        whole = round(team.total(len(batch.inputs)))
+        for part in parts_of(batch, self._micro_batch, whole, team.size):
+            share = len(part.inputs) / whole
+            taught = self._teaching.outputs(epoch, part)
+            with autocast(self._dtype):
+                loss = self._task.step(learner.trained, part, self._objective, taught)["loss"]
+            if learner.follower is not None:
+                loss = loss + learner.follower.weight * learner.follower.loss()
+            values.append(team.total(share * loss.item()))
+            if not np.isfinite(values[-1]):
+                raise DivergedError(f"the loss is {values[-1]}")
+            # The mean over the team has to be the sum over all samples' shares.
+            (share * team.size * loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        team.average([p.grad for p in learner.trained.parameters() if p.grad is not None])
+        return sum(values)

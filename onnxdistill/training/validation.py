@@ -1,0 +1,24 @@
+"""Scoring a torch network on the validation images, as the task scores anything that runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from onnxdistill.tasks.base import Feeds, Runner, Task
+
+
+def module_runner(network: nn.Module, task: Task) -> Runner:
+    """A runner of a torch module in float32 evaluation mode."""
+
+    def run(feeds: Feeds) -> Feeds:
+        with torch.inference_mode():
+            output = network(torch.from_numpy(feeds[task.input_name]))
+        return {task.output_name: output.float().numpy()}
+
+    return run
+
+
+def validation_score(network: nn.Module, task: Task) -> float:
+    """The task's metric on validation; the network is left in evaluation mode."""
+    return task.score(module_runner(network.eval(), task), "validation").value

@@ -1,0 +1,234 @@
+"""`bench` on real models: settings, baselines, rules for the end, and what it says of the result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onnxdistill.device import doubts
+from onnxdistill.device.bench import bench
+from onnxdistill.device.earlier import read_result
+from onnxdistill.device.feeds import read_inputs
+from onnxdistill.device.host import CpuTimes, read_host
+from onnxdistill.device.jsonfile import write_json
+from onnxdistill.device.result import BenchResult
+from onnxdistill.device.verdicts import Slo
+from onnxdistill.errors import DataError, ProviderError, UsageError
+
+ROOT = Path(__file__).parent.parent.parent
+SMALL, LARGE = (4, 8), (64, 40)  # width and size: some hundred times the work
+
+
+@pytest.fixture
+def pair(make_model: Callable[..., Path]) -> tuple[Path, Path]:
+    """A model, and one that is many times slower, with the same names."""
+    small, large = (
+        make_model(f"{name}.onnx", shape=("batch", 3, size, size), width=width)
+        for name, (width, size) in (("small", SMALL), ("large", LARGE))
+    )
+    return small, large
+
+
+def test_openings_and_runs(pair: tuple[Path, Path]) -> None:
+    result = bench(pair[:1], runs=103)
+    (case,) = result.cases
+    assert [len(times) for times in case.times_ms] == [21, 21, 21, 20, 20]
+    assert len(result.settings.calls_per_round) == 5
+    (few,) = bench(pair[:1], runs=7).cases
+    assert [len(times) for times in few.times_ms] == [7]
+
+
+def test_every_setting_of_every_model(pair: tuple[Path, Path]) -> None:
+    result = bench(pair, threads=[1, 2], batch=[1, 3], optimization_level=["all", "disabled"], runs=5)
+    assert len(result.cases) == 2 * 2 * 2 * 2
+    case = result["large, 2 threads, batch 3, disabled"]
+    assert (case.model, case.threads, case.batch, case.optimization_level) == ("large", 2, 3, "disabled")
+    assert case.inputs == {"x": (3, 3, 40, 40)}
+    # Against the baseline model in the same setting.
+    assert case.compared_with == "small, 2 threads, batch 3, disabled"
+    assert case.speedup.value < 1
+    assert result["small, 1 thread, batch 1, all"].is_baseline
+    assert BenchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_one_model_is_compared_with_its_first_setting_item_by_item(pair: tuple[Path, Path]) -> None:
+    result = bench(pair[1:], batch=[1, 8], runs=40)
+    single, eight = result.cases
+    assert eight.compared_with == single.name
+    per_item = 8 * single.latency_ms.median.value / eight.latency_ms.median.value
+    assert eight.speedup.value == pytest.approx(per_item, rel=0.5)  # the mean of the openings, not of all calls
+    assert eight.throughput_per_s == pytest.approx(8e3 / eight.latency_ms.mean.value)
+
+
+def test_precision_ends_it(pair: tuple[Path, Path]) -> None:
+    result = bench(pair[:1], precision=0.9)
+    assert len(result.cases[0].times_ms) == 5
+    hopeless = bench(pair[:1], precision=1e-6, seconds=0.5)
+    assert hopeless.cases[0].latency_ms.median.uncertainty > 1e-6
+
+
+def test_a_regression_is_found_and_a_gain_is_none(pair: tuple[Path, Path]) -> None:
+    small, large = pair
+    (verdict,) = bench([small, large], max_regression=0.05).verdicts
+    assert (verdict.case, verdict.outcome) == ("large", "missed")
+    assert verdict.measured.low > 100
+    (verdict,) = bench([large, small], max_regression=0.05).verdicts
+    assert (verdict.case, verdict.outcome) == ("small", "met")
+
+
+def test_an_earlier_result_as_the_baseline(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    small, large = pair
+    write_json(tmp_path / "old.json", bench([large], seconds=0.3).to_json())
+    earlier = read_result(tmp_path / "old.json")
+    result = bench([small], earlier=earlier, max_regression=0.05)
+    assert result.cases[0].compared_with == "earlier large"
+    assert [verdict.outcome for verdict in result.verdicts] == ["met"]
+    assert result.cases[0].speedup.low > 2
+    with pytest.raises(UsageError, match=r"has no small with 2 threads, batch 1, on cpu; it has: large"):
+        bench([small], threads=2, earlier=earlier)
+    elsewhere = replace(earlier, host=replace(earlier.host, cpu="another"))
+    with pytest.raises(UsageError, match=r"another machine: its processor was another, and here it is"):
+        bench([small], earlier=elsewhere)
+    short = replace(earlier, cases=tuple(replace(case, times_ms=case.times_ms[:2]) for case in earlier.cases))
+    with pytest.raises(UsageError, match="opened large only 2 times"):
+        bench([small], earlier=short)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 2}'])
+def test_what_is_no_earlier_result(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"no JSON|no benchmark result|schema version|damaged"):
+        read_result(path)
+
+
+def test_bounds_of_the_latency(pair: tuple[Path, Path]) -> None:
+    result = bench(pair[:1], runs=200, slo=Slo(50.0, 1e6))
+    assert [verdict.outcome for verdict in result.verdicts] == ["met"]
+    assert bench(pair[:1], runs=200, slo=Slo(99.0, 1e-6)).verdicts[0].outcome == "missed"
+
+
+def test_outputs_are_compared(make_model: Callable[..., Path]) -> None:
+    first, second = make_model("a.onnx"), make_model("b.onnx")
+    (found,) = bench([first, second], runs=5, check_outputs=True).agreements
+    assert (found.baseline, found.model, found.output, found.samples) == ("a", "b", "y", 64)
+    assert found.max_absolute == 0.0
+    assert found.argmax_percent == 100.0
+
+
+def test_given_inputs_are_cut_into_batches(make_model: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "inputs.npz"
+    np.savez(path, x=np.zeros((5, 3, 8, 8), np.float32))
+    result = bench(
+        [make_model("a.onnx"), make_model("b.onnx")], batch=[1, 2], runs=5, inputs=read_inputs(path), check_outputs=True
+    )
+    assert {case.inputs["x"][0] for case in result.cases} == {1, 2}
+    assert result.agreements[0].samples == 5
+    with pytest.raises(UsageError, match="'x' is given with 5 items, and a batch of 6"):
+        bench([make_model()], batch=6, runs=5, inputs=read_inputs(path))
+
+
+def test_inputs_stay_where_they_are_bound(pair: tuple[Path, Path]) -> None:
+    result = bench(pair, io_binding=True, runs=20)
+    assert result["large"].latency_ms.median.value > result["small"].latency_ms.median.value
+
+
+def test_memory_of_a_process_of_its_own(pair: tuple[Path, Path]) -> None:
+    result = bench(pair[1:], batch=[1, 200], runs=2)
+    one, many = (case.memory for case in result.cases)
+    assert one is not None
+    assert many is not None
+    # The outputs alone are 200 x 64 x 38 x 38 floats, 74 MB.
+    assert many.process_bytes - one.process_bytes > 50e6
+    assert 10e6 < one.runtime_bytes < one.process_bytes < 1e9
+
+
+def test_a_machine_that_was_busy_meanwhile() -> None:
+    host = replace(read_host(), usable_cpus=4, logical_cpus=4, cpu_limit=None)
+    begin = CpuTimes(wall_s=100.0, busy_s=50.0, own_s=10.0)
+    quiet = CpuTimes(wall_s=110.0, busy_s=60.5, own_s=20.0)  # 0.05 others
+    busy = CpuTimes(wall_s=110.0, busy_s=75.0, own_s=20.0)  # 1.5 others
+    assert doubts.of_machine(host, 1, begin, quiet) == []
+    assert doubts.of_machine(host, 1, begin, busy) == ["Other processes kept 1.5 of 4 CPUs busy meanwhile."]
+    assert doubts.of_machine(host, 5, begin, quiet) == ["5 threads share 4 usable CPUs."]
+    (reason,) = doubts.of_machine(replace(host, load_average=3.5), 1, None, None)
+    assert "a load average of 3.5" in reason
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"runs": 5, "seconds": 1.0}, "Both a number of runs and a number of seconds"),
+        ({"runs": 5, "precision": 0.01}, "something that decides how many are needed"),
+        ({"precision": 1.5}, "above 0 and below 100 %, and 150.000%"),
+        ({"max_regression": 0.05}, "needs a baseline"),
+        ({"batch": []}, "has no value"),
+        ({"batch": [1, 0]}, "at least 1 item"),
+        ({"runs": 10, "slo": Slo(99.0, 1.0)}, "10 timed calls of model do not support p99"),
+        ({"provider_options": {"cuda": {"a": "b"}}}, "options of the provider 'cuda', which is not asked for"),
+    ],
+)
+def test_refusals(make_model: Callable[..., Path], how: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        bench([make_model()], **how)  # type: ignore[arg-type]  # one of the options
+
+
+def test_a_fallback_that_is_accepted_is_told(make_model: Callable[..., Path]) -> None:
+    with pytest.raises(ProviderError, match="has no execution provider 'cuda'"):
+        bench([make_model()], provider="cuda", runs=5)
+    result = bench([make_model()], provider="cuda", allow_fallback=True, runs=5)
+    assert result.cases[0].provider == "CPUExecutionProvider"
+    assert "Nothing of it runs on cuda: all of it runs on the CPU." in result.cases[0].shaky
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onnxdistill", "bench", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_the_command_fails_on_a_regression(pair: tuple[Path, Path]) -> None:
+    small, large = pair
+    done = run(large, "--baseline", small, "--max-regression", "5%", "--format", "github")
+    assert done.returncode == 1
+    assert done.stdout.startswith("::error title=onnxdistill bench::large: at most 5 %25 slower than small: ")
+    assert done.stderr.startswith("Error: large: at most 5 % slower than small: ")
+    passed = run(small, "--baseline", large, "--max-regression", "5%", "--slo", "median=10s")
+    assert passed.returncode == 0, passed.stderr
+    assert "baseline" in passed.stdout
+
+
+def test_the_command_reads_lists_and_options(pair: tuple[Path, Path]) -> None:
+    done = run(pair[0], "--threads", "1,2", "--batch", "1, 4", "--runs", 5, "--opt-level", "all,basic")
+    assert done.returncode == 0, done.stderr
+    assert "small, 2 threads, batch 4, basic" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--threads", "1,x"], "'x' is not a valid integer"),
+        (["--threads", "1,,2"], "'' is not a valid integer"),
+        (["--opt-level", "most"], "'most' is not one of"),
+        (["--precision", "1"], "'1' does not read as 5%"),
+        (["--max-regression", "x%"], "'x%' does not read as 5%"),
+        (["--slo", "p12=1ms"], "There is no p12"),
+        (["--provider-option", "a=b"], "does not read as PROVIDER.KEY=VALUE"),
+        (["--inputs", "none.npz"], "none.npz cannot be read"),
+        (["--inputs", "README.md"], "README.md is no .npz file of arrays"),
+        (["--baseline", "none.json"], "none.json cannot be read"),
+        (["--baseline", "none.onnx", "--max-regression", "5%"], "none.onnx"),
+        (["--format", "junit", "--json", "-"], "Both --format and --json -"),
+    ],
+)
+def test_the_command_refuses(arguments: list[str], message: str) -> None:
+    done = run("models/digits/student.onnx", *arguments)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

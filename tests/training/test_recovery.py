@@ -1,0 +1,182 @@
+"""Going back after a divergence, and on where a training was ended: the same weights, and nothing foreign."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.errors import TrainingError
+from onnxdistill.recipe import TrainingTable
+from onnxdistill.tasks.base import Objective
+from onnxdistill.tasks.classification import Classification
+from onnxdistill.training import TrainingStatus, train
+from tests.training.small import Counting, small_network, table
+
+
+class Exploding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(float("nan")))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :10] * self.weight
+
+
+def test_divergence_is_an_error_that_names_the_place(digits: Classification) -> None:
+    wanted = r"loss is nan at epoch 1, step 1, with a learning rate of 0.00.*halved 2 times. Lower learning_rate"
+    with pytest.raises(TrainingError, match=wanted):
+        train(Exploding(), digits, table(), 0, Objective())
+
+
+class Fragile(nn.Module):
+    """Gives NaN, for good, from the first step on that changes its weights too much."""
+
+    def __init__(self, inner: nn.Module, most: float) -> None:
+        super().__init__()
+        self.inner, self.most = inner, most
+        self.start = [parameter.detach().clone() for parameter in inner.parameters()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = zip(self.inner.parameters(), self.start, strict=True)
+        moved = max(float((now.detach() - before).abs().max()) for now, before in pairs)
+        result: Tensor = self.inner(x)
+        return result if moved < self.most else result * float("nan")
+
+
+def test_after_divergence_it_goes_on_from_the_last_good_state_with_half_the_rate(digits: Classification) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    settings = table(optimizer="adam", learning_rate=0.01, schedule="constant", warmup=0.0, epochs=2)
+    # Adam moves a weight by at most about the rate in a step, and there are 34: only at 0.01 does one get that far.
+    result = train(Fragile(network, 0.27).eval(), digits, settings, 0, Objective())
+    assert len(result.notes) == 1
+    assert "the loss is nan at epoch 2" in result.notes[0]
+    assert "a learning rate of 0.01; it went on with half of it" in result.notes[0]
+    assert [record.learning_rate for record in result.history] == [0.01, 0.005]
+    assert result.best_score > result.start_score
+
+
+class _EndedError(Exception):
+    pass
+
+
+def ended_at(step: int) -> Callable[[TrainingStatus], None]:
+    def on_status(status: TrainingStatus) -> None:
+        if (status.epoch - 1) * status.steps + status.step == step:
+            raise _EndedError
+
+    return on_status
+
+
+@pytest.mark.parametrize(("optimizer", "average"), [("sgd", 0.0), ("adamw", 0.9)])
+def test_a_training_that_was_ended_goes_on_to_the_same_weights(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, average: float
+) -> None:
+    monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
+    monkeypatch.setattr("onnxdistill.training.recovery.CHECKPOINT_INTERVAL_S", 0.0)
+    network = small_network()
+    settings = table(epochs=3, optimizer=optimizer, average=average, learning_rate=0.02, crop_pad=1, flip=True)
+    whole = train(network, digits, settings, 3, Objective())
+    file = tmp_path / "new" / "state.pt"
+    for step in (1, 10, 17, 18, 40, 51):  # 17 steps an epoch
+        with pytest.raises(_EndedError):
+            train(network, digits, settings, 3, Objective(), on_status=ended_at(step), checkpoint=file)
+    seen: list[TrainingStatus] = []
+    resumed = train(network, digits, settings, 3, Objective(), on_status=seen.append, checkpoint=file)
+    assert [(status.epoch, status.step) for status in seen if not status.epoch_done] == [(3, 17)]  # not written yet
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(tensor, resumed.network.state_dict()[name]), name
+    strip = [dataclasses.replace(record, seconds=0.0) for record in resumed.history]
+    assert strip == [dataclasses.replace(record, seconds=0.0) for record in whole.history]
+    assert (resumed.best_epoch, resumed.start_score) == (whole.best_epoch, whole.start_score)
+    assert resumed.notes[-1] == "it went on at epoch 3, step 17, where a run had been ended"
+
+
+def same_weights(network: nn.Module, activation: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(network)
+    changed.set_submodule("2", activation)
+    return changed
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    changed = copy.deepcopy(network)
+    changed.get_parameter("0.weight").requires_grad_(False)
+    return changed
+
+
+def test_images_that_are_prepared_otherwise_are_another_training(digits: Classification, tmp_path: Path) -> None:
+    network, file = small_network(), tmp_path / "state.pt"
+    train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    brighter = Classification(dataclasses.replace(digits.splits, mean=(0.0,)))
+    assert train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes == ()
+    assert len(train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes) == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(digits: Classification, tmp_path: Path) -> None:
+    (tmp_path / "state.pt.new").symlink_to("/dev/full")
+    result = train(small_network(), digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
+    assert len(result.history) == 2
+    assert result.notes == (
+        "its checkpoint could not be written (No space left on device), and it went on without one",
+    )
+
+
+def test_buffers_that_are_not_saved_go_on_too(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
+    torch.manual_seed(0)
+    network = Counting().eval()
+    whole = train(network, digits, table(), 0, Objective())
+    with pytest.raises(_EndedError):
+        train(network, digits, table(), 0, Objective(), on_status=ended_at(25), checkpoint=tmp_path / "state.pt")
+    resumed = train(network, digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
+    assert len(resumed.notes) == 1
+    assert torch.equal(resumed.network.get_parameter("linear.weight"), whole.network.get_parameter("linear.weight"))
+
+
+def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Classification, tmp_path: Path) -> None:
+    file = tmp_path / "state.pt"
+    network = small_network()
+    train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    content = file.read_bytes()
+    changes: list[tuple[nn.Module, TrainingTable, int, Objective]] = [
+        (small_network(1), table(epochs=1), 0, Objective()),
+        (network, table(epochs=1, learning_rate=0.2), 0, Objective()),
+        (network, table(epochs=1), 1, Objective()),
+        (network, table(epochs=1), 0, Objective(hard_weight=2.0)),
+        (same_weights(network, nn.Tanh()), table(epochs=1), 0, Objective()),
+        (frozen(network), table(epochs=1), 0, Objective()),
+    ]
+    for change in changes:
+        file.write_bytes(content)
+        expected = train(*(change[0], digits, *change[1:]))
+        actual = train(*(change[0], digits, *change[1:]), checkpoint=file)
+        for one, other in zip(expected.network.parameters(), actual.network.parameters(), strict=True):
+            assert torch.equal(one, other)
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 64
+    for damaged in (b"", b"text", content[: len(content) // 2], bytes(flipped)):
+        file.write_bytes(damaged)
+        assert train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file).notes == ()
+
+
+def test_a_resumed_training_has_the_epochs_that_were_measured(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(status: TrainingStatus) -> None:
+        if status.epoch == 2:  # the state of the first has been written
+            raise _EndedError
+
+    settings, file = table(epochs=50, minutes=1.0), tmp_path / "state.pt"
+    monkeypatch.setattr("onnxdistill.training.budget.fitting_epochs", lambda *_: 3)
+    with pytest.raises(_EndedError):
+        train(small_network(), digits, settings, 0, Objective(), None, stop, file)
+    monkeypatch.setattr("onnxdistill.training.budget.fitting_epochs", lambda *_: 5)
+    assert len(train(small_network(), digits, settings, 0, Objective(), checkpoint=file).history) == 3
