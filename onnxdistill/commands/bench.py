@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import click
 from rich.console import Console
 
-from onnxdistill.commands.options import Bound, Percent, ProviderOption, Several, Shape
+from onnxdistill.commands.options import Bound, Percent, ProviderOption, Rate, Several, Shape
 from onnxdistill.device.bench import bench
+from onnxdistill.device.cases import name_models
 from onnxdistill.device.display import BenchProgress, show_bench
 from onnxdistill.device.earlier import read_result
 from onnxdistill.device.feeds import read_inputs
 from onnxdistill.device.formats import FORMATS
-from onnxdistill.device.jsonfile import check_place, json_text, write_json
+from onnxdistill.device.jsonfile import check_place, json_text, write_json, write_text
+from onnxdistill.device.page import render_bench_page
+from onnxdistill.device.remote import remote_bench
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import OptimizationLevel
 from onnxdistill.device.verdicts import Slo
@@ -81,10 +86,21 @@ _LEVELS = click.Choice(["disabled", "basic", "extended", "all"])
     "--max-regression", metavar="5%", type=Percent(), help="Exit with 1 if a model is surely slower than that."
 )
 @click.option("--slo", metavar="p99=20ms", type=Bound(), help="Exit with 1 if the latency surely misses that.")
+@click.option(
+    "--rate", metavar="200/s|max", type=Rate(), help="Also the latency of requests that arrive at random, at that rate."
+)
+@click.option("--clients", metavar="N", type=int, help="Workers that take these requests; or callers back to back.")
+@click.option(
+    "--remote",
+    metavar="[USER@]HOST[:PYTHON]",
+    help="Do all that on another machine, over ssh; Python, numpy and onnxruntime are needed there.",
+)
+@click.option("--profile", is_flag=True, help="Where the time goes, operator by operator, and what holds it back.")
 @click.option("--check-outputs", is_flag=True, help="Compare the outputs with those of the baseline.")
 @click.option(
     "--format", "text_format", type=click.Choice(sorted(FORMATS)), help="Print for another program, not for eyes."
 )
+@click.option("--html", "html_path", metavar="FILE", type=_FILE, help="Also write a page with pictures.")
 @click.option(
     "--json",
     "json_path",
@@ -110,58 +126,96 @@ def bench_command(
     baseline: Path | None,
     max_regression: float | None,
     slo: Slo | None,
+    rate: float | Literal["max"] | None,
+    clients: int | None,
+    remote: str | None,
+    profile: bool,
     check_outputs: bool,
     text_format: str | None,
+    html_path: Path | None,
     json_path: str | None,
 ) -> None:
     """Time ONNX models side by side, with intervals; the first is the baseline.
 
     Several values of --threads, --batch, --provider and --opt-level, separated by commas, are all combined.
     """
-    if text_format is not None and json_path == _STDOUT:
-        raise UsageError("Both --format and --json - would go to standard output.", "Give --json a file.")
+    output = _Output(text_format, json_path, html_path)
+    output.check((*models, *(path for path in (inputs_path, baseline) if path is not None)))
     earlier = None
     if baseline is not None and baseline.suffix == ".json":
         earlier = read_result(baseline)
     elif baseline is not None:
         models = (baseline, *models)
-    if json_path is not None and json_path != _STDOUT:
-        check_place(Path(json_path), (*models, *([] if inputs_path is None else [inputs_path])))
-    provider_options: dict[str, dict[str, str]] = defaultdict(dict)
-    for provider, key, value in options:
-        provider_options[provider][key] = value
+    asked: dict[str, Any] = {
+        "threads": threads,
+        "batch": batch,
+        "provider": providers,
+        "optimization_level": levels,
+        "provider_options": _by_provider(options),
+        "allow_fallback": allow_fallback,
+        "io_binding": io_binding,
+        "runs": runs,
+        "seconds": seconds,
+        "precision": precision,
+        "warmup": warmup,
+        "shapes": dict(shapes),
+        "inputs": None if inputs_path is None else read_inputs(inputs_path),
+        "seed": seed,
+        "earlier": earlier,
+        "max_regression": max_regression,
+        "slo": slo,
+        "rate": rate,
+        "clients": clients,
+        "profile": profile,
+        "check_outputs": check_outputs,
+    }
     with BenchProgress(Console(stderr=True)) as progress:
-        result = bench(
-            models,
-            threads=threads,
-            batch=batch,
-            provider=providers,
-            optimization_level=levels,
-            provider_options=provider_options,
-            allow_fallback=allow_fallback,
-            io_binding=io_binding,
-            runs=runs,
-            seconds=seconds,
-            precision=precision,
-            warmup=warmup,
-            shapes=dict(shapes),
-            inputs=None if inputs_path is None else read_inputs(inputs_path),
-            seed=seed,
-            earlier=earlier,
-            max_regression=max_regression,
-            slo=slo,
-            check_outputs=check_outputs,
-            on_progress=progress,
-        )
-    if json_path == _STDOUT:
-        click.echo(json_text(result.to_json()), nl=False)
-    elif text_format is not None:
-        click.echo(FORMATS[text_format](result), nl=False)
-    else:
-        show_bench(result, Console(highlight=False))
-    if json_path not in (None, _STDOUT):
-        write_json(Path(str(json_path)), result.to_json())
+        named = name_models(models)
+        if remote is None:
+            result = bench(named, **asked, on_progress=progress)
+        else:
+            result = remote_bench(remote, named, asked, on_progress=progress)
+    output.write(result)
     _refuse_missed(result)
+
+
+@dataclass(frozen=True)
+class _Output:
+    text_format: str | None
+    json_path: str | None
+    html_path: Path | None
+
+    def check(self, read: Iterable[Path]) -> None:
+        """Makes sure, before any work is done, that all of it can be written."""
+        if self.text_format is not None and self.json_path == _STDOUT:
+            raise UsageError("Both --format and --json - would go to standard output.", "Give --json a file.")
+        read = list(read)
+        for place in (self.html_path, self._json_file()):
+            if place is not None:
+                check_place(place, read)
+
+    def write(self, result: BenchResult) -> None:
+        """Shows and writes all that was asked for."""
+        if self.json_path == _STDOUT:
+            click.echo(json_text(result.to_json()), nl=False)
+        elif self.text_format is not None:
+            click.echo(FORMATS[self.text_format](result), nl=False)
+        else:
+            show_bench(result, Console(highlight=False))
+        if (file := self._json_file()) is not None:
+            write_json(file, result.to_json())
+        if self.html_path is not None:
+            write_text(self.html_path, render_bench_page(result))
+
+    def _json_file(self) -> Path | None:
+        return None if self.json_path in (None, _STDOUT) else Path(str(self.json_path))
+
+
+def _by_provider(options: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for provider, key, value in options:
+        found.setdefault(provider, {})[key] = value
+    return found
 
 
 def _refuse_missed(result: BenchResult) -> None:

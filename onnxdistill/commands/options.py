@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -101,6 +101,26 @@ class Bound(ParamType):
             return parse_slo(str(value))
         except UsageError as error:
             self.fail(str(error), param, ctx)
+
+
+class Rate(ParamType):
+    """`200/s`, `200`, or `max`."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Literal["max"]:
+        """Requests a second."""
+        if value == "max":
+            return "max"
+        if isinstance(value, float):
+            return value
+        try:
+            rate = float(str(value).removesuffix("/s"))
+        except ValueError:
+            rate = 0.0
+        if not 0 < rate < inf:
+            self.fail(f"{value!r} does not read as 200/s, or as max.", param, ctx)
+        return rate
 
 
 class Minutes(ParamType):

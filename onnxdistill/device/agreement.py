@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ import numpy as np
 from onnxdistill.device.openings import Feeds
 from onnxdistill.device.session import Array, Session
 from onnxdistill.errors import UsageError
+
+# A dimension of an input that has a name instead of a size: `image float32[batch, 3, 8, 8]`.
+_OPEN = re.compile(r"(?<=[\[ ])[^\d\[\], ][^\[\],]*(?=[,\]])")
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def agreements(reference: tuple[str, Session], other: tuple[str, Session], input
         UsageError: If they take different inputs, or have outputs of different names or shapes.
     """
     (baseline, first), (model, second) = reference, other
-    _check_same_ports(first, second)
+    check_comparable(first, second)
     pairs: dict[str, list[tuple[Array, Array]]] = {port.name: [] for port in first.outputs if port.dtype is not None}
     for feeds in inputs:
         expected, given = first.run(feeds), second.run(feeds)
@@ -72,18 +76,28 @@ def agreements(reference: tuple[str, Session], other: tuple[str, Session], input
     return [_agreement(model, baseline, name, collected) for name, collected in pairs.items()]
 
 
-def _check_same_ports(first: Session, second: Session) -> None:
+def check_comparable(first: Session, second: Session) -> None:
+    """Makes sure that two models take the same inputs and have outputs of the same names.
+
+    Raises:
+        UsageError: If they do not.
+    """
     for kind, ports, others in (
-        ("inputs", first.inputs, second.inputs),
-        ("outputs", first.outputs, second.outputs),
+        ("inputs", [str(port) for port in first.inputs], [str(port) for port in second.inputs]),
+        ("outputs", [port.name for port in first.outputs], [port.name for port in second.outputs]),
     ):
-        names, other_names = ({port.name for port in side} for side in (ports, others))
-        if names != other_names:
+        if not _alike(ports, others):
             raise UsageError(
                 f"The outputs of {first.label} and {second.label} cannot be compared: their {kind} are "
-                f"{', '.join(sorted(names))} and {', '.join(sorted(other_names))}.",
-                "Export both with the same names.",
+                f"{', '.join(sorted(ports))} and {', '.join(sorted(others))}.",
+                "Compare models that were exported alike.",
             )
+
+
+def _alike(ports: list[str], others: list[str]) -> bool:
+    """Whether they are the same but for the names of open dimensions."""
+    plain, other_plain = (sorted(_OPEN.sub("?", port) for port in side) for side in (ports, others))
+    return plain == other_plain
 
 
 def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, Array]]) -> Agreement:
@@ -92,7 +106,8 @@ def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, 
     for expected, given in pairs:
         if expected.shape != given.shape:
             raise UsageError(
-                f"The output {output!r} of {model} is {list(given.shape)}, and that of {baseline} {list(expected.shape)}.",
+                f"The output {output!r} of {model} is {list(given.shape)}, and that of {baseline} "
+                f"{list(expected.shape)}.",
                 "Only outputs of the same shape can be compared.",
             )
         if expected.dtype.kind not in "fiub" or not expected.size:

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from onnxdistill.device import doubts
-from onnxdistill.device.agreement import Agreement, agreements
+from onnxdistill.device.agreement import Agreement, agreements, check_comparable
 from onnxdistill.device.cases import Case, baselines, combine, name_models, options_by_provider, several
 from onnxdistill.device.earlier import check_same_machine, matching_case
 from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.host import read_cpu_times, read_host
-from onnxdistill.device.measurement import Effort, Measurement, OnProgress
+from onnxdistill.device.measurement import EARLIER_RUNS_NEEDED, Effort, Measurement, OnProgress
 from onnxdistill.device.memory import peak_memory
 from onnxdistill.device.modelfile import ModelFile, read_model_file
+from onnxdistill.device.profiles import CaseProfile, Profiler
 from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
 from onnxdistill.device.runtime import load_runtime
 from onnxdistill.device.session import Array, OptimizationLevel, SessionSettings
 from onnxdistill.device.statistics import summarize
+from onnxdistill.device.traffic import CaseLoad, Traffic, load_verdict, put_load
 from onnxdistill.device.verdicts import Slo, Verdict, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
+
+_LOAD_SECONDS = 10.0
 
 __all__ = ["BenchResult", "OnProgress", "bench"]
 
@@ -49,6 +55,9 @@ def bench(
     earlier: BenchResult | None = None,
     max_regression: float | None = None,
     slo: Slo | None = None,
+    rate: float | Literal["max"] | None = None,
+    clients: int | None = None,
+    profile: bool = False,
     check_outputs: bool = False,
     on_progress: OnProgress | None = None,
 ) -> BenchResult:
@@ -75,7 +84,11 @@ def bench(
         earlier: The result of an earlier benchmark on this machine, as the baseline of all models.
         max_regression: Fail a case that is slower than its baseline by more than this share; 0.05 is 5 %. The
             measurement ends when that is clear.
-        slo: Fail a case whose latency misses this bound.
+        slo: Fail a case whose latency misses this bound; under load, if there is some.
+        rate: After the timing, put each case under load: so many requests a second, which arrive at random and wait
+            until those before them are served. `"max"` searches the highest rate that keeps `slo`.
+        clients: How many workers take the requests; without a rate, how many callers call one session back to back.
+        profile: Find out where the time of each case goes, operator by operator, and what holds it back.
         check_outputs: Compare the outputs of the models with those of the baseline.
         on_progress: Called between rounds, never while a model is timed, with the phase, what of it is done,
             and the total.
@@ -97,6 +110,10 @@ def bench(
         SessionSettings(count, name, level, options[name], allow_fallback, io_binding)
         for count, name, level in itertools.product(several(threads), options, several(optimization_level))
     ]
+    traffic = None
+    if rate is not None or clients is not None:
+        traffic = Traffic(rate, 1 if clients is None else clients, seconds or _LOAD_SECONDS, slo)
+        traffic.check()
     cases = combine(paths, settings, several(batch))
     compared = baselines(cases, reference)
     if max_regression is not None and earlier is None and all(name == other for name, other in compared.items()):
@@ -107,6 +124,11 @@ def bench(
     known: dict[str, CaseTiming] = {}
     if earlier is not None:
         check_same_machine(earlier, host)
+        if runs is not None and runs < EARLIER_RUNS_NEEDED:
+            raise UsageError(
+                f"{runs} runs are too few for a comparison with another process.",
+                f"Ask for at least {EARLIER_RUNS_NEEDED}.",
+            )
         known = {name: matching_case(earlier, case) for name, case in cases.items()}
     source = InputSource(shapes or {}, inputs, seed)
     progress = on_progress or (lambda _phase, _done, _total: None)
@@ -115,11 +137,15 @@ def bench(
     begin = read_cpu_times()
     measurement.open()
     source.check_shapes_used(measurement.openings.sessions.values())
+    if check_outputs:
+        _check_comparable(measurement, cases, reference)
     measurement.time()
     timings = measurement.openings.timings
     most_threads = max(case.settings.threads for case in cases.values())
     shaky = doubts.of_machine(host, most_threads, begin, read_cpu_times())
     shaky += doubts.of_drift([one.series for one in timings.values()])
+    loads = [] if traffic is None else list(_loads(measurement, traffic, seed, progress))
+    profiles = list(_profiles(measurement, cases, progress)) if profile else []
     found = list(_agreements(measurement, cases, reference, source)) if check_outputs else []
     results = []
     for done, (name, case) in enumerate(cases.items()):
@@ -139,8 +165,10 @@ def bench(
         ),
         host=host,
         cases=tuple(results),
+        loads=tuple(loads),
+        profiles=tuple(profiles),
         agreements=tuple(found),
-        verdicts=tuple(_verdicts(results, measurement.limited(), max_regression, slo)),
+        verdicts=tuple(_verdicts(results, loads, measurement.limited(), max_regression, slo)),
         shaky=tuple(shaky),
     )
 
@@ -153,13 +181,32 @@ def _reference(paths: Mapping[str, Path], baseline: str | None) -> str:
     return baseline
 
 
+def _loads(measurement: Measurement, traffic: Traffic, seed: int, progress: OnProgress) -> Iterator[CaseLoad]:
+    """Every case under load, one after the other."""
+    openings = measurement.openings
+    for done, (name, session) in enumerate(openings.sessions.items()):
+        progress("load test", done, len(openings.sessions))
+        within = functools.partial(_within, progress, done, len(openings.sessions))
+        yield put_load(name, session.runner(openings.feeds[name]), traffic, np.random.default_rng(seed), within)
+
+
+def _within(progress: OnProgress, done: int, total: int, share: float) -> None:
+    progress("load test", done + share, total)
+
+
+def _profiles(measurement: Measurement, cases: Mapping[str, Case], progress: OnProgress) -> Iterator[CaseProfile]:
+    """Every case, one after the other."""
+    profiler = Profiler()
+    for done, (name, case) in enumerate(cases.items()):
+        progress("profile", done, len(cases))
+        yield profiler.profile(name, case, measurement.openings.feeds[name])
+
+
 def _agreements(
     measurement: Measurement, cases: Mapping[str, Case], reference: str, source: InputSource
 ) -> Iterator[Agreement]:
     """Every model beside the baseline, in the first setting of each."""
-    first: dict[str, str] = {}
-    for name, case in cases.items():
-        first.setdefault(case.model, name)
+    first = _first_cases(cases)
     sessions = measurement.openings.sessions
     session = sessions[first[reference]]
     for model, name in first.items():
@@ -168,15 +215,37 @@ def _agreements(
             yield from agreements((reference, session), (model, sessions[name]), batches)
 
 
+def _check_comparable(measurement: Measurement, cases: Mapping[str, Case], reference: str) -> None:
+    first = _first_cases(cases)
+    sessions = measurement.openings.sessions
+    for name in first.values():
+        check_comparable(sessions[first[reference]], sessions[name])
+
+
+def _first_cases(cases: Mapping[str, Case]) -> dict[str, str]:
+    """Per model the name of its first case."""
+    first: dict[str, str] = {}
+    for name, case in cases.items():
+        first.setdefault(case.model, name)
+    return first
+
+
 def _verdicts(
-    cases: Sequence[CaseTiming], limited: Sequence[str], max_regression: float | None, slo: Slo | None
+    cases: Sequence[CaseTiming],
+    loads: Sequence[CaseLoad],
+    limited: Sequence[str],
+    max_regression: float | None,
+    slo: Slo | None,
 ) -> Iterator[Verdict]:
-    """Whether each case meets the limits."""
+    """Whether each case meets the limits; that of the latency is meant for the load, if there is some."""
     for case in cases:
         if max_regression is not None and case.name in limited:
             yield slowdown_verdict(case.name, case.compared_with, case.speedup, max_regression)
-        if slo is not None:
+        if slo is not None and not loads:
             yield slo_verdict(case.name, case.latency_ms, slo)
+    for load in loads:
+        if slo is not None:
+            yield load_verdict(load, slo)
 
 
 def _case_timing(name: str, case: Case, file: ModelFile, measurement: Measurement, against: str) -> CaseTiming:

@@ -14,7 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxdistill.device.doctor import Finding
+from onnxdistill.device.load import OpenLoopResult, RateSearch
+from onnxdistill.device.profiles import CaseProfile
 from onnxdistill.device.result import BenchResult, CaseTiming
+from onnxdistill.device.roofline import OP_TYPE_COLUMNS
 from onnxdistill.device.runtime import short_name
 from onnxdistill.device.statistics import Estimate
 
@@ -31,9 +34,19 @@ def show_bench(result: BenchResult, console: Console) -> None:
     console.print(Text(_conditions(result)))
     console.print()
     console.print(_fitting(console, [_wide_table(result), _table(result), _narrow_table(result)]))
+    if result.loads:
+        console.print()
+        console.print(_fitting(console, [_loads(result, narrow=False), _loads(result, narrow=True)]))
+    for profile in result.profiles:
+        console.print()
+        console.print(Text(f"{profile.case}: where the time goes", style="bold"))
+        console.print(_op_types(profile))
+        for finding in profile.audit.findings:
+            console.print(Text(f"· {finding.text} {finding.fix}"))
     lines: list[tuple[str, str, str]] = [("", "outputs", str(agreement)) for agreement in result.agreements]
     lines += [(_OUTCOMES[verdict.outcome], verdict.outcome, str(verdict)) for verdict in result.verdicts]
     lines += [("yellow", "shaky", note) for note in result.doubts()]
+    lines += [("yellow", "shaky", f"{one.case}: {note}") for one in result.profiles for note in one.profile.doubts]
     if lines:
         grid = Table.grid(padding=(0, 2))
         grid.add_column(no_wrap=True)
@@ -148,6 +161,40 @@ def _speedup(case: CaseTiming, between: str) -> str:
     ratio = case.speedup
     interval = f"{ratio.low:.2f}-{ratio.high:.2f}"
     return f"{ratio.value:.2f}x{between}{f'({interval})' if between == ' ' else interval}"
+
+
+def _loads(result: BenchResult, *, narrow: bool) -> Table:
+    """The cases under load; of a search, the highest rate that was measured to hold."""
+    wide = [] if narrow else ["clients", "busy"]
+    table = _empty_table("asked\n/s", "done\n/s", *wide, "median\nms", "p99\nms", *([] if narrow else ["p99.9\nms"]))
+    for load in result.loads:
+        one = load.result
+        if isinstance(one, RateSearch):
+            at_p99 = next((probe.latency_ms for probe in one.probes if probe.rate_per_s == one.rate_per_s), None)
+            found = "none" if one.rate_per_s is None else _number(one.rate_per_s)
+            limited = ["-", _number(at_p99)] if one.percent == 99 else ["-", "-"]
+            cells = ["max", found, *([] if narrow else [str(one.clients), "-"]), *limited, *([] if narrow else ["-"])]
+        else:
+            latency_ms = load.latency_ms()
+            assert latency_ms is not None
+            if isinstance(one, OpenLoopResult):
+                asked, done, busy = _number(one.rate_per_s), one.achieved_per_s, f"{one.utilization:.0%}"
+            else:
+                asked, done, busy = "-", one.throughput_per_s, "-"
+            tail = [_number(latency_ms.median.value), _figure(latency_ms.p99)]
+            cells = [asked, _number(done), *([] if narrow else [str(one.clients), busy]), *tail]
+            cells += [] if narrow else [_figure(latency_ms.p999)]
+        table.add_row(escape(load.case), *cells)
+    return table
+
+
+def _op_types(profile: CaseProfile) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False)
+    for index, heading in enumerate(OP_TYPE_COLUMNS):
+        table.add_column(heading, justify="right" if index else "left", no_wrap=bool(index), overflow="fold")
+    for row in profile.profile.op_type_rows():
+        table.add_row(*map(escape, row))
+    return table
 
 
 def _figure(estimate: Estimate | None) -> str:

@@ -1,4 +1,4 @@
-"""Writing a JSON file so that a reader never sees half of it."""
+"""Writing a result, as JSON or as any text, so that a reader never sees half of it."""
 
 from __future__ import annotations
 
@@ -50,6 +50,15 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes the text of `json_text`; see `write_text`.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    write_text(path, json_text(data))
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes under a temporary name beside the file, then renames; into a pipe or a device it writes as it is.
 
     A symbolic link stays, and the file that it points to is written.
@@ -58,7 +67,6 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         OutputError: If the file cannot be written.
     """
     check_place(path)
-    text = json_text(data)
     try:
         if _is_special(path):
             path.write_text(text, encoding="utf-8")

@@ -23,6 +23,9 @@ _DEFAULT_GATE_SECONDS = 20.0
 
 # Of the time for timing, that loading the models again and again may take; and how often that is worth it.
 _LOADING_SHARE, _OPENINGS = 0.5, (5, 3)
+EARLIER_RUNS_NEEDED = 30
+"""Compared with an earlier measurement, there are always several openings."""
+
 # What nobody minds to wait for, however short the timing itself is.
 _SHORT_S = 1.0
 # With fewer calls, what is gained by openings is lost by short rounds.
@@ -169,6 +172,8 @@ class Measurement:
         if self._effort.runs is not None:
             total_s = max(_SHORT_S, self._effort.runs * sum(one.warmup.latency_ms for one in timings) / 1e3)
             most = self._effort.runs // _CALLS_PER_OPENING
+        if self._earlier:  # what opening changes is all that is known of the difference
+            return max(_OPENINGS) if most >= max(_OPENINGS) else min(_OPENINGS)
         loading_s = sum(one.load_ms[0] + one.first_run_ms[0] for one in timings) / 1e3
         fitting = (one for one in _OPENINGS if one <= most and (one - 1) * loading_s <= _LOADING_SHARE * total_s)
         return next(fitting, 1)

@@ -55,7 +55,7 @@ def peak_memory(case: Case, feeds: Feeds) -> PeakMemory | None:
     """
     if not Path("/proc/self/status").exists():
         return None
-    home = str(Path(onnxdistill.__file__).parent.parent)  # a folder, or the zip file that runs on a remote machine
+    home = str(Path(onnxdistill.__file__).parent.parent)
     paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
         np.savez(inputs := Path(folder) / "feeds.npz", *feeds.values())

@@ -43,10 +43,26 @@ def read_model_file(path: Path) -> ModelFile:
     check_model_file(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            locations = {_location(content, match) for match in _LOCATION.finditer(content)}
-    sizes = [external.stat().st_size for name in locations if (external := path.parent / name).is_file()]
+    sizes = [(path.parent / name).stat().st_size for name in external_files(path)]
     return ModelFile(path, path.stat().st_size + sum(sizes), digest)
+
+
+def external_files(model: Path) -> set[str]:
+    """Paths of the external data of a model, as seen from its folder; nothing that lies outside of it.
+
+    A model from somewhere could name any file of this machine. ONNX Runtime does not read such a one either.
+    """
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        named = {os.path.normpath(_location(content, match)) for match in _LOCATION.finditer(content)}
+    homes = (model.parent.resolve(), model.resolve().parent)
+    return {
+        Path(name).as_posix()
+        for name in named
+        if not Path(name).is_absolute()
+        and ".." not in Path(name).parts
+        and (path := model.parent / name).is_file()
+        and any(path.resolve().is_relative_to(home) for home in homes)
+    }
 
 
 def _location(content: mmap.mmap, match: re.Match[bytes]) -> str:

@@ -1,35 +1,26 @@
-"""The smallest model that every execution provider takes, to find out which of them really run.
-
-It is one convolution, spelled out as the protocol buffers of onnx.proto, since the device half has no `onnx`.
-"""
+"""The smallest model that every execution provider takes, to find out which of them really run."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from onnxdistill.device.onnxbytes import Node, Value, model_bytes
 from onnxdistill.device.session import Array, SessionSettings, open_session
 from onnxdistill.errors import OnnxDistillError
 
 _WEIGHT = np.array([[1, 2, 3], [-4, 5, -6]], dtype=np.float32)  # output channels x input channels
 _SIZE = 4
-_FLOAT, _IR_VERSION, _OPSET = 1, 8, 17
 
 
 def probe_model() -> bytes:
     """An ONNX file: `x` of `[1, 3, 4, 4]` through a convolution of 1x1 to `y` of `[1, 2, 4, 4]`."""
     outputs, inputs = _WEIGHT.shape
-    node = _text(1, "x") + _text(1, "w") + _text(2, "y") + _text(3, "conv") + _text(4, "Conv")
-    dims = b"".join(_number(1, size) for size in (outputs, inputs, 1, 1))
-    weight = dims + _number(2, _FLOAT) + _text(8, "w") + _bytes(9, _WEIGHT.astype("<f4").tobytes())
-    graph = (
-        _bytes(1, node)
-        + _text(2, "probe")
-        + _bytes(5, weight)
-        + _bytes(11, _value_info("x", inputs))
-        + _bytes(12, _value_info("y", outputs))
+    return model_bytes(
+        [Node("Conv", ("x", "w"), ("y",))],
+        [Value("x", "float32", (1, inputs, _SIZE, _SIZE))],
+        [Value("y", "float32", (1, outputs, _SIZE, _SIZE))],
+        {"w": _WEIGHT.reshape(outputs, inputs, 1, 1)},
     )
-    opset = _text(1, "") + _number(2, _OPSET)
-    return _number(1, _IR_VERSION) + _bytes(7, graph) + _bytes(8, opset)
 
 
 def probe_provider(provider: str) -> str:
@@ -44,29 +35,3 @@ def probe_provider(provider: str) -> str:
     if not np.allclose(y, expected, rtol=1e-2, atol=1e-2):
         return f"It computes wrong values: off by up to {float(np.abs(y - expected).max()):.3g}."
     return ""
-
-
-def _value_info(name: str, channels: int) -> bytes:
-    shape = b"".join(_bytes(1, _number(1, size)) for size in (1, channels, _SIZE, _SIZE))
-    return _text(1, name) + _bytes(2, _bytes(1, _number(1, _FLOAT) + _bytes(2, shape)))
-
-
-def _number(field: int, value: int) -> bytes:
-    return _varint(field << 3) + _varint(value)
-
-
-def _text(field: int, value: str) -> bytes:
-    return _bytes(field, value.encode())
-
-
-def _bytes(field: int, value: bytes) -> bytes:
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)

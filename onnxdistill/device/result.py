@@ -11,7 +11,9 @@ import numpy as np
 from onnxdistill.device.agreement import Agreement
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.memory import PeakMemory
+from onnxdistill.device.profiles import CaseProfile
 from onnxdistill.device.statistics import Estimate, Percentiles, Series
+from onnxdistill.device.traffic import CaseLoad
 from onnxdistill.device.verdicts import Verdict
 from onnxdistill.errors import DataError
 
@@ -114,6 +116,8 @@ class BenchResult:
         settings: How.
         host: Where.
         cases: Every model in every setting, in the order they were given.
+        loads: The cases under load, if that was asked for.
+        profiles: Where the time of the cases goes, if that was asked for.
         agreements: How far the outputs of the models agree with those of the baseline, if that was asked for.
         verdicts: Whether limits were met, if there were any.
         shaky: Reasons of the machine not to trust any of the numbers; each is a sentence.
@@ -123,6 +127,8 @@ class BenchResult:
     settings: BenchSettings
     host: HostFacts
     cases: tuple[CaseTiming, ...]
+    loads: tuple[CaseLoad, ...]
+    profiles: tuple[CaseProfile, ...]
     agreements: tuple[Agreement, ...]
     verdicts: tuple[Verdict, ...]
     shaky: tuple[str, ...]
@@ -148,6 +154,8 @@ class BenchResult:
             "host": self.host.to_json(),
             "shaky": list(self.shaky),
             "verdicts": [verdict.to_json() for verdict in self.verdicts],
+            "loads": [load.to_json() for load in self.loads],
+            "profiles": [profile.to_json() for profile in self.profiles],
             "agreements": [agreement.to_json() for agreement in self.agreements],
             "cases": [_case_to_json(case) for case in self.cases],
         }
@@ -172,6 +180,8 @@ class BenchResult:
                 settings=BenchSettings(**settings),
                 host=HostFacts.from_json(data["host"]),
                 cases=tuple(_case_from_json(case) for case in data["cases"]),
+                loads=tuple(CaseLoad.from_json(load) for load in data["loads"]),
+                profiles=tuple(CaseProfile.from_json(profile) for profile in data["profiles"]),
                 agreements=tuple(Agreement(**agreement) for agreement in data["agreements"]),
                 verdicts=tuple(Verdict.from_json(verdict) for verdict in data["verdicts"]),
                 shaky=tuple(data["shaky"]),

@@ -69,6 +69,7 @@ class SessionSettings:
         optimization_level: How far ONNX Runtime rewrites the graph before it runs it.
         provider_options: Handed to the provider as they are.
         allow_fallback: Accept that the provider leaves the whole model to the CPU.
+        stop_spinning: Worker threads sleep as soon as a run ends, instead of waiting busily for a next one.
         io_binding: A timed run has its inputs and outputs on the provider's device from the start.
     """
 
@@ -78,6 +79,7 @@ class SessionSettings:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     allow_fallback: bool = False
     io_binding: bool = False
+    stop_spinning: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -152,6 +154,10 @@ class Session:
             return functools.partial(self._native.run_with_iobinding, self._bound(feeds))
         return functools.partial(self._native.run, [port.name for port in self.outputs], dict(feeds))
 
+    def end_profiling(self) -> Path:
+        """Ends the profile of a session that was opened with one; returns the file."""
+        return Path(self._native.end_profiling())
+
     def _bound(self, feeds: Mapping[str, Array]) -> Any:
         """Inputs and outputs in fixed places of the device's memory, which a CUDA graph needs, too."""
         values = runtime.load_runtime().OrtValue
@@ -197,7 +203,13 @@ def shape_fits(given: tuple[int, ...], declared: tuple[int | str, ...]) -> bool:
     )
 
 
-def open_session(model: Path | bytes, settings: SessionSettings | None = None) -> Session:
+def open_session(
+    model: Path | bytes,
+    settings: SessionSettings | None = None,
+    *,
+    profile: Path | None = None,
+    config: Mapping[str, str] | None = None,
+) -> Session:
     """Opens a model on exactly the execution provider that was asked for, or fails.
 
     ONNX Runtime itself goes on with the CPU, and says so only in its log, when a provider does not start.
@@ -205,6 +217,8 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
     Args:
         model: An .onnx file, or its content.
         settings: One thread on the CPU if left out.
+        profile: The beginning of the name of a file, which ONNX Runtime's own profiler writes until `end_profiling`.
+        config: Further entries of ONNX Runtime's session configuration.
 
     Raises:
         ModelFileError: If there is no such file, or if ONNX Runtime cannot load it.
@@ -221,11 +235,17 @@ def open_session(model: Path | bytes, settings: SessionSettings | None = None) -
     label = "the model" if path is None else str(path)
     # RuntimeError: how a provider says that its libraries are missing (TensorRT).
     errors: tuple[type[Exception], ...] = (*runtime.runtime_errors(), RuntimeError)
+    options = _options(native_runtime, settings)
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
         with _quiet(native_runtime, provider):
             native = native_runtime.InferenceSession(
                 model if path is None else str(path),
-                _options(native_runtime, settings),
+                options,
                 providers=[(provider, dict(settings.provider_options))],
                 enable_fallback=0,
             )
@@ -259,6 +279,8 @@ def _options(native_runtime: ModuleType, settings: SessionSettings) -> Any:
         native_runtime.GraphOptimizationLevel, _LEVELS[settings.optimization_level]
     )
     options.log_severity_level = _QUIET
+    if settings.stop_spinning:
+        options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
 

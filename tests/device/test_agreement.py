@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxdistill.device.agreement import agreements
+from onnxdistill.device.bench import bench
 from onnxdistill.device.session import open_session
 from onnxdistill.errors import UsageError
 
@@ -55,5 +57,13 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
 def test_other_names(tmp_path: Path) -> None:
     first = open_session(model(tmp_path / "a.onnx", "Identity"))
     second = open_session(model(tmp_path / "b.onnx", "Identity", output="z"))
-    with pytest.raises(UsageError, match=r"their outputs are y and z\. Export both with the same names"):
+    with pytest.raises(UsageError, match=r"their outputs are y and z\."):
         agreements(("a", first), ("b", second), [{"x": X}])
+
+
+def test_other_sizes_are_told_before_anything_is_timed(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    models = {"a": make_model("a.onnx"), "b": make_model("b.onnx", shape=("N", 3, 9, 9))}
+    with pytest.raises(UsageError, match=r"their inputs are x float32\[batch, 3, 8, 8\] and x float32\[N, 3, 9, 9\]"):
+        bench(models, seconds=1e6, check_outputs=True)
+    other_names = {"a": make_model("a.onnx"), "b": make_model("b.onnx", shape=("N", 3, 8, 8))}
+    assert bench(other_names, runs=2, check_outputs=True).agreements[0].max_absolute == 0

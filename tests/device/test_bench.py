@@ -14,11 +14,13 @@ import pytest
 
 from onnxdistill.device import doubts
 from onnxdistill.device.bench import bench
+from onnxdistill.device.cases import combine
 from onnxdistill.device.earlier import read_result
 from onnxdistill.device.feeds import read_inputs
 from onnxdistill.device.host import CpuTimes, read_host
 from onnxdistill.device.jsonfile import write_json
 from onnxdistill.device.result import BenchResult
+from onnxdistill.device.session import SessionSettings
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import DataError, ProviderError, UsageError
 
@@ -56,6 +58,14 @@ def test_every_setting_of_every_model(pair: tuple[Path, Path]) -> None:
     assert case.speedup.value < 1
     assert result["small, 1 thread, batch 1, all"].is_baseline
     assert BenchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
+
+
+def test_workers_of_several_sessions_do_not_disturb_each_other() -> None:
+    settings = [SessionSettings(threads) for threads in (1, 2)]
+    cases = combine({"m": Path("m.onnx")}, settings, [1])
+    assert [case.settings.stop_spinning for case in cases.values()] == [False, True]
+    (alone,) = combine({"m": Path("m.onnx")}, settings[1:], [1]).values()
+    assert not alone.settings.stop_spinning  # as it is deployed
 
 
 def test_one_model_is_compared_with_its_first_setting_item_by_item(pair: tuple[Path, Path]) -> None:
@@ -138,6 +148,14 @@ def test_given_inputs_are_cut_into_batches(make_model: Callable[..., Path], tmp_
 def test_inputs_stay_where_they_are_bound(pair: tuple[Path, Path]) -> None:
     result = bench(pair, io_binding=True, runs=20)
     assert result["large"].latency_ms.median.value > result["small"].latency_ms.median.value
+
+
+def test_profiles_of_every_case(pair: tuple[Path, Path]) -> None:
+    result = bench(pair, runs=5, profile=True)
+    assert [one.case for one in result.profiles] == ["small", "large"]
+    for one in result.profiles:
+        assert any(row.op_type in ("Conv", "FusedConv") for row in one.profile.op_types)
+    assert BenchResult.from_json(json.loads(json.dumps(result.to_json()))).profiles == result.profiles
 
 
 def test_memory_of_a_process_of_its_own(pair: tuple[Path, Path]) -> None:

@@ -48,6 +48,18 @@ def test_settings_reach_onnx_runtime(make_model) -> None:
     assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
+@pytest.mark.parametrize("stop", [True, False])
+def test_workers_that_do_not_wait_busily(make_model, stop: bool) -> None:
+    session = open_session(make_model(), SessionSettings(threads=2, stop_spinning=stop))
+    options = session._native.get_session_options()
+    entry = "session.force_spinning_stop"
+    if stop:
+        assert options.get_session_config_entry(entry) == "1"
+    else:
+        with pytest.raises(RuntimeError):
+            options.get_session_config_entry(entry)
+
+
 def test_at_least_one_thread() -> None:
     with pytest.raises(UsageError, match="at least 1 thread"):
         SessionSettings(threads=0)

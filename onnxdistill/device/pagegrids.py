@@ -10,6 +10,7 @@ from math import log
 from onnxdistill.device.markup import DASH, Cell, Row, escape, figure, interval, note, number, ratio, section, table
 from onnxdistill.device.result import CaseTiming
 from onnxdistill.device.runtime import short_name
+from onnxdistill.device.svg import shorten
 
 # How strongly a cell is tinted at most: text reads on it on light and on dark paper.
 _STRONGEST, _WEAKEST = 0.5, 0.06
@@ -68,11 +69,11 @@ def grids_section(cases: Sequence[CaseTiming]) -> str:
     for grid in grids:
         maps = [_heat_map(grid, metric, shown) for metric in (_MEDIAN, _RATE)]
         if any(not case.is_baseline for case in grid.cells.values()):
-            maps.append(_speedup_map(grid))
+            maps.append(_speedup_map(grid, _over(cases)))
         title = f"<h3>{escape(grid.title)}</h3>" if grid.title else ""
-        blocks.append(f'{title}<div class="charts">{"".join(maps)}</div>')
+        blocks.append(f'{title}<div class="charts thirds">{"".join(maps)}</div>')
     text = (
-        "A stronger tint is a larger number, the same in all maps of a kind; the best number of each map has a frame. "
+        "A stronger tint is a larger number, the same in all maps of a kind; the best of each map has a frame. "
         "Speed-ups are green above 1× and orange below, and have no tint where the interval holds 1×."
     )
     return section("Grids", note(text), *blocks)
@@ -112,12 +113,19 @@ def _heat_map(grid: _Grid, metric: _Metric, shown: Sequence[CaseTiming]) -> str:
     return _map(grid, metric.name, cell)
 
 
-def _speedup_map(grid: _Grid) -> str:
+def _over(cases: Sequence[CaseTiming]) -> str:
+    """What speed-ups are against: one case, or one in every setting."""
+    baselines = [case for case in cases if case.is_baseline]
+    if not baselines:
+        return "the earlier benchmark"
+    one = len(baselines) == 1
+    return shorten(baselines[0].name if one else baselines[0].model, 30) + ("" if one else ", same setting")
+
+
+def _speedup_map(grid: _Grid, over: str) -> str:
     cases = grid.cells.values()
     largest = max(abs(log(case.speedup.value)) for case in cases) or 1.0
-    best = max(cases, key=lambda case: case.speedup.value)
-    compared = {case.compared_with for case in cases if not case.is_baseline}
-    over = compared.pop() if len(compared) == 1 else "the baseline in the same setting"
+    best = max(cases, key=lambda case: case.speedup.low)
 
     def cell(case: CaseTiming) -> Cell:
         gain = case.speedup
@@ -126,7 +134,8 @@ def _speedup_map(grid: _Grid) -> str:
         strength = abs(log(gain.value)) / largest
         colour = "--tint-good" if gain.value > 1 else "--tint-bad"
         style = "" if gain.low <= 1 <= gain.high else _tint(colour, strength)
-        return Cell(ratio(gain), css="best" if case is best else "", style=style, title=interval(gain, 2))
+        css = "best" if case is best and gain.low > 1 else ""
+        return Cell(ratio(gain), css=css, style=style, title=interval(gain, 2))
 
     return _map(grid, f"speed-up over {over}", cell)
 
@@ -136,12 +145,12 @@ def _map(grid: _Grid, name: str, cell: Callable[[CaseTiming], Cell]) -> str:
     columns = list(dict.fromkeys(column for _, column in grid.cells))
     body = [
         Row(
-            escape(row if grid.rows == "model" else f"{row}"),
+            escape(row),
             [cell(grid.cells[row, column]) if (row, column) in grid.cells else DASH for column in columns],
         )
         for row in rows
     ]
-    corner = f'{grid.rows} \\ {grid.columns}'
+    corner = f"{grid.rows}&nbsp;↓<br>{grid.columns}&nbsp;→"
     heat = table(f"{name} by {grid.rows} and {grid.columns}", [corner, *map(escape, columns)], body, "heat")
     return figure(f"<b>{escape(name)}</b>", heat)
 

@@ -3,43 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
-from onnxdistill.device.charts import roofline_chart, two_sizes
-from onnxdistill.device.markup import DASH, Cell, Row, bar, counted, escape, figure, note, number, percent, section, table
+from onnxdistill.device.charts import ROOFLINE_NODES, roofline_chart, two_sizes
+from onnxdistill.device.markup import (
+    DASH,
+    Cell,
+    Row,
+    bar,
+    counted,
+    escape,
+    figure,
+    note,
+    number,
+    percent,
+    section,
+    table,
+)
 from onnxdistill.device.placement import Audit
+from onnxdistill.device.profiles import CaseProfile
 from onnxdistill.device.roofline import NodeRow, OpProfile, OpTypeRow
 from onnxdistill.device.runtime import short_name
 
 _SLOWEST_NODES = 12
 
-
-class Profile(Protocol):
-    """What was found out about the nodes of a case."""
-
-    @property
-    def case(self) -> str:
-        """Name of the case."""
-
-    @property
-    def audit(self) -> Audit:
-        """Where the nodes run, and in which precision."""
-
-    @property
-    def profile(self) -> OpProfile:
-        """How long they take, against what the machine can do."""
+# With more cases, only the first one is open.
+_OPEN_CASES = 2
 
 
-def profile_section(profiles: Sequence[Profile]) -> str:
+def profiles_section(profiles: Sequence[CaseProfile]) -> str:
     """Of every case: what could be otherwise, the time by operator, the roofline plot, and the slowest nodes."""
-    return section("Where the time goes", *(_one(one, named=len(profiles) > 1) for one in profiles))
+    if len(profiles) <= _OPEN_CASES:
+        parts = [f"<h3>{escape(one.case)}</h3>\n{_case(one)}" for one in profiles]
+    else:
+        parts = [
+            f"<details{' open' if index == 0 else ''}><summary>{escape(one.case)}</summary>\n{_case(one)}</details>"
+            for index, one in enumerate(profiles)
+        ]
+    return section("Where the time goes", *parts)
 
 
-def _one(one: Profile, *, named: bool) -> str:
+def _case(one: CaseProfile) -> str:
     profile = one.profile
     doubts = "".join(f"<li>{escape(doubt)}</li>" for doubt in profile.doubts)
     parts = [
-        f"<h3>{escape(one.case)}</h3>" if named else "",
         f"<p>{escape(_placement(one.audit))}</p>",
         f'<aside class="care"><ul class="small">{doubts}</ul></aside>' if doubts else "",
         _findings(one.audit),
@@ -56,10 +62,8 @@ def _placement(audit: Audit) -> str:
     )
     text = f"The optimized graph has {where}."
     if audit.quantized:
-        text += (
-            f" {audit.integer_products} of {counted(audit.products, 'convolution and matrix product', 'convolutions and matrix products')} "
-            f"compute in 8-bit integers."
-        )
+        products = counted(audit.products, "convolution and matrix product", "convolutions and matrix products")
+        text += f" {audit.integer_products} of {products} compute in 8-bit integers."
     return text
 
 
@@ -70,15 +74,14 @@ def _findings(audit: Audit) -> str:
         Row(
             escape(finding.subject),
             [
-                Cell(escape(finding.text), css="text"),
-                Cell(escape(finding.fix), css="text"),
+                Cell(f'{escape(finding.text)}<span class="fix">{escape(finding.fix)}</span>', css="text"),
                 percent(finding.share),
             ],
         )
         for finding in audit.findings
     ]
-    headings = ["found", Cell("what", css="text"), Cell("what to do", css="text"), "of the run"]
-    return table("Findings", headings, rows, "findings")
+    headings: list[Cell | str] = ["found", Cell("what, and what to do", css="text"), "of the run"]
+    return table("Findings", headings, rows)
 
 
 def _op_types(profile: OpProfile) -> str:
@@ -86,7 +89,11 @@ def _op_types(profile: OpProfile) -> str:
     rows = [_op_type_row(row, longest) for row in profile.op_types]
     if profile.run_ms:
         share = profile.overhead_ms / profile.run_ms
-        cells = [bar(profile.overhead_ms / longest, "s0") if longest else "", number(profile.overhead_ms), percent(share)]
+        cells = [
+            bar(profile.overhead_ms / longest, "s0") if longest else "",
+            number(profile.overhead_ms),
+            percent(share),
+        ]
         rows.append(Row('<span class="soft">outside the nodes</span>', ["", *cells, "", "", "", ""]))
     headings = ["operator", "nodes", "", "ms", "share", "MACs", "GMAC/s", "of peak", "bound by"]
     caption = f"<b>Time by operator.</b> One run takes {number(profile.wall_ms)} ms without the profiler."
@@ -120,10 +127,11 @@ def _roofline(profile: OpProfile) -> str:
     if not wide:
         return ""
     chart = two_sizes(wide, roofline_chart(profile.nodes, profile.peaks, width=350, height=320))
+    shown = "Every disc is a node" if len(profile.nodes) <= ROOFLINE_NODES else "The discs are the slowest nodes"
     caption = (
-        "<b>Roofline.</b> Every disc is a node, its area the time that it takes; a node below the slope or the ceiling "
-        "could be that much faster. Numbers are ranks of the table below. "
-        f"Peaks were measured with {counted(profile.peaks.threads, 'thread')}."
+        f"<b>Roofline.</b> {shown}, of an area like its time. The slopes are what the bandwidth allows, the ceilings "
+        "what the arithmetic does; what lies below both could be that much faster. Numbers are ranks of the table "
+        f"below. Peaks were measured with {counted(profile.peaks.threads, 'thread')}."
     )
     return figure(caption, chart)
 
@@ -132,16 +140,26 @@ def _slowest(profile: OpProfile) -> str:
     nodes = sorted(profile.nodes, key=lambda node: -node.time_ms)[:_SLOWEST_NODES]
     rows = [
         Row(
-            f'<span class="soft">{rank}</span> {escape(node.name)}',
+            f'<span class="soft">{rank}</span>&nbsp;{escape(node.name)}',
             [Cell(escape(node.op_type), css="left"), escape(node.precision), *_figures(node)],
         )
         for rank, node in enumerate(nodes, 1)
     ]
-    headings: list[Cell | str] = ["node", Cell("operator", css="left"), "precision", "ms", "share", "MACs", "GMAC/s", "of peak", "bound by"]
+    headings: list[Cell | str] = [
+        "node",
+        Cell("operator", css="left"),
+        "precision",
+        "ms",
+        "share",
+        "MACs",
+        "GMAC/s",
+        "of peak",
+        "bound by",
+    ]
     left = len(profile.nodes) - len(nodes)
     rest = sum(node.time_ms for node in profile.nodes) - sum(node.time_ms for node in nodes)
     more = f"The other {counted(left, 'node')} take {number(max(0.0, rest))} ms." if left else ""
-    return f"<h3>Slowest nodes</h3>{table('Slowest nodes', headings, rows)}{note(more)}"
+    return f"<h4>Slowest nodes</h4>{table('Slowest nodes', headings, rows)}{note(more)}"
 
 
 def _short(count: int) -> str:
