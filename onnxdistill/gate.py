@@ -12,9 +12,9 @@ import onnxruntime
 import torch
 from torch import nn
 
-from onnxdistill.device.compare import compare, describe, measurably_faster
+from onnxdistill.device.measuring.compare import compare, describe, measurably_faster
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.device.statistics import Estimate
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe
 from onnxdistill.stages.export import export

@@ -17,7 +17,7 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from onnxdistill.device.statistics import Estimate
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS = "lock", "ratios.json"

@@ -20,8 +20,8 @@ from PIL import Image
 from onnxdistill import compress, load_student
 from onnxdistill.cli import main
 from onnxdistill.data import load_images
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.session import SessionSettings, most_threads, open_session
-from onnxdistill.device.statistics import Estimate
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import LimitCheck, Report, load_report

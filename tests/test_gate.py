@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from onnxdistill.device.compare import NEEDED_SPEEDUP
-from onnxdistill.device.statistics import Estimate
+from onnxdistill.device.measuring.compare import NEEDED_SPEEDUP
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.device.statistics import Estimate
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import OutputError, ResultError
 from onnxdistill.journal import Journal
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from onnxdistill.device.bench import bench
-from onnxdistill.device.statistics import geometric_mean
+from onnxdistill.device.measuring.statistics import geometric_mean
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 

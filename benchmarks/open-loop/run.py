@@ -17,10 +17,10 @@ import click
 import numpy as np
 
 from onnxdistill.device.feeds import random_feeds
-from onnxdistill.device.load import closed_loop, open_loop
+from onnxdistill.device.loading.queues import closed_loop, open_loop
+from onnxdistill.device.measuring.statistics import geometric_mean
+from onnxdistill.device.measuring.timing import warm_up
 from onnxdistill.device.session import open_session
-from onnxdistill.device.statistics import geometric_mean
-from onnxdistill.device.timing import warm_up
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 

@@ -11,21 +11,21 @@ from typing import Literal
 
 import numpy as np
 
-from onnxdistill.device import doubts
-from onnxdistill.device.agreement import Agreement, agreements, check_comparable
 from onnxdistill.device.cases import Case, baselines, combine, name_models, options_by_provider, several
 from onnxdistill.device.earlier import check_same_machine, matching_case
 from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.host import read_cpu_times, read_host
-from onnxdistill.device.measurement import EARLIER_RUNS_NEEDED, Effort, Measurement, OnProgress
-from onnxdistill.device.memory import peak_memory
+from onnxdistill.device.loading.traffic import CaseLoad, Traffic, load_verdict, put_load
+from onnxdistill.device.measuring import doubts
+from onnxdistill.device.measuring.agreement import Agreement, agreements, check_comparable
+from onnxdistill.device.measuring.measurement import EARLIER_RUNS_NEEDED, Effort, Measurement, OnProgress
+from onnxdistill.device.measuring.memory import peak_memory
+from onnxdistill.device.measuring.statistics import summarize
 from onnxdistill.device.modelfile import ModelFile, read_model_file
-from onnxdistill.device.profiles import CaseProfile, Profiler
+from onnxdistill.device.profiling.profiles import CaseProfile, Profiler
 from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
 from onnxdistill.device.runtime import load_runtime
 from onnxdistill.device.session import Array, OptimizationLevel, SessionSettings
-from onnxdistill.device.statistics import summarize
-from onnxdistill.device.traffic import CaseLoad, Traffic, load_verdict, put_load
 from onnxdistill.device.verdicts import Slo, Verdict, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
 

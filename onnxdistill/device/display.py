@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxdistill.device.doctor import Finding
-from onnxdistill.device.load import OpenLoopResult, RateSearch
-from onnxdistill.device.profiles import CaseProfile
+from onnxdistill.device.loading.queues import OpenLoopResult, RateSearch
+from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.device.numbertext import DASH, number, size_text
+from onnxdistill.device.profiling.profiles import CaseProfile
+from onnxdistill.device.profiling.roofline import OP_TYPE_COLUMNS
 from onnxdistill.device.result import BenchResult, CaseTiming
-from onnxdistill.device.roofline import OP_TYPE_COLUMNS
 from onnxdistill.device.runtime import short_name
-from onnxdistill.device.statistics import Estimate
 
 _NAME_WIDTH = 8
 _UNBOUNDED = 1000
@@ -97,10 +98,10 @@ def _wide_table(result: BenchResult) -> Table:
         " ",
         lambda case: [
             size_text(case.size_bytes),
-            "-" if case.memory is None else size_text(case.memory.process_bytes),
-            _number(case.load_ms),
+            DASH if case.memory is None else size_text(case.memory.process_bytes),
+            number(case.load_ms),
             *_latencies(case, spread=True),
-            _number(case.throughput_per_s),
+            number(case.throughput_per_s),
         ],
     )
     return table
@@ -112,7 +113,7 @@ def _table(result: BenchResult) -> Table:
         table,
         result,
         "\n",
-        lambda case: [size_text(case.size_bytes), *_latencies(case, spread=False), _number(case.throughput_per_s)],
+        lambda case: [size_text(case.size_bytes), *_latencies(case, spread=False), number(case.throughput_per_s)],
     )
     return table
 
@@ -121,7 +122,7 @@ def _narrow_table(result: BenchResult) -> Table:
     """What a comparison is made for; the rest needs a wider terminal, or --json."""
     table = _empty_table("median\nms", "p95\nms")
     _add_speedups(
-        table, result, "\n", lambda case: [_number(case.latency_ms.median.value), _figure(case.latency_ms.p95)]
+        table, result, "\n", lambda case: [number(case.latency_ms.median.value), _figure(case.latency_ms.p95)]
     )
     return table
 
@@ -147,7 +148,7 @@ def _add_speedups(
 
 def _latencies(case: CaseTiming, *, spread: bool) -> list[str]:
     latency_ms = case.latency_ms
-    middle = [_number(latency_ms.median.value)]
+    middle = [number(latency_ms.median.value)]
     tail = [latency_ms.p90, latency_ms.p95, latency_ms.p99]
     if spread:
         middle.append(f"{100 * latency_ms.median.uncertainty:.1f}")
@@ -171,18 +172,18 @@ def _loads(result: BenchResult, *, narrow: bool) -> Table:
         one = load.result
         if isinstance(one, RateSearch):
             at_p99 = next((probe.latency_ms for probe in one.probes if probe.rate_per_s == one.rate_per_s), None)
-            found = "none" if one.rate_per_s is None else _number(one.rate_per_s)
-            limited = ["-", _number(at_p99)] if one.percent == 99 else ["-", "-"]
-            cells = ["max", found, *([] if narrow else [str(one.clients), "-"]), *limited, *([] if narrow else ["-"])]
+            found = "none" if one.rate_per_s is None else number(one.rate_per_s)
+            limited = [DASH, number(at_p99)] if one.percent == 99 else [DASH, DASH]
+            cells = ["max", found, *([] if narrow else [str(one.clients), DASH]), *limited, *([] if narrow else [DASH])]
         else:
             latency_ms = load.latency_ms()
             assert latency_ms is not None
             if isinstance(one, OpenLoopResult):
-                asked, done, busy = _number(one.rate_per_s), one.achieved_per_s, f"{one.utilization:.0%}"
+                asked, done, busy = number(one.rate_per_s), one.achieved_per_s, f"{one.utilization:.0%}"
             else:
-                asked, done, busy = "-", one.throughput_per_s, "-"
-            tail = [_number(latency_ms.median.value), _figure(latency_ms.p99)]
-            cells = [asked, _number(done), *([] if narrow else [str(one.clients), busy]), *tail]
+                asked, done, busy = DASH, one.throughput_per_s, DASH
+            tail = [number(latency_ms.median.value), _figure(latency_ms.p99)]
+            cells = [asked, number(done), *([] if narrow else [str(one.clients), busy]), *tail]
             cells += [] if narrow else [_figure(latency_ms.p999)]
         table.add_row(escape(load.case), *cells)
     return table
@@ -198,28 +199,7 @@ def _op_types(profile: CaseProfile) -> Table:
 
 
 def _figure(estimate: Estimate | None) -> str:
-    return _number(None if estimate is None else estimate.value)
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits without an exponent; a dash where there is no number."""
-    if value is None:
-        return "-"
-    if value >= 1000:
-        return f"{value:,.0f}"
-    digits = next((digits for limit, digits in ((100, 1), (10, 2), (1, 3)) if value >= limit), 4)
-    return f"{value:.{digits}f}"
-
-
-def size_text(size_bytes: int) -> str:
-    """A size with a decimal unit and three digits, as `"27.6 kB"`."""
-    size, unit = float(size_bytes), "B"
-    for larger in ("kB", "MB", "GB"):
-        if size < 999.5:
-            break
-        size, unit = size / 1000, larger
-    digits = 0 if unit == "B" or size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{size:.{digits}f} {unit}"
+    return number(None if estimate is None else estimate.value)
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from xml.etree import ElementTree
 
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.result import BenchResult, CaseTiming
 from onnxdistill.device.runtime import short_name
-from onnxdistill.device.statistics import Estimate
 
 
 def markdown(result: BenchResult) -> str:

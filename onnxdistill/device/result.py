@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from onnxdistill.device.agreement import Agreement
 from onnxdistill.device.host import HostFacts
-from onnxdistill.device.memory import PeakMemory
-from onnxdistill.device.profiles import CaseProfile
-from onnxdistill.device.statistics import Estimate, Percentiles, Series
-from onnxdistill.device.traffic import CaseLoad
+from onnxdistill.device.loading.traffic import CaseLoad
+from onnxdistill.device.measuring.agreement import Agreement
+from onnxdistill.device.measuring.memory import PeakMemory
+from onnxdistill.device.measuring.statistics import Estimate, Percentiles, Series
+from onnxdistill.device.profiling.profiles import CaseProfile
 from onnxdistill.device.verdicts import Verdict
 from onnxdistill.errors import DataError
 

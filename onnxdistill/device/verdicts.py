@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from onnxdistill.device.statistics import NEEDED_TIMINGS, Estimate, Percentiles
+from onnxdistill.device.measuring.statistics import NEEDED_TIMINGS, Estimate, Percentiles
 from onnxdistill.errors import UsageError
 
 Outcome = Literal["met", "missed", "unclear"]
@@ -43,8 +43,9 @@ class Verdict:
     Attributes:
         case: Name of the case.
         limit: The limit in words.
-        measured: What is limited: a slowdown in per cent, or a latency in ms.
-        unit: Of it: `%` or `ms`.
+        measured: What is limited: a slowdown in per cent, or a latency in ms; or the rate that was found, and the
+            lowest that misses.
+        unit: Of it: `%`, `ms` or `requests/s`.
         bound: What it is not to exceed, in the same unit.
         outcome: `missed` only if the whole interval is above the bound, `met` if it is below, `unclear` in between.
     """
@@ -57,7 +58,7 @@ class Verdict:
     outcome: Outcome
 
     def __str__(self) -> str:
-        figures = f"{self.measured.value:.3g} {self.unit} ({self.measured.low:.3g} to {self.measured.high:.3g})"
+        figures = f"{self.measured.value:.4g} {self.unit} ({self.measured.low:.4g} to {self.measured.high:.4g})"
         return f"{self.case}: {self.limit}: {figures}, {self.outcome}"
 
     def to_json(self) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.result import BenchResult, CaseTiming
-from onnxdistill.device.statistics import Estimate
 from onnxdistill.recipe import LimitsTable, Recipe
 from onnxdistill.report.model import (
     SCHEMA_VERSION,

@@ -10,8 +10,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from onnxdistill.device.compare import describe, measurably_faster
-from onnxdistill.device.statistics import Estimate
+from onnxdistill.device.measuring.compare import describe, measurably_faster
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.graph.columns import Layer
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.lowrank import (

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onnxdistill.device import doubts
 from onnxdistill.device.bench import bench
 from onnxdistill.device.cases import combine
 from onnxdistill.device.earlier import read_result
 from onnxdistill.device.feeds import read_inputs
 from onnxdistill.device.host import CpuTimes, read_host
 from onnxdistill.device.jsonfile import write_json
+from onnxdistill.device.measuring import doubts
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.device.verdicts import Slo

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxdistill.device.statistics import Estimate, summarize
+from onnxdistill.device.measuring.statistics import Estimate, summarize
 from onnxdistill.device.verdicts import Slo, Verdict, parse_slo, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
 

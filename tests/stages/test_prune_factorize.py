@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from onnxdistill.device.statistics import Estimate
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import FactorizeTable, PruneTable, TrainingTable

@@ -1,0 +1,162 @@
+"""The load that a benchmark puts on each of its cases, one after the other, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+
+from onnxdistill.device.loading.queues import (
+    ClosedLoopResult,
+    OpenLoopResult,
+    Probe,
+    RateSearch,
+    closed_loop,
+    highest_rate,
+    open_loop,
+)
+from onnxdistill.device.measuring.statistics import Estimate, Percentiles, Series, summarize
+from onnxdistill.device.measuring.timing import Runner
+from onnxdistill.device.verdicts import Slo, Verdict, slo_verdict
+from onnxdistill.errors import UsageError
+
+_KINDS = {"open loop": OpenLoopResult, "closed loop": ClosedLoopResult, "search": RateSearch}
+
+# A search tries ten rates or so, each for a fraction of the time.
+_PROBE_SHARE, _SEARCH_FACTOR = 0.3, 6.0
+
+# Intervals of the latencies come from so many parts of a run, one after the other.
+_PARTS = 5
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What load to put on a case.
+
+    Attributes:
+        rate: Requests a second that arrive at random; `max` for the highest that meets `slo`; None for clients that
+            call back to back.
+        clients: Workers that take the requests, or clients that call, on one session.
+        seconds: For how long, for each case; a search takes some times as long.
+        slo: What the latency is to meet.
+    """
+
+    rate: float | Literal["max"] | None
+    clients: int
+    seconds: float
+    slo: Slo | None
+
+    def check(self) -> None:
+        """Makes sure that it can be done.
+
+        Raises:
+            UsageError: If the highest rate is asked for and not said of what.
+        """
+        if self.rate == "max" and self.slo is None:
+            raise UsageError("The highest rate of what latency?", "Say it, for example --slo p99=20ms.")
+
+
+@dataclass(frozen=True, eq=False)
+class CaseLoad:
+    """A case under load.
+
+    Attributes:
+        case: Its name.
+        result: What was measured, of one of three kinds.
+    """
+
+    case: str
+    result: OpenLoopResult | ClosedLoopResult | RateSearch
+
+    @property
+    def kind(self) -> str:
+        """`open loop`, `closed loop` or `search`."""
+        return next(kind for kind, made in _KINDS.items() if isinstance(self.result, made))
+
+    def latency_ms(self) -> Percentiles | None:
+        """What the latencies come to; None of a search, which has many."""
+        if isinstance(self.result, RateSearch):
+            return None
+        parts: list[Series] = [part[:, None] for part in np.array_split(self.result.latency_ms, _PARTS) if len(part)]
+        return summarize(parts, np.random.default_rng(0))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {"case": self.case, "kind": self.kind, **self.result.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CaseLoad:
+        """The inverse of `to_json`."""
+        made = _KINDS[data["kind"]]
+        values = {field.name: data[field.name] for field in fields(made)}
+        if made is RateSearch:
+            values["probes"] = tuple(Probe(**probe) for probe in values["probes"])
+        else:
+            values = {name: np.asarray(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(data["case"], made(**values))
+
+
+def put_load(
+    case: str, runner: Runner, traffic: Traffic, rng: np.random.Generator, on_progress: Callable[[float], None]
+) -> CaseLoad:
+    """Puts a case under load.
+
+    Args:
+        case: Its name.
+        runner: Runs it once; warm.
+        traffic: What load.
+        rng: Draws the arrivals.
+        on_progress: Is told of a search which share of its time has passed.
+
+    Raises:
+        UsageError: If a number is out of range.
+    """
+    if traffic.rate is None:
+        return CaseLoad(case, closed_loop(runner, clients=traffic.clients, seconds=traffic.seconds))
+    if traffic.rate != "max":
+        result = open_loop(runner, rate_per_s=traffic.rate, seconds=traffic.seconds, rng=rng, clients=traffic.clients)
+        return CaseLoad(case, result)
+    assert traffic.slo is not None
+    tried: list[Probe] = []
+
+    def on_probe(probe: Probe) -> None:
+        tried.append(probe)
+        on_progress(1 - 0.75 ** len(tried))  # how many there will be is not known
+
+    search = highest_rate(
+        runner,
+        percent=traffic.slo.percent,
+        limit_ms=traffic.slo.bound_ms,
+        rng=rng,
+        clients=traffic.clients,
+        probe_seconds=_PROBE_SHARE * traffic.seconds,
+        seconds_at_most=_SEARCH_FACTOR * traffic.seconds,
+        on_probe=on_probe,
+    )
+    return CaseLoad(case, search)
+
+
+def load_verdict(load: CaseLoad, slo: Slo) -> Verdict:
+    """Whether a case under load keeps a bound; a search does if it has found a rate.
+
+    Raises:
+        UsageError: If too few calls were timed for that percentile.
+    """
+    if isinstance(load.result, RateSearch):
+        held, missed = load.result.rate_per_s or 0.0, load.result.missed_per_s
+        rate = Estimate(held, held, held if missed is None else missed)
+        return Verdict(
+            load.case, f"highest rate that keeps {slo}", rate, "requests/s", 0.0, "met" if held else "missed"
+        )
+    latency_ms = load.latency_ms()
+    assert latency_ms is not None
+    verdict = slo_verdict(load.case, latency_ms, slo)
+    if isinstance(load.result, OpenLoopResult):
+        under = f"{slo} at {load.result.rate_per_s:g} requests/s"
+        outcome = "missed" if load.result.saturated else verdict.outcome
+        return Verdict(load.case, under, verdict.measured, "ms", slo.bound_ms, outcome)
+    clients = load.result.clients
+    under = f"{slo} with {clients} client{'s' if clients > 1 else ''}"
+    return Verdict(load.case, under, verdict.measured, "ms", slo.bound_ms, verdict.outcome)

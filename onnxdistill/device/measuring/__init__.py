@@ -1,0 +1,1 @@
+"""Timing sessions, and what the times come to."""

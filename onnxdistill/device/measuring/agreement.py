@@ -1,0 +1,140 @@
+"""How far two models that should compute the same do so, on the same inputs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from onnxdistill.device.measuring.openings import Feeds
+from onnxdistill.device.session import Array, Session
+from onnxdistill.errors import UsageError
+
+# A dimension of an input that has a name instead of a size: `image float32[batch, 3, 8, 8]`.
+_OPEN = re.compile(r"(?<=[\[ ])[^\d\[\], ][^\[\],]*(?=[,\]])")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One output of a model beside the same output of the baseline.
+
+    Attributes:
+        model: Name of the model.
+        baseline: Name of the one that it is compared with.
+        output: Name of the output.
+        samples: Items that both were run on.
+        max_absolute: Largest difference of two values; infinite where only one of them is a finite number.
+        max_relative: The same, as a share of the largest value of the baseline.
+        argmax_percent: How often the largest value along the last axis is at the same place; None where there is no
+            such axis, or it has one value.
+    """
+
+    model: str
+    baseline: str
+    output: str
+    samples: int
+    max_absolute: float
+    max_relative: float
+    argmax_percent: float | None
+
+    def __str__(self) -> str:
+        same = "" if self.argmax_percent is None else f", the same argmax in {self.argmax_percent:.4g} %"
+        return (
+            f"{self.output} of {self.model} and {self.baseline}, {self.samples} items: they differ by up to "
+            f"{self.max_absolute:.3g}, {self.max_relative:.2%} of the largest value{same}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The attributes by name."""
+        return dict(self.__dict__)
+
+
+def agreements(reference: tuple[str, Session], other: tuple[str, Session], inputs: Iterable[Feeds]) -> list[Agreement]:
+    """Runs two models on the same inputs and compares each output.
+
+    Args:
+        reference: Name and session of the baseline.
+        other: Name and session of the model.
+        inputs: What both are run on, one after the other.
+
+    Returns:
+        One for every output of numbers, in the order of the baseline's.
+
+    Raises:
+        UsageError: If they take different inputs, or have outputs of different names or shapes.
+    """
+    (baseline, first), (model, second) = reference, other
+    check_comparable(first, second)
+    pairs: dict[str, list[tuple[Array, Array]]] = {port.name: [] for port in first.outputs if port.dtype is not None}
+    for feeds in inputs:
+        expected, given = first.run(feeds), second.run(feeds)
+        for name, collected in pairs.items():
+            collected.append((expected[name], given[name]))
+    return [_agreement(model, baseline, name, collected) for name, collected in pairs.items()]
+
+
+def check_comparable(first: Session, second: Session) -> None:
+    """Makes sure that two models take the same inputs and have outputs of the same names.
+
+    Raises:
+        UsageError: If they do not.
+    """
+    for kind, ports, others in (
+        ("inputs", [str(port) for port in first.inputs], [str(port) for port in second.inputs]),
+        ("outputs", [port.name for port in first.outputs], [port.name for port in second.outputs]),
+    ):
+        if not _alike(ports, others):
+            raise UsageError(
+                f"The outputs of {first.label} and {second.label} cannot be compared: their {kind} are "
+                f"{', '.join(sorted(ports))} and {', '.join(sorted(others))}.",
+                "Compare models that were exported alike.",
+            )
+
+
+def _alike(ports: list[str], others: list[str]) -> bool:
+    """Whether they are the same but for the names of open dimensions."""
+    plain, other_plain = (sorted(_OPEN.sub("?", port) for port in side) for side in (ports, others))
+    return plain == other_plain
+
+
+def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, Array]]) -> Agreement:
+    absolute = scale = 0.0
+    same = places = samples = 0
+    for expected, given in pairs:
+        if expected.shape != given.shape:
+            raise UsageError(
+                f"The output {output!r} of {model} is {list(given.shape)}, and that of {baseline} "
+                f"{list(expected.shape)}.",
+                "Only outputs of the same shape can be compared.",
+            )
+        if expected.dtype.kind not in "fiub" or not expected.size:
+            continue
+        samples += expected.shape[0] if expected.ndim else 1
+        wide, other = expected.astype(np.float64), given.astype(np.float64)
+        absolute = max(absolute, _largest_difference(wide, other))
+        finite = wide[np.isfinite(wide)]
+        scale = max(scale, float(np.abs(finite).max()) if finite.size else 0.0)
+        if expected.ndim > 1 and expected.shape[-1] > 1:
+            hits = wide.argmax(-1) == other.argmax(-1)
+            same, places = same + int(hits.sum()), places + hits.size
+    return Agreement(
+        model=model,
+        baseline=baseline,
+        output=output,
+        samples=samples,
+        max_absolute=absolute,
+        max_relative=absolute / scale if scale else (0.0 if absolute == 0 else float("inf")),
+        argmax_percent=100 * same / places if places else None,
+    )
+
+
+def _largest_difference(expected: Array, given: Array) -> float:
+    # Equal infinities, or a NaN on both sides, are no difference; their subtraction would say so.
+    unequal = ~((expected == given) | (np.isnan(expected) & np.isnan(given)))
+    if not unequal.any():
+        return 0.0
+    differences = np.abs(expected[unequal] - given[unequal])
+    return float("inf") if np.isnan(differences).any() else float(differences.max())

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from onnxdistill.device.bench import bench
+from onnxdistill.device.measuring.agreement import agreements
+from onnxdistill.device.session import open_session
+from onnxdistill.errors import UsageError
+
+
+def model(path: Path, operator: str, constants: dict[str, list[float]] | None = None, output: str = "y") -> Path:
+    """`y = operator(x, constants)` on `[N, 3]`."""
+    values = constants or {}
+    initializers = [helper.make_tensor(name, TensorProto.FLOAT, [len(data)], data) for name, data in values.items()]
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", *values], [output])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 3])],
+        initializers,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+X = np.array([[1, 2, 3], [3, 2, 1], [0, -4, 0]], np.float32)
+
+
+def test_by_hand(tmp_path: Path) -> None:
+    first = open_session(model(tmp_path / "a.onnx", "Identity"))
+    second = open_session(model(tmp_path / "b.onnx", "Add", {"c": [0.0, 1.5, 0.0]}))
+    (found,) = agreements(("a", first), ("b", second), [{"x": X[:2]}, {"x": X[2:]}])
+    # Rows become [1, 3.5, 3], [3, 3.5, 1] and [0, -2.5, 0]: the first two change their largest value.
+    assert (found.model, found.baseline, found.output, found.samples) == ("b", "a", "y", 3)
+    assert (found.max_absolute, found.max_relative) == (1.5, 1.5 / 4)
+    assert found.argmax_percent == pytest.approx(100 / 3)
+
+
+def test_what_is_not_finite(tmp_path: Path) -> None:
+    logarithm = open_session(model(tmp_path / "a.onnx", "Log"))
+    same = open_session(model(tmp_path / "b.onnx", "Log"))
+    (equal,) = agreements(("a", logarithm), ("b", same), [{"x": X}])
+    assert (equal.max_absolute, equal.max_relative) == (0.0, 0.0)
+    identity = open_session(model(tmp_path / "c.onnx", "Identity"))
+    (unequal,) = agreements(("c", identity), ("a", logarithm), [{"x": X}])
+    assert math.isinf(unequal.max_absolute)
+    assert math.isinf(unequal.max_relative)
+
+
+def test_other_names(tmp_path: Path) -> None:
+    first = open_session(model(tmp_path / "a.onnx", "Identity"))
+    second = open_session(model(tmp_path / "b.onnx", "Identity", output="z"))
+    with pytest.raises(UsageError, match=r"their outputs are y and z\."):
+        agreements(("a", first), ("b", second), [{"x": X}])
+
+
+def test_other_sizes_are_told_before_anything_is_timed(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    models = {"a": make_model("a.onnx"), "b": make_model("b.onnx", shape=("N", 3, 9, 9))}
+    with pytest.raises(UsageError, match=r"their inputs are x float32\[batch, 3, 8, 8\] and x float32\[N, 3, 9, 9\]"):
+        bench(models, seconds=1e6, check_outputs=True)
+    other_names = {"a": make_model("a.onnx"), "b": make_model("b.onnx", shape=("N", 3, 8, 8))}
+    assert bench(other_names, runs=2, check_outputs=True).agreements[0].max_absolute == 0
