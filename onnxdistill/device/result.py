@@ -14,8 +14,8 @@ from onnxdistill.device.measuring.agreement import Agreement
 from onnxdistill.device.measuring.memory import PeakMemory
 from onnxdistill.device.measuring.statistics import Estimate, Percentiles, Series
 from onnxdistill.device.profiling.profiles import CaseProfile
+from onnxdistill.device.schema import reading
 from onnxdistill.device.verdicts import Verdict
-from onnxdistill.errors import DataError
 
 SCHEMA_VERSION = 2
 
@@ -167,13 +167,7 @@ class BenchResult:
         Raises:
             DataError: If the data is of another schema version or is not a benchmark result.
         """
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DataError(
-                f"The benchmark result has schema version {version}; this release reads {SCHEMA_VERSION}.",
-                "Read it with the release that wrote it, or measure again.",
-            )
-        try:
+        with reading("benchmark result", data, SCHEMA_VERSION):
             settings = {**data["settings"], "calls_per_round": tuple(data["settings"]["calls_per_round"])}
             return cls(
                 measured_at=data["measured_at"],
@@ -186,8 +180,6 @@ class BenchResult:
                 verdicts=tuple(Verdict.from_json(verdict) for verdict in data["verdicts"]),
                 shaky=tuple(data["shaky"]),
             )
-        except (AttributeError, KeyError, TypeError) as error:
-            raise DataError(f"The benchmark result is damaged: {error}.", "Measure again.") from error
 
 
 def _case_to_json(case: CaseTiming) -> dict[str, Any]:

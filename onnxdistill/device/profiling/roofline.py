@@ -15,7 +15,7 @@ from onnxdistill.device.numbertext import count_text
 from onnxdistill.device.profiling.operators import macs, moved_bytes, precision
 from onnxdistill.device.profiling.peaks import Peaks
 from onnxdistill.device.profiling.trace import NodeTrace, Trace
-from onnxdistill.errors import DataError
+from onnxdistill.device.schema import reading
 
 SCHEMA_VERSION = 1
 
@@ -151,13 +151,7 @@ class OpProfile:
         Raises:
             DataError: If the data is of another schema version or is not such a profile.
         """
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DataError(
-                f"The profile has schema version {version}; this release reads {SCHEMA_VERSION}.",
-                "Read it with the release that wrote it, or measure again.",
-            )
-        try:
+        with reading("profile", data, SCHEMA_VERSION):
             converted = {
                 "peaks": Peaks.from_json(data["peaks"]),
                 "nodes": tuple(NodeRow(**node) for node in data["nodes"]),
@@ -166,8 +160,6 @@ class OpProfile:
             }
             rest = {key: value for key, value in data.items() if key != "schema_version"}
             return cls(**{**rest, **converted})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"The profile is damaged: {error}.", "Measure again.") from error
 
 
 def op_profile(trace: Trace, peaks: Peaks) -> OpProfile:

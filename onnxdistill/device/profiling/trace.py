@@ -29,8 +29,9 @@ from onnxdistill.device.profiling.profiler import (
     record,
 )
 from onnxdistill.device.profiling.profilercost import Cost, measure_cost
+from onnxdistill.device.schema import reading
 from onnxdistill.device.session import Array, SessionSettings, open_session
-from onnxdistill.errors import DataError, UsageError
+from onnxdistill.errors import UsageError
 
 SCHEMA_VERSION = 1
 
@@ -150,18 +151,10 @@ class Trace:
         Raises:
             DataError: If the data is of another schema version or is not a trace.
         """
-        version = data.get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise DataError(
-                f"The trace has schema version {version}; this release reads {SCHEMA_VERSION}.",
-                "Read it with the release that wrote it, or measure again.",
-            )
-        try:
+        with reading("trace", data, SCHEMA_VERSION):
             values = {key: value for key, value in data.items() if key != "schema_version"}
             nodes = tuple(_node_from_json(node) for node in data["nodes"])
             return cls(**{**values, "nodes": nodes, "doubts": tuple(data["doubts"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"The trace is damaged: {error}.", "Measure again.") from error
 
 
 def trace(
