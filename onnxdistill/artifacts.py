@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import tomli_w
 from torch import nn
 
@@ -14,6 +15,9 @@ from onnxdistill.report.assemble import Step
 from onnxdistill.report.page import render_page
 from onnxdistill.student import save_student
 from onnxdistill.tasks import Task
+
+SAMPLES = 16
+"""Training inputs in `samples.npz`, for `onnxdistill bench --inputs`."""
 
 
 def write_module(student: nn.Module, network: str, task: Task, folder: Path) -> list[str]:
@@ -40,10 +44,11 @@ def write_module(student: nn.Module, network: str, task: Task, folder: Path) -> 
     return []
 
 
-def write_files(steps: list[Step], report: Report, folder: Path) -> None:
-    """Both ONNX files, the report, and the recipe as it was resolved.
+def write_files(task: Task, steps: list[Step], report: Report, folder: Path) -> None:
+    """Both ONNX files, real inputs to run them on, the report, and the recipe as it was resolved.
 
     Args:
+        task: Gives the inputs.
         steps: The first one is the teacher, and the last applied one the student.
         report: What it came to.
         folder: The run folder.
@@ -55,6 +60,7 @@ def write_files(steps: list[Step], report: Report, folder: Path) -> None:
     try:
         shutil.copyfile(steps[0].path, folder / "teacher.onnx")
         shutil.copyfile(student.path, folder / "student.onnx")
+        np.savez(folder / "samples.npz", **{task.input_name: task.example_input(SAMPLES).numpy()})
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         (folder / "report.html").write_text(render_page(report), encoding="utf-8")
         (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")

@@ -122,7 +122,7 @@ class _Run:
         timings = self._bench()
         self.record.note(*write_module(student.module, self.recipe.teacher.network, self.task, folder))
         report = self.record.report(timings, time.monotonic() - started)
-        write_files(self.record.steps, report, folder)
+        write_files(self.task, self.record.steps, report, folder)
         return report
 
     def _load_task(self) -> Task:

@@ -63,6 +63,23 @@ def test_bench_works(device: Device) -> None:
     assert "student" in table.stdout
 
 
+def test_every_option_of_bench_works(device: Device, tmp_path: Path) -> None:
+    options = ["--threads", "1,2", "--batch", 2, "--opt-level", "basic", "--seconds", 0.3, "--io-binding"]
+    options += ["--rate", "200/s", "--clients", 2, "--slo", "median=10s", "--profile", "--check-outputs"]
+    outputs = ["--format", "junit", "--json", tmp_path / "a.json", "--html", tmp_path / "a.html"]
+    process = device.onnxdistill("bench", MODEL, MODEL, *options, *outputs)
+    assert process.returncode == 0, process.stderr
+    result = json.loads((tmp_path / "a.json").read_text())
+    assert [len(result[part]) for part in ("cases", "loads", "profiles", "agreements")] == [4, 4, 4, 1]
+    assert {verdict["outcome"] for verdict in result["verdicts"]} == {"met"}
+    assert process.stdout.startswith("<?xml")
+    assert (tmp_path / "a.html").read_text().startswith("<!")
+    gate = device.onnxdistill("bench", MODEL, "--baseline", MODEL, "--max-regression", "50%", "--precision", "5%")
+    assert gate.returncode == 0, gate.stderr
+    search = device.onnxdistill("bench", MODEL, "--seconds", 0.3, "--rate", "max", "--slo", "median=1s")
+    assert search.returncode == 0, search.stderr
+
+
 def test_doctor_works(device: Device) -> None:
     process = device.onnxdistill("doctor")
     assert process.returncode == 0, process.stdout

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from onnxdistill.errors import OutputError, cannot_write
 
-FILES = ("teacher.onnx", "student.onnx", "student.pt", "report.json", "report.html", "recipe.toml")
+FILES = ("teacher.onnx", "student.onnx", "student.pt", "report.json", "report.html", "recipe.toml", "samples.npz")
 """What a run writes."""
 
 _REPORT_KEYS = {"schema_version", "onnxdistill_version", "rows", "recipe"}

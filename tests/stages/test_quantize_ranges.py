@@ -1,0 +1,260 @@
+"""Ranges in the int8 file: exactly those that were found, by every method, and the accuracy that they leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+from onnxdistill.device.session import SessionSettings, open_session
+from onnxdistill.errors import ModelFileError
+from onnxdistill.quantization.ranges import Method, Range
+from onnxdistill.recipe import ExportTable, QuantizeTable
+from onnxdistill.stages.export import export
+from onnxdistill.stages.quantize import QuantizeResult, quantize
+from onnxdistill.tasks.classification import Classification
+
+METHODS: tuple[Method, ...] = get_args(Method)
+
+
+class Small(nn.Module):
+    """What the quantizer treats in its own way: Relu and Relu6 that it folds, a residual sum, a Softmax inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.third = nn.Conv2d(8, 8, 1)
+        self.last = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        x = nn.functional.relu6(x + 4 * self.second(x))
+        return self.last(torch.softmax(self.third(x).mean((2, 3)), 1))
+
+
+def samples(count: int = 16) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((count, 3, 12, 12), dtype=np.float32)
+
+
+def export_to(network: nn.Module, path: Path) -> Path:
+    export(network.eval(), torch.zeros(3, 3, 12, 12), path, ExportTable())
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_to(Small(), tmp_path_factory.mktemp("float") / "small.onnx")
+
+
+def scales(path: Path) -> dict[str, tuple[np.float32, int, np.dtype[np.generic]]]:
+    """Scale, zero point and its type of every activation, by the name of the tensor."""
+    model = onnx.load(path)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {
+        node.input[0]: (values[node.input[1]][()], int(values[node.input[2]]), values[node.input[2]].dtype)
+        for node in model.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+def expected_scale(covered: Range, dtype: np.dtype[np.generic]) -> tuple[np.float32, int]:
+    """As the ONNX operator defines them: what is real is scale * (integer - zero point)."""
+    limits = np.iinfo(dtype)
+    scale = (covered.high - covered.low) / 255
+    return np.float32(scale), int(np.round(limits.min - covered.low / scale))
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@pytest.mark.parametrize("method", METHODS)
+def test_scales_are_exactly_those_of_the_ranges(source: Path, tmp_path: Path, method: str, activations: str) -> None:
+    table = QuantizeTable.model_validate({"ranges": method, "activations": activations})
+    result = quantize(source, tmp_path / "int8.onnx", [{"input": samples()}], table)
+    found = scales(result.path)
+    assert len(found) >= 7
+    assert found.keys() <= result.ranges.keys()
+    for name, (scale, zero_point, dtype) in found.items():
+        assert dtype == np.dtype(activations)
+        assert (scale, zero_point) == expected_scale(result.ranges[name], dtype)
+    assert Range(0.0, 1.0) in result.ranges.values()  # the Softmax
+    assert not result.unseen
+    low_ends = [zero_point - np.iinfo(dtype).min for _, zero_point, dtype in found.values()]
+    assert low_ends.count(0) >= 3  # Relu, Relu6, Softmax: no level is spent below zero
+
+
+def test_weights_and_minmax_scales_are_those_of_onnx_runtime(source: Path, tmp_path: Path) -> None:
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = [{"input": samples()}]
+
+        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+            return self.left.pop() if self.left else None
+
+    quant_pre_process(str(source), str(tmp_path / "prepared.onnx"))
+    quantize_static(
+        str(tmp_path / "prepared.onnx"),
+        str(tmp_path / "theirs.onnx"),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        reduce_range=False,
+    )
+    result = quantize(source, tmp_path / "ours.onnx", [{"input": samples()}], QuantizeTable(activations="uint8"))
+    bits = {True: 64, False: 128}[result.reduced_range]
+    theirs, ours = scales(tmp_path / "theirs.onnx"), scales(result.path)
+    assert theirs.keys() == ours.keys()
+    for name, (scale, zero_point, _) in theirs.items():
+        assert ours[name][0] == pytest.approx(scale, rel=1e-4)
+        assert abs(ours[name][1] - zero_point) <= 1
+    if bits == 128:
+        a, b = (
+            {t.name: numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.data_type == 3}
+            for path in (tmp_path / "theirs.onnx", result.path)
+        )
+        weights = [name for name, value in a.items() if value.ndim in (2, 4)]
+        assert len(weights) == 4
+        for name in weights:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+class Dead(nn.Module):
+    """A Relu whose input is negative whatever comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(3, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
+        with torch.no_grad():
+            self.first.bias.fill_(-100.0)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("activations", ["uint8", "int8"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_dead_relu_still_clips(tmp_path: Path, method: str, activations: str) -> None:
+    source = export_to(Dead(), tmp_path / "dead.onnx")
+    table = QuantizeTable.model_validate({"ranges": method, "activations": activations})
+    result = quantize(source, tmp_path / "int8.onnx", [{"input": samples()}], table)
+    before, after = (
+        open_session(path, SessionSettings()).run({"input": samples()})["output"] for path in (source, result.path)
+    )
+    np.testing.assert_allclose(after, before, atol=0.01 * np.abs(before).max())
+
+
+def test_what_no_sample_shows_stays_in_float(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]> g (float[n, 4] input) => (float[n, 4] shown, float[k, 4] never)
+    <int64[1] start = {0}, int64[1] axis = {0}, float[4, 4] w = {1, 2, 0, 0, 0, 1, 0, 0, 0, 3, 1, 0, 0, 0, 0, 1}>
+    {
+        shown = MatMul(input, w)
+        sums = ReduceMax<keepdims = 0>(shown)
+        above = Greater(shown, sums)
+        places = NonZero(above)
+        rows = Gather<axis = 0>(places, start)
+        row = Squeeze(rows, axis)
+        picked = Gather<axis = 0>(shown, row)
+        never = MatMul(picked, w)
+    }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "float.onnx")
+    inputs = np.random.default_rng(0).standard_normal((16, 4), dtype=np.float32)
+    result = quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", [{"input": inputs}], QuantizeTable())
+    assert set(result.unseen) == {"picked", "never"}
+    assert scales(result.path).keys() == {"input", "shown"}
+    outputs = open_session(result.path, SessionSettings()).run({"input": inputs})
+    assert outputs["never"].shape == (0, 4)
+    np.testing.assert_allclose(
+        outputs["shown"], inputs @ np.float32([[1, 2, 0, 0], [0, 1, 0, 0], [0, 3, 1, 0], [0, 0, 0, 1]]), atol=0.1
+    )
+
+
+def test_calibration_samples_that_are_not_finite_are_refused(source: Path, tmp_path: Path) -> None:
+    wrong = samples()
+    wrong[3, 1, 2, 2] = np.nan
+    with pytest.raises(ModelFileError, match="'input' has values that are NaN"):
+        quantize(source, tmp_path / "int8.onnx", [{"input": wrong}], QuantizeTable())
+
+
+class Digits(nn.Module):
+    """Random convolutions and a classifier that is fitted to them by least squares.
+
+    Args:
+        task: Gives the training images.
+        outlier: One channel of the first convolution fires at very few places, this many times as strongly as others.
+    """
+
+    def __init__(self, task: Classification, outlier: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        images, labels = task.example_input(task.training_samples), task.splits.train.labels
+        self.first = nn.Conv2d(images.shape[1], 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 32, 3, padding=1)
+        with torch.no_grad():
+            if outlier:
+                inside = self.first(images)[:, 0]
+                self.first.weight[0] *= outlier
+                self.first.bias[0] *= outlier  # type: ignore[index]
+                self.first.bias[0] -= outlier * inside.max() - outlier / 2  # type: ignore[index]
+                self.second.weight[:, 0] /= outlier
+            features = self.features(images)
+            features = torch.cat((features, torch.ones(len(features), 1)), 1).double()
+            moments = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
+            solved = torch.linalg.solve(moments, features.T @ nn.functional.one_hot(labels, 10).double()).float()
+            self.last = nn.Linear(features.shape[1] - 1, 10)
+            self.last.weight.copy_(solved[:-1].T)
+            self.last.bias.copy_(solved[-1])
+
+    def features(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x))
+
+
+def quantized(network: nn.Module, task: Classification, folder: Path, method: str) -> tuple[float, float, float]:
+    """Validation accuracy of the float file and of the int8 one in percent, and how often the two agree."""
+    names = {"input_name": task.input_name, "output_name": task.output_name}
+    export(network.eval(), task.example_input(3), folder / "float.onnx", ExportTable(), **names)
+    batches = ({task.input_name: batch.inputs.numpy()} for batch in task.calibration_batches(32))
+    result = quantize(
+        folder / "float.onnx", folder / "int8.onnx", batches, QuantizeTable.model_validate({"ranges": method})
+    )
+    images = {task.input_name: task.example_input(500).numpy()}
+    decided = [
+        open_session(path, SessionSettings()).run(images)[task.output_name].argmax(1)
+        for path in (folder / "float.onnx", result.path)
+    ]
+    scores = [
+        task.score(open_session(path, SessionSettings()).run, "validation").value
+        for path in (folder / "float.onnx", result.path)
+    ]
+    return scores[0], scores[1], float((decided[0] == decided[1]).mean())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_digits_are_read_as_well_as_in_float(digits: Classification, tmp_path: Path, method: str) -> None:
+    before, after, agreement = quantized(Digits(digits), digits, tmp_path, method)
+    print(method, before, after, agreement)
+    assert before > 90
+    assert after >= before - 1
+    assert agreement >= 0.98
+
+
+def test_an_outlier_costs_minmax_its_accuracy_and_not_the_others(digits: Classification, tmp_path: Path) -> None:
+    network = Digits(digits, outlier=1000.0)
+    for method in METHODS:
+        print(method, quantized(network, digits, tmp_path, method))
