@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tomli_w
@@ -60,7 +61,8 @@ def write_files(task: Task, steps: list[Step], report: Report, folder: Path) -> 
     try:
         shutil.copyfile(steps[0].path, folder / "teacher.onnx")
         shutil.copyfile(student.path, folder / "student.onnx")
-        np.savez(folder / "samples.npz", **{task.input_name: task.example_input(SAMPLES).numpy()})
+        samples: dict[str, Any] = {task.input_name: task.example_input(SAMPLES).numpy()}
+        np.savez(folder / "samples.npz", **samples)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         (folder / "report.html").write_text(render_page(report), encoding="utf-8")
         (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")

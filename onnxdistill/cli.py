@@ -65,7 +65,8 @@ def _end(number: int, _frame: FrameType | None) -> None:
 def _run() -> int:
     try:
         code = cli.main(prog_name="onnxdistill", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as a program without a terminal has it
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         return error.exit_code

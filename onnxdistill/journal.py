@@ -49,7 +49,7 @@ class Journal:
         except OSError as error:
             raise cannot_write(self._folder, error) from error
         self._ours = False
-        self._ratios: dict[str, dict[str, float]] = {}
+        self._ratios: dict[str, dict[str, float | None]] = {}
 
     def __enter__(self) -> Journal:
         try:
@@ -104,12 +104,12 @@ class Journal:
                 with contextlib.suppress(OSError):  # a help that is missed only if the run is ended
                     fresh.write_text(json.dumps(self._ratios), encoding="utf-8")
                     fresh.replace(self._folder / _RATIOS)
-        return Estimate(**self._ratios[key])
+        return Estimate.from_json(self._ratios[key])
 
 
-def _read(path: Path) -> dict[str, dict[str, float]]:
+def _read(path: Path) -> dict[str, dict[str, float | None]]:
     try:
         ratios = json.loads(path.read_text(encoding="utf-8"))
-        return {key: Estimate(**value).to_json() for key, value in ratios.items()}
+        return {key: Estimate.from_json(value).to_json() for key, value in ratios.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

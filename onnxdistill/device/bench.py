@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from onnxdistill.device.cases import Case, baselines, combine, name_models, options_by_provider, several
-from onnxdistill.device.earlier import check_same_machine, matching_case
+from onnxdistill.device.earlier import check_same_inputs, check_same_machine, matching_case
 from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.host import read_cpu_times, read_host
 from onnxdistill.device.loading.traffic import CaseLoad, Traffic, load_verdict, put_load
@@ -26,7 +26,7 @@ from onnxdistill.device.profiling.profiles import CaseProfile, Profiler
 from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
 from onnxdistill.device.runtime import load_runtime
 from onnxdistill.device.session import Array, OptimizationLevel, SessionSettings
-from onnxdistill.device.verdicts import Slo, Verdict, slo_verdict, slowdown_verdict
+from onnxdistill.device.verdicts import Slo, Verdict, check_slo, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
 
 _LOAD_SECONDS = 10.0
@@ -70,7 +70,8 @@ def bench(
         provider: Execution provider, `"cpu"` or `"CUDAExecutionProvider"`; likewise.
         optimization_level: How far ONNX Runtime rewrites the graph; likewise.
         provider_options: Options by name, of every provider by its short name.
-        allow_fallback: Accept that a provider leaves some nodes, or all of them, to the CPU.
+        allow_fallback: Accept that a provider leaves a whole model to the CPU, or is not there at all. A part of the
+            nodes is always accepted, and told.
         io_binding: Keep inputs and outputs on the provider's device, so that copies are not timed.
         runs: How many calls of each case are timed.
         seconds: Instead of `runs`: for how long to time, all cases together; 10 if both are left out. With
@@ -102,6 +103,8 @@ def bench(
     """
     effort = Effort(runs, seconds, precision, max_regression, warmup, seed)
     effort.check()
+    if slo is not None and runs is not None and rate is None and clients is None:
+        check_slo(slo, runs)
     paths = name_models(models)
     reference = _reference(paths, baseline)
     load_runtime()
@@ -116,6 +119,8 @@ def bench(
         traffic.check()
     cases = combine(paths, settings, several(batch))
     compared = baselines(cases, reference)
+    if check_outputs and len(paths) == 1:
+        raise UsageError("Outputs are compared with those of another model, and there is one.", "Name a second model.")
     if max_regression is not None and earlier is None and all(name == other for name, other in compared.items()):
         raise UsageError("A limit on regressions needs a baseline.", "Name a second model, or --baseline FILE.")
     # Before the models are loaded, which is load as well.
@@ -137,6 +142,8 @@ def bench(
     begin = read_cpu_times()
     measurement.open()
     source.check_shapes_used(measurement.openings.sessions.values())
+    for name, before in known.items():
+        check_same_inputs(before, measurement.openings.feeds[name])
     if check_outputs:
         _check_comparable(measurement, cases, reference)
     measurement.time()
@@ -218,8 +225,12 @@ def _agreements(
 def _check_comparable(measurement: Measurement, cases: Mapping[str, Case], reference: str) -> None:
     first = _first_cases(cases)
     sessions = measurement.openings.sessions
+    expected = first[reference]
     for name in first.values():
-        check_comparable(sessions[first[reference]], sessions[name])
+        check_comparable(sessions[expected], sessions[name])
+        # Shapes that the models leave open show up when they run.
+        pair = (cases[expected].model, sessions[expected]), (cases[name].model, sessions[name])
+        agreements(*pair, [measurement.openings.feeds[expected]])
 
 
 def _first_cases(cases: Mapping[str, Case]) -> dict[str, str]:
@@ -263,6 +274,8 @@ def _case_timing(name: str, case: Case, file: ModelFile, measurement: Measuremen
         batch=case.batch,
         provider=session.provider,
         optimization_level=case.settings.optimization_level,
+        provider_options=dict(case.settings.provider_options),
+        io_binding=case.settings.io_binding,
         inputs={key: array.shape for key, array in feeds.items()},
         load_ms=round(float(np.median(one.load_ms)), 6),
         first_run_ms=round(float(np.median(one.first_run_ms)), 6),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,8 +94,6 @@ def combine(paths: Mapping[str, Path], settings: Sequence[SessionSettings], batc
     for batch in batches:
         if batch < 1:
             raise UsageError(f"A batch has at least 1 item, and {batch} were asked for.")
-    # Busily waiting workers of one session would take the CPUs of the next one's turn, for ten milliseconds and more.
-    alone = len(paths) * len(settings) * len(batches) == 1
     cases = {}
     for (model, path), one, batch in itertools.product(paths.items(), settings, batches):
         parts = [model]
@@ -107,8 +105,7 @@ def combine(paths: Mapping[str, Path], settings: Sequence[SessionSettings], batc
             parts.append(short_name(one.provider))
         if len({other.optimization_level for other in settings}) > 1:
             parts.append(one.optimization_level)
-        quiet = replace(one, stop_spinning=one.threads > 1 and not alone)
-        cases[", ".join(parts)] = Case(model, path, quiet, batch)
+        cases[", ".join(parts)] = Case(model, path, one, batch)
     return cases
 
 

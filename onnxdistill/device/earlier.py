@@ -7,8 +7,9 @@ from pathlib import Path
 
 from onnxdistill.device.cases import Case
 from onnxdistill.device.host import HostFacts
+from onnxdistill.device.measuring.openings import Feeds
 from onnxdistill.device.result import BenchResult, CaseTiming
-from onnxdistill.device.runtime import short_name
+from onnxdistill.device.runtime import available_providers, short_name
 from onnxdistill.errors import DataError, UsageError
 
 # The interval of an earlier median has to cover what opening the file again changes.
@@ -58,11 +59,16 @@ def matching_case(earlier: BenchResult, case: Case) -> CaseTiming:
         UsageError: If there is none, or if it cannot be told which, or if it was not opened often enough.
     """
     settings = case.settings
+    provider = settings.provider
+    if settings.allow_fallback and provider not in available_providers():
+        provider = "CPUExecutionProvider"
+    asked = (settings.threads, case.batch, provider, settings.optimization_level)
+    further = (dict(settings.provider_options), settings.io_binding)
     alike = [
         one
         for one in earlier.cases
-        if (one.threads, one.batch, one.provider, one.optimization_level)
-        == (settings.threads, case.batch, settings.provider, settings.optimization_level)
+        if (one.threads, one.batch, one.provider, one.optimization_level) == asked
+        and (one.provider_options, one.io_binding) == further
     ]
     named = [one for one in alike if one.model == case.model]
     found = named if named or len(alike) > 1 else alike
@@ -82,5 +88,22 @@ def matching_case(earlier: BenchResult, case: Case) -> CaseTiming:
     return found[0]
 
 
+def check_same_inputs(before: CaseTiming, feeds: Feeds) -> None:
+    """Makes sure that an earlier case was run on inputs of the same shapes.
+
+    Raises:
+        UsageError: If it was not.
+    """
+    shapes = {name: array.shape for name, array in feeds.items()}
+    if shapes != before.inputs:
+        raise UsageError(
+            f"The earlier benchmark ran {before.name} on other inputs: {_text(before.inputs)}; here they are "
+            f"{_text(shapes)}.",
+            "Measure the baseline on the same inputs, or give its .onnx file to --baseline.",
+        )
+
+
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {list(shape)}" for name, shape in value.items())
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -37,7 +37,7 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder.", "Name a file in it.")
     if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
-        raise OutputError(f"{path} is a model that is to be read, and the result would replace it.", "Name a new file.")
+        raise OutputError(f"{path} is to be read, and the result would replace it.", "Name a new file.")
     if _is_special(path):
         if not os.access(path, os.W_OK):
             raise OutputError(f"{path} cannot be written: no permission.", "Choose another place.")

@@ -75,6 +75,11 @@ def check_model_file(path: Path) -> None:
     Raises:
         ModelFileError: If it is missing, a folder, empty, or not readable.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # ONNX Runtime takes names as UTF-8
+        shown = str(path).encode(errors="replace").decode()
+        raise ModelFileError(f"The name of {shown} is no UTF-8.", "Rename the file or its folder.") from None
     if path.is_dir():
         raise ModelFileError(f"{path} is a folder.", "Name the .onnx file in it.")
     if not path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,8 @@ class CaseTiming:
         batch: Items per call.
         provider: Full name of the execution provider.
         optimization_level: How far ONNX Runtime rewrote the graph.
+        provider_options: Of the execution provider.
+        io_binding: Whether inputs and outputs stayed on its device.
         inputs: Shape of each input by name.
         load_ms: From the file to a session that is ready; the median over the openings.
         first_run_ms: The first run, which allocates memory and more; likewise.
@@ -80,6 +83,8 @@ class CaseTiming:
     batch: int
     provider: str
     optimization_level: str
+    provider_options: dict[str, str]
+    io_binding: bool
     inputs: dict[str, tuple[int, ...]]
     load_ms: float
     first_run_ms: float
@@ -143,7 +148,7 @@ class BenchResult:
         for case in self.cases:
             for reason in case.shaky:
                 sharing.setdefault(reason, []).append(case.name)
-        return [*self.shaky, *(f"{', '.join(names)}: {reason}" for reason, names in sharing.items())]
+        return [*self.shaky, *(f"{'; '.join(names)}: {reason}" for reason, names in sharing.items())]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`, with every raw time to the nanosecond."""
@@ -176,7 +181,7 @@ class BenchResult:
                 cases=tuple(_case_from_json(case) for case in data["cases"]),
                 loads=tuple(CaseLoad.from_json(load) for load in data["loads"]),
                 profiles=tuple(CaseProfile.from_json(profile) for profile in data["profiles"]),
-                agreements=tuple(Agreement(**agreement) for agreement in data["agreements"]),
+                agreements=tuple(Agreement.from_json(agreement) for agreement in data["agreements"]),
                 verdicts=tuple(Verdict.from_json(verdict) for verdict in data["verdicts"]),
                 shaky=tuple(data["shaky"]),
             )
@@ -198,9 +203,15 @@ def _case_from_json(data: Mapping[str, Any]) -> CaseTiming:
     converted = {
         "inputs": {name: tuple(shape) for name, shape in data["inputs"].items()},
         "latency_ms": Percentiles.from_json(data["latency_ms"]),
-        "speedup": Estimate(**data["speedup"]),
+        "speedup": Estimate.from_json(data["speedup"]),
         "memory": None if data["memory"] is None else PeakMemory(**data["memory"]),
         "shaky": tuple(data["shaky"]),
-        "times_ms": tuple(map(tuple, data["times_ms"])),
+        "times_ms": tuple(tuple(map(_time_ms, times)) for times in data["times_ms"]),
     }
     return CaseTiming(**{**data, **converted})
+
+
+def _time_ms(value: Any) -> float:
+    if not isinstance(value, int | float) or not 0 < value < inf:
+        raise ValueError(f"{value!r} is no time of a call")
+    return float(value)

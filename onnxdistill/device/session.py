@@ -64,12 +64,11 @@ class SessionSettings:
     """How a model is run.
 
     Attributes:
-        threads: Threads inside one operator; operators run one after the other.
+        threads: Threads inside one operator; operators run one after the other. Between runs they sleep.
         provider: Short or full name of the execution provider.
         optimization_level: How far ONNX Runtime rewrites the graph before it runs it.
         provider_options: Handed to the provider as they are.
         allow_fallback: Accept that the provider leaves the whole model to the CPU.
-        stop_spinning: Worker threads sleep as soon as a run ends, instead of waiting busily for a next one.
         io_binding: A timed run has its inputs and outputs on the provider's device from the start.
     """
 
@@ -79,7 +78,6 @@ class SessionSettings:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     allow_fallback: bool = False
     io_binding: bool = False
-    stop_spinning: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -165,10 +163,14 @@ class Session:
         binding = self._native.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, values.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
-        for name, array in self.run(feeds).items():
-            binding.bind_ortvalue_output(
-                name, values.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
-            )
+        made = self.run(feeds)
+        for port in self.outputs:
+            if port.dtype is None or port.dtype.kind == "O":  # no tensor of numbers: it gets a place when it is made
+                binding.bind_output(port.name)
+                continue
+            array = made[port.name]
+            place = values.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
+            binding.bind_ortvalue_output(port.name, place)
         return binding
 
     def check_feeds(self, feeds: Mapping[str, Array]) -> None:
@@ -279,7 +281,9 @@ def _options(native_runtime: ModuleType, settings: SessionSettings) -> Any:
         native_runtime.GraphOptimizationLevel, _LEVELS[settings.optimization_level]
     )
     options.log_severity_level = _QUIET
-    if settings.stop_spinning:
+    if settings.threads > 1:
+        # Otherwise the workers of one session wait busily for its next run, for ten milliseconds and more, on the CPUs
+        # that others need meanwhile. A deployed model's next request comes later as a rule.
         options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options

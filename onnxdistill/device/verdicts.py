@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Any, Literal
 
 from onnxdistill.device.measuring.statistics import NEEDED_TIMINGS, Estimate, Percentiles
@@ -58,6 +59,8 @@ class Verdict:
     outcome: Outcome
 
     def __str__(self) -> str:
+        if not isfinite(self.measured.high) and not self.measured.value:
+            return f"{self.case}: {self.limit}: too few calls to tell"
         figures = f"{self.measured.value:.4g} {self.unit} ({self.measured.low:.4g} to {self.measured.high:.4g})"
         return f"{self.case}: {self.limit}: {figures}, {self.outcome}"
 
@@ -68,7 +71,7 @@ class Verdict:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Verdict:
         """The inverse of `to_json`."""
-        return cls(**{**data, "measured": Estimate(**data["measured"])})
+        return cls(**{**data, "measured": Estimate.from_json(data["measured"])})
 
 
 def parse_slo(text: str) -> Slo:
@@ -88,6 +91,20 @@ def parse_slo(text: str) -> Slo:
     return Slo(percent, float(match["bound"]) * _MS_PER_UNIT[match["unit"]])
 
 
+def check_slo(slo: Slo, runs: int) -> None:
+    """Makes sure that so many calls can tell.
+
+    Raises:
+        UsageError: If they are too few for the percentile.
+    """
+    if runs < NEEDED_TIMINGS[slo.percent]:
+        raise UsageError(
+            f"{runs} timed calls do not support p{slo.percent:g}, which takes at least "
+            f"{NEEDED_TIMINGS[slo.percent]:,}.",
+            "Time longer, with --seconds or --runs.",
+        )
+
+
 def slowdown_verdict(case: str, baseline: str, speedup: Estimate, max_regression: float) -> Verdict:
     """Whether a case is slower than its baseline by more than a share.
 
@@ -104,19 +121,11 @@ def slowdown_verdict(case: str, baseline: str, speedup: Estimate, max_regression
 
 
 def slo_verdict(case: str, latency_ms: Percentiles, slo: Slo) -> Verdict:
-    """Whether a percentile of the latency keeps its bound.
-
-    Raises:
-        UsageError: If too few calls were timed for that percentile.
-    """
+    """Whether a percentile of the latency keeps its bound; unclear if too few calls were timed for it."""
     fields = {50.0: latency_ms.median, 90.0: latency_ms.p90, 95.0: latency_ms.p95, 99.0: latency_ms.p99}
     measured = fields.get(slo.percent, latency_ms.p999)
     if measured is None:
-        raise UsageError(
-            f"{latency_ms.count} timed calls of {case} do not support p{slo.percent:g}, which takes at least "
-            f"{NEEDED_TIMINGS[slo.percent]:,}.",
-            "Time longer, with --seconds or --runs.",
-        )
+        return Verdict(case, str(slo), Estimate(0.0, 0.0, inf), "ms", slo.bound_ms, "unclear")
     return Verdict(case, str(slo), measured, "ms", slo.bound_ms, _outcome(measured, slo.bound_ms))
 
 

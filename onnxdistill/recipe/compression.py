@@ -58,5 +58,9 @@ class QuantizeTable(Table):
         "and slower. Elsewhere it takes int8.",
     )
     per_channel: bool = Field(True, description="A scale for every output channel of a weight.")
-    ranges: Literal["minmax", "percentile", "entropy"] = Field("minmax", description="Calibration method.")
+    ranges: Literal["minmax", "percentile", "entropy", "mse"] = Field(
+        "minmax",
+        description="What the scale of an activation covers: all calibration values, 99.999 % of them, or as many as "
+        "the least Kullback-Leibler divergence (Migacz 2017) or the least squared error asks for.",
+    )
     calibration_batch: Batch = Field(32, description="Images a calibration step.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,22 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from onnxdistill.device.bench import bench
-from onnxdistill.device.cases import combine
 from onnxdistill.device.earlier import read_result
 from onnxdistill.device.feeds import read_inputs
 from onnxdistill.device.host import CpuTimes, read_host
-from onnxdistill.device.jsonfile import write_json
+from onnxdistill.device.jsonfile import json_text, write_json
 from onnxdistill.device.measuring import doubts
 from onnxdistill.device.result import BenchResult
-from onnxdistill.device.session import SessionSettings
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import DataError, ProviderError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
-SMALL, LARGE = (4, 8), (64, 40)  # width and size: some hundred times the work
+SMALL, LARGE = (2, 40), (64, 40)  # width and size: many times the work
 
 
 @pytest.fixture
@@ -58,14 +59,6 @@ def test_every_setting_of_every_model(pair: tuple[Path, Path]) -> None:
     assert case.speedup.value < 1
     assert result["small, 1 thread, batch 1, all"].is_baseline
     assert BenchResult.from_json(json.loads(json.dumps(result.to_json()))) == result
-
-
-def test_workers_of_several_sessions_do_not_disturb_each_other() -> None:
-    settings = [SessionSettings(threads) for threads in (1, 2)]
-    cases = combine({"m": Path("m.onnx")}, settings, [1])
-    assert [case.settings.stop_spinning for case in cases.values()] == [False, True]
-    (alone,) = combine({"m": Path("m.onnx")}, settings[1:], [1]).values()
-    assert not alone.settings.stop_spinning  # as it is deployed
 
 
 def test_one_model_is_compared_with_its_first_setting_item_by_item(pair: tuple[Path, Path]) -> None:
@@ -189,13 +182,66 @@ def test_a_machine_that_was_busy_meanwhile() -> None:
         ({"max_regression": 0.05}, "needs a baseline"),
         ({"batch": []}, "has no value"),
         ({"batch": [1, 0]}, "at least 1 item"),
-        ({"runs": 10, "slo": Slo(99.0, 1.0)}, "10 timed calls of model do not support p99"),
+        ({"runs": 10, "slo": Slo(99.0, 1.0)}, "10 timed calls do not support p99"),
+        ({"precision": 0.01, "max_regression": 0.05}, "each decides when to end"),
+        ({"check_outputs": True}, "another model, and there is one"),
+        ({"clients": 0}, "1 to 1000 clients, and 0 were"),
+        ({"rate": 1e9}, "more than 5,000,000"),
         ({"provider_options": {"cuda": {"a": "b"}}}, "options of the provider 'cuda', which is not asked for"),
     ],
 )
 def test_refusals(make_model: Callable[..., Path], how: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         bench([make_model()], **how)  # type: ignore[arg-type]  # one of the options
+
+
+def test_what_is_written_is_there_though_nobody_reads_the_table(
+    make_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "onnxdistill", "bench", str(make_model()), "--runs", "20"]
+    json_path = tmp_path / "a.json"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--json", str(json_path)], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT
+        )
+    assert done.returncode == 2
+    assert json.loads(json_path.read_text())["cases"]
+    script = f"{' '.join(command)} --json {json_path} >&-"
+    closed = subprocess.run(script, shell=True, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert (closed.returncode, closed.stderr) == (0, "")
+
+
+def test_outputs_that_are_not_finite_survive_json(tmp_path: Path) -> None:
+    for name, operator in (("a", "Identity"), ("b", "Log")):
+        graph = helper.make_graph(
+            [helper.make_node(operator, ["x"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 3])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    result = bench([tmp_path / "a.onnx", tmp_path / "b.onnx"], runs=10, check_outputs=True)
+    again = BenchResult.from_json(json.loads(json_text(result.to_json())))
+    assert again == result
+    assert math.isinf(again.agreements[0].max_absolute)
+
+
+def test_an_earlier_case_that_was_run_otherwise(make_model: Callable[..., Path]) -> None:
+    model = make_model(shape=("batch", 3, "height", 8))
+    earlier = bench([model], runs=60, shapes={"x": (1, 3, 8, 8)})
+    with pytest.raises(UsageError, match=r"on other inputs: x \[1, 3, 8, 8\]; here they are x \[1, 3, 9, 8\]"):
+        bench([model], earlier=earlier, shapes={"x": (1, 3, 9, 8)})
+    with pytest.raises(UsageError, match="has no model with 1 threads"):
+        bench([model], earlier=earlier, shapes={"x": (1, 3, 8, 8)}, io_binding=True)
+
+
+@pytest.mark.parametrize("time_ms", ["a", 0, -1.0, None])
+def test_an_earlier_result_with_times_that_are_none(pair: tuple[Path, Path], time_ms: object) -> None:
+    data = bench(pair[:1], runs=10).to_json()
+    data["cases"][0]["times_ms"][0][0] = time_ms
+    with pytest.raises(DataError, match=r"damaged: .* is no time of a call"):
+        BenchResult.from_json(data)
 
 
 def test_a_fallback_that_is_accepted_is_told(make_model: Callable[..., Path]) -> None:
@@ -243,6 +289,8 @@ def test_the_command_reads_lists_and_options(pair: tuple[Path, Path]) -> None:
         (["--baseline", "none.json"], "none.json cannot be read"),
         (["--baseline", "none.onnx", "--max-regression", "5%"], "none.onnx"),
         (["--format", "junit", "--json", "-"], "Both --format and --json -"),
+        (["--json", "/tmp/same", "--html", "/tmp/../tmp/same"], "Give each its own file"),
+        (["--html", "-"], "A page does not go to standard output"),
     ],
 )
 def test_the_command_refuses(arguments: list[str], message: str) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from onnxdistill.device.measuring.statistics import Estimate, summarize
-from onnxdistill.device.verdicts import Slo, Verdict, parse_slo, slo_verdict, slowdown_verdict
+from onnxdistill.device.jsonfile import json_text
+from onnxdistill.device.measuring.statistics import Estimate, Percentiles, summarize
+from onnxdistill.device.verdicts import Slo, Verdict, check_slo, parse_slo, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
 
 
@@ -52,12 +55,30 @@ def test_bounds_of_each_percentile() -> None:
     latency_ms = summarize([np.arange(1.0, 2001.0).reshape(-1, 4)] * 3, np.random.default_rng(0))
     for percent, value in ((50.0, 1000), (90.0, 1800), (95.0, 1900), (99.0, 1980), (99.9, 1998)):
         assert slo_verdict("m", latency_ms, Slo(percent, value + 5)).outcome == "met"
-        assert slo_verdict("m", latency_ms, Slo(percent, value - 5)).outcome == "missed"
+        assert slo_verdict("m", latency_ms, Slo(percent, value - 900)).outcome == "missed"
 
 
 def test_a_percentile_that_the_sample_does_not_support() -> None:
     latency_ms = summarize([np.ones((99, 1))], np.random.default_rng(0))
-    with pytest.raises(
-        UsageError, match=r"99 timed calls of m do not support p99, which takes at least 100\. Time longer"
-    ):
-        slo_verdict("m", latency_ms, Slo(99.0, 1.0))
+    verdict = slo_verdict("m", latency_ms, Slo(99.0, 1.0))
+    assert verdict.outcome == "unclear"
+    assert str(verdict) == "m: p99 ≤ 1 ms: too few calls to tell"
+    assert Verdict.from_json(json.loads(json_text(verdict.to_json()))) == verdict
+    with pytest.raises(UsageError, match=r"99 timed calls do not support p99, which takes at least 100\. Time longer"):
+        check_slo(Slo(99.0, 1.0), 99)
+    check_slo(Slo(99.0, 1.0), 100)
+
+
+@pytest.mark.parametrize(
+    ("measured", "outcome"),
+    [
+        ((1.0, 1.0, 1.0), "met"),
+        ((1.0, 1.0, 1.1), "unclear"),
+        ((0.9, 0.8, 1.1), "unclear"),
+        ((1.2, 1.01, 2.0), "missed"),
+    ],
+)
+def test_a_bound_that_is_just_met_is_met(measured: tuple[float, float, float], outcome: str) -> None:
+    estimate = Estimate(*measured)
+    latency_ms = Percentiles(100, estimate, None, None, None, None, estimate, None)
+    assert slo_verdict("m", latency_ms, Slo(50.0, 1.0)).outcome == outcome

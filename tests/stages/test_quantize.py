@@ -87,9 +87,3 @@ def test_weights_keep_seven_bits_where_sums_saturate(
     weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(result.path).graph.initializer if len(t.dims) == 4]
     largest = max(int(np.abs(weight.astype(int)).max()) for weight in weights)
     assert largest <= 64
-
-
-@pytest.mark.parametrize("ranges", ["percentile", "entropy"])
-def test_other_ranges_work(source: Path, tmp_path: Path, ranges: str) -> None:
-    table = QuantizeTable.model_validate({"ranges": ranges})
-    assert quantize(source, tmp_path / "int8.onnx", feeds(), table).path.is_file()

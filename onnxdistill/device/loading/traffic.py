@@ -13,13 +13,15 @@ from onnxdistill.device.loading.queues import (
     OpenLoopResult,
     Probe,
     RateSearch,
+    check_load,
+    check_rate,
     closed_loop,
     highest_rate,
     open_loop,
 )
 from onnxdistill.device.measuring.statistics import Estimate, Percentiles, Series, summarize
 from onnxdistill.device.measuring.timing import Runner
-from onnxdistill.device.verdicts import Slo, Verdict, slo_verdict
+from onnxdistill.device.verdicts import Outcome, Slo, Verdict, slo_verdict
 from onnxdistill.errors import UsageError
 
 _KINDS = {"open loop": OpenLoopResult, "closed loop": ClosedLoopResult, "search": RateSearch}
@@ -52,8 +54,11 @@ class Traffic:
         """Makes sure that it can be done.
 
         Raises:
-            UsageError: If the highest rate is asked for and not said of what.
+            UsageError: If the highest rate is asked for and not said of what, or if a number is out of range.
         """
+        check_load(self.seconds, self.clients)
+        if isinstance(self.rate, float | int):
+            check_rate(self.rate, self.seconds)
         if self.rate == "max" and self.slo is None:
             raise UsageError("The highest rate of what latency?", "Say it, for example --slo p99=20ms.")
 
@@ -139,17 +144,12 @@ def put_load(
 
 
 def load_verdict(load: CaseLoad, slo: Slo) -> Verdict:
-    """Whether a case under load keeps a bound; a search does if it has found a rate.
-
-    Raises:
-        UsageError: If too few calls were timed for that percentile.
-    """
+    """Whether a case under load keeps a bound; a search does if it has found a rate."""
     if isinstance(load.result, RateSearch):
+        outcome: Outcome = "met" if load.result.rate_per_s else "missed" if load.result.resolved else "unclear"
         held, missed = load.result.rate_per_s or 0.0, load.result.missed_per_s
         rate = Estimate(held, held, held if missed is None else missed)
-        return Verdict(
-            load.case, f"highest rate that keeps {slo}", rate, "requests/s", 0.0, "met" if held else "missed"
-        )
+        return Verdict(load.case, f"highest rate that keeps {slo}", rate, "requests/s", 0.0, outcome)
     latency_ms = load.latency_ms()
     assert latency_ms is not None
     verdict = slo_verdict(load.case, latency_ms, slo)

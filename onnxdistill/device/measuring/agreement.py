@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
 
 from onnxdistill.device.measuring.openings import Feeds
-from onnxdistill.device.session import Array, Session
+from onnxdistill.device.session import Array, Port, Session
 from onnxdistill.errors import UsageError
-
-# A dimension of an input that has a name instead of a size: `image float32[batch, 3, 8, 8]`.
-_OPEN = re.compile(r"(?<=[\[ ])[^\d\[\], ][^\[\],]*(?=[,\]])")
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,15 @@ class Agreement:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The attributes by name."""
-        return dict(self.__dict__)
+        """The attributes by name; an infinite difference is None."""
+        differences = {"max_absolute": self.max_absolute, "max_relative": self.max_relative}
+        return {**self.__dict__, **{name: one if isfinite(one) else None for name, one in differences.items()}}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Agreement:
+        """The inverse of `to_json`."""
+        names = ("max_absolute", "max_relative")
+        return cls(**{**data, **{name: inf if data[name] is None else data[name] for name in names}})
 
 
 def agreements(reference: tuple[str, Session], other: tuple[str, Session], inputs: Iterable[Feeds]) -> list[Agreement]:
@@ -68,7 +72,10 @@ def agreements(reference: tuple[str, Session], other: tuple[str, Session], input
     """
     (baseline, first), (model, second) = reference, other
     check_comparable(first, second)
-    pairs: dict[str, list[tuple[Array, Array]]] = {port.name: [] for port in first.outputs if port.dtype is not None}
+    numeric = {port.name for port in second.outputs if port.dtype is not None}
+    pairs: dict[str, list[tuple[Array, Array]]] = {
+        port.name: [] for port in first.outputs if port.dtype is not None and port.name in numeric
+    }
     for feeds in inputs:
         expected, given = first.run(feeds), second.run(feeds)
         for name, collected in pairs.items():
@@ -82,22 +89,24 @@ def check_comparable(first: Session, second: Session) -> None:
     Raises:
         UsageError: If they do not.
     """
-    for kind, ports, others in (
-        ("inputs", [str(port) for port in first.inputs], [str(port) for port in second.inputs]),
-        ("outputs", [port.name for port in first.outputs], [port.name for port in second.outputs]),
-    ):
-        if not _alike(ports, others):
+    for kind, ports, others in (("inputs", first.inputs, second.inputs), ("outputs", first.outputs, second.outputs)):
+        by_name = {port.name: port for port in others}
+        if {port.name for port in ports} != by_name.keys() or not all(_fit(port, by_name[port.name]) for port in ports):
             raise UsageError(
                 f"The outputs of {first.label} and {second.label} cannot be compared: their {kind} are "
-                f"{', '.join(sorted(ports))} and {', '.join(sorted(others))}.",
+                f"{', '.join(sorted(map(str, ports)))} and {', '.join(sorted(map(str, others)))}.",
                 "Compare models that were exported alike.",
             )
 
 
-def _alike(ports: list[str], others: list[str]) -> bool:
-    """Whether they are the same but for the names of open dimensions."""
-    plain, other_plain = (sorted(_OPEN.sub("?", port) for port in side) for side in (ports, others))
-    return plain == other_plain
+def _fit(port: Port, other: Port) -> bool:
+    """Whether there is a tensor that is both; what is no tensor of numbers is not compared."""
+    if port.dtype is None or other.dtype is None:
+        return True
+    sizes = zip(port.shape, other.shape, strict=False)
+    return len(port.shape) == len(other.shape) and all(
+        one == two or isinstance(one, str) or isinstance(two, str) for one, two in sizes
+    )
 
 
 def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, Array]]) -> Agreement:

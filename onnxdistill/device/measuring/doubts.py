@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def of_timing(latency_ms: Percentiles, warmup: Warmup) -> list[str]:
     median = latency_ms.median
     if latency_ms.count < _FEW_CALLS:
         reasons.append(f"Only {latency_ms.count} calls were timed.")
-    if median.uncertainty > _WIDE_INTERVAL:
+    if _WIDE_INTERVAL < median.uncertainty < inf:
         reasons.append(
             f"The median is uncertain: {median.low:.4g} to {median.high:.4g} ms, {2 * median.uncertainty:.0%} wide."
         )

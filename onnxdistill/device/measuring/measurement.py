@@ -69,6 +69,11 @@ class Effort:
                 "A number of runs was given, and something that decides how many are needed.",
                 "Leave out --runs; --seconds says how long it may take at most.",
             )
+        if self.precision is not None and self.max_regression is not None:
+            raise UsageError(
+                "Both a precision and a limit on regressions were given, and each decides when to end.",
+                "Give one of them.",
+            )
         if self.runs is not None and self.runs < 1:
             raise UsageError(f"At least 1 run is needed, and {self.runs} were asked for.")
         if self.seconds is not None and not self.seconds > 0:

@@ -6,10 +6,11 @@ caches, which moves even the same file by a percent or so for as long as it is o
 invisible from inside of one opening, and cannot be averaged away there. Therefore:
 
 - With at least three openings, every opening counts as one measurement of a figure, and the interval is Student's, of
-  the logarithms.
-- With fewer, which is all that large models get, the interval is from a circular block bootstrap (Politis and Romano,
-  1992), which draws runs of neighbouring rounds, since successive rounds are not independent. It covers what varies
-  within an opening only.
+  the logarithms. Each of them has to have ten timings beyond a percentile, in the mean.
+- Otherwise, as with large models, the interval is from a circular block bootstrap (Politis and Romano, 1992), which
+  draws runs of neighbouring rounds, since successive rounds are not independent. It covers what varies within an
+  opening only. A bootstrap never leaves the sample; therefore intervals of percentiles also reach as far as those from
+  order statistics (binomial), and where the sample has none, they are open.
 
 Two models that were timed in the same rounds are compared opening by opening, or with the same draws for both, so that
 what disturbed a round disturbs both sides of the ratio.
@@ -19,9 +20,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import atan, cos, exp, log, pi, sin, sqrt
+from math import atan, cos, exp, inf, isfinite, log, pi, sin, sqrt
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ CONFIDENCE = 0.95
 
 # A percentile needs about one timing beyond it, in the mean, to be more than the maximum by another name.
 NEEDED_TIMINGS = {50.0: 1, 90.0: 10, 95.0: 20, 99.0: 100, 99.9: 1000}
+
+# So many timings beyond it, in the mean, make a percentile of one opening a measurement.
+_BEYOND = 10
+# Fewer rounds do not tell how much rounds differ.
+_ROUNDS_NEEDED = 10
 
 # Of two openings, Student's interval is thirteen deviations wide.
 _OPENINGS_NEEDED = 3
@@ -50,7 +56,7 @@ class Estimate:
     Attributes:
         value: The figure.
         low: Lower end of the interval.
-        high: Upper end.
+        high: Upper end; infinite where the sample has none.
     """
 
     value: float
@@ -62,9 +68,14 @@ class Estimate:
         """Half of the interval's width, as a share of the figure."""
         return (self.high - self.low) / 2 / self.value if self.value else 0.0
 
-    def to_json(self) -> dict[str, float]:
-        """The attributes by name."""
-        return dict(self.__dict__)
+    def to_json(self) -> dict[str, float | None]:
+        """The attributes by name; an end that is infinite is None."""
+        return {name: value if isfinite(value) else None for name, value in self.__dict__.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, float | None]) -> Estimate:
+        """The inverse of `to_json`."""
+        return cls(**{name: inf if value is None else float(value) for name, value in data.items()})
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class Percentiles:
     def from_json(cls, data: dict[str, Any]) -> Percentiles:
         """The inverse of `to_json`."""
         values: dict[str, Any] = {
-            key: Estimate(**value) if isinstance(value, dict) else value for key, value in data.items()
+            key: Estimate.from_json(value) if isinstance(value, dict) else value for key, value in data.items()
         }
         return cls(**values)
 
@@ -118,7 +129,7 @@ def summarize(openings: Sequence[Series], rng: np.random.Generator) -> Percentil
     every = np.concatenate([series.ravel() for series in openings])
     figures: dict[str, _Figure] = {"mean": _Figure(1, np.mean)}
     figures |= {
-        name: _Figure(needed, functools.partial(np.percentile, q=percent))
+        name: _Figure(round(_BEYOND / (1 - percent / 100)), functools.partial(np.percentile, q=percent), percent)
         for (percent, needed), name in zip(NEEDED_TIMINGS.items(), _NAMES, strict=True)
         if every.size >= needed
     }
@@ -167,7 +178,7 @@ def speedup(
             for chunk in (one.reshape(len(one), -1, both.shape[1]) for one in _chunks(both, rng))
         ]
     )
-    low, high = np.percentile(ratios, _outer(confidence))
+    low, high = np.percentile(ratios, _outer(confidence)) if len(part) >= _ROUNDS_NEEDED else (0.0, inf)
     return Estimate(float(np.median(whole) / np.median(part)), float(low), float(high))
 
 
@@ -238,8 +249,9 @@ def _student_within(t: float, freedom: int) -> float:
 
 @dataclass(frozen=True)
 class _Figure:
-    needed: int  # timings
+    needed: int  # timings of an opening that make it one measurement of the figure
     of: Callable[..., Any]  # along the axis of an array
+    percent: float | None = None  # of a percentile
 
 
 def _estimates(
@@ -264,8 +276,33 @@ def _estimates(
                 drawn[name].append(figures[name].of(chunk, axis=1))
         for name, parts in drawn.items():
             low, high = np.percentile(np.concatenate(parts), _outer(CONFIDENCE))
-            found[name] = Estimate(values[name], float(low), float(high))
+            if len(pooled) < _ROUNDS_NEEDED:
+                low, high = 0.0, inf
+            least, most = _order_statistics(pooled, figures[name].percent)
+            found[name] = Estimate(values[name], min(float(low), least), max(float(high), most))
     return found
+
+
+def _order_statistics(pooled: Series, percent: float | None) -> tuple[float, float]:
+    """The distribution-free interval of a percentile (David and Nagaraja 2003, section 7.1); nothing of a mean."""
+    if percent is None:
+        return inf, -inf
+    ordered = np.sort(pooled, axis=None)
+    count, tail = len(ordered), (1 - CONFIDENCE) / 2
+    # The number of timings below the percentile is binomial.
+    below = np.cumsum(_binomial(count, percent / 100))
+    low, high = int(np.searchsorted(below, tail)), int(np.searchsorted(below, 1 - tail)) + 1
+    return (float(ordered[low - 1]) if low else 0.0), (float(ordered[high - 1]) if high <= count else inf)
+
+
+def _binomial(count: int, share: float) -> Series:
+    """The probabilities of 0 to `count` hits."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, count + 1)))])  # of factorials
+    hits = np.arange(count + 1)
+    chances: Series = np.exp(
+        logs[count] - logs[hits] - logs[count - hits] + hits * log(share) + (count - hits) * log(1 - share)
+    )
+    return chances
 
 
 def _chunks(pooled: Series, rng: np.random.Generator) -> Iterator[Series]:

@@ -26,7 +26,10 @@ _NS_PER_MS, _NS_PER_S = 1e6, 1e9
 _TURN_NS, _CALLS_PER_TURN = 10e6, 8
 
 # Bounds of a measurement that is limited by seconds.
-_ROUNDS_AT_LEAST, _CALLS_AT_MOST = 5, 10_000
+_ROUNDS_AT_LEAST, _CALLS_AT_MOST = 5, 40_000
+
+# With fewer rounds than this, longer turns would leave too few of them to tell how much they differ.
+_ROUNDS_WANTED = 10
 
 # The warm-up ends when the medians of two successive windows of calls differ by less than this share.
 _WINDOW, _SETTLED, _WARMUP_CALLS, _WARMUP_NS = 10, 0.02, 500, 3e9
@@ -79,7 +82,7 @@ def time_interleaved(
         rng: Draws the order within each round.
         calls: How many calls of each function are timed.
         seconds: Instead of `calls`: for how long to go on, all functions together. At least five rounds are
-            timed, and at most 10,000 calls of each.
+            timed, and at most 40,000 calls of each.
         clock: Returns nanoseconds.
         on_round: Called between rounds with what is done and the total, in calls or in seconds.
 
@@ -96,6 +99,10 @@ def time_interleaved(
         names = list(runners)
         times_ns: dict[str, list[list[int]]] = {name: [] for name in names}
         progress = _progress(calls, seconds, per_turn, clock)
+        if (
+            len(names) == 1
+        ):  # caches are cold after the garbage collection; of several, every turn begins with such a call
+            runners[names[0]]()
         for done, total in progress:
             for position in rng.permutation(len(names)):
                 name = names[position]
@@ -139,6 +146,7 @@ def _calls_per_turn(warmup: Mapping[str, Warmup], calls: int | None) -> int:
     wanted = max(1, min(_CALLS_PER_TURN, fitting))
     if calls is None:
         return wanted
+    wanted = max(1, min(wanted, calls // _ROUNDS_WANTED))
     # Rounds are whole: the largest turn that makes exactly the calls that were asked for.
     return next(turn for turn in range(wanted, 0, -1) if calls % turn == 0)
 

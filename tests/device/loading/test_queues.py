@@ -441,8 +441,22 @@ def test_a_probe_is_as_long_as_its_percentile_needs() -> None:
     clock = VirtualTime()
     found = search(clock.server(100.0), clock, percent=99.0, limit_ms=300.0, probe_seconds=1.0, seconds_at_most=600.0)
     assert min(probe.requests for probe in found.probes) == 100
-    with pytest.raises(UsageError, match=r"takes 1000 requests.* Allow more time"):
-        search(clock.server(100.0), clock, percent=99.9, limit_ms=300.0)
+    # A thousand requests do not fit into the time: nothing is known then.
+    hopeless = search(clock.server(100.0), clock, percent=99.9, limit_ms=300.0)
+    assert (hopeless.rate_per_s, hopeless.resolved, hopeless.probes) == (None, False, ())
+
+
+def test_clients_that_hardly_get_a_turn_do_not_add_to_the_throughput() -> None:
+    """Fifty clients of a function that only one can call at a time."""
+    turn = threading.Lock()
+
+    def call() -> None:
+        with turn:
+            time.sleep(0.002)
+
+    result = closed_loop(call, clients=50, seconds=0.3)
+    assert result.throughput_per_s <= 1000 / 2
+    assert result.throughput_per_s == pytest.approx(len(result.latency_ms) / result.seconds)
 
 
 def test_a_search_as_json() -> None:

@@ -44,14 +44,15 @@ def test_a_bound_under_load() -> None:
     assert load_verdict(open_loop(LATENCIES), Slo(99.0, 90.0)).outcome == "missed"
     # A line that grows without bound keeps no bound, whatever it was like until the end.
     assert load_verdict(open_loop(LATENCIES, saturated=True), Slo(50.0, 60.0)).outcome == "missed"
-    with pytest.raises(UsageError, match="do not support p99"):
-        load_verdict(open_loop(LATENCIES[:50]), Slo(99.0, 90.0))
+    assert load_verdict(open_loop(LATENCIES[:50]), Slo(99.0, 90.0)).outcome == "unclear"
 
 
-@pytest.mark.parametrize(("rate", "outcome"), [(None, "missed"), (12.0, "met")])
-def test_a_search_that_finds_a_rate_has_met_its_bound(rate: float | None, outcome: str) -> None:
+@pytest.mark.parametrize(
+    ("rate", "resolved", "outcome"), [(None, True, "missed"), (12.0, True, "met"), (None, False, "unclear")]
+)
+def test_a_search_that_finds_a_rate_has_met_its_bound(rate: float | None, resolved: bool, outcome: str) -> None:
     probes = (Probe(12.0, 3.0, 500, 0.4, False, rate is not None),)
-    search = RateSearch(99.0, 5.0, 1, 2.0, 30.0, rate, None, True, probes)
+    search = RateSearch(99.0, 5.0, 1, 2.0, 30.0, rate, None, resolved, probes)
     load = CaseLoad("m", search)
     assert load_verdict(load, Slo(99.0, 5.0)).outcome == outcome
     assert CaseLoad.from_json(json.loads(json.dumps(load.to_json()))).result == search

@@ -41,6 +41,12 @@ def test_by_hand(tmp_path: Path) -> None:
     assert (found.model, found.baseline, found.output, found.samples) == ("b", "a", "y", 3)
     assert (found.max_absolute, found.max_relative) == (1.5, 1.5 / 4)
     assert found.argmax_percent == pytest.approx(100 / 3)
+    # In whichever batch the largest difference and the largest value are.
+    (turned,) = agreements(("a", first), ("b", second), [{"x": X[2:]}, {"x": X[:2]}])
+    assert (turned.max_absolute, turned.max_relative) == (1.5, 1.5 / 4)
+    single = model(tmp_path / "c.onnx", "Mul", {"c": [1.0, 2.0, 1.0]})
+    (doubled,) = agreements(("a", first), ("c", open_session(single)), [{"x": X[2:]}, {"x": X[:2]}])
+    assert (doubled.max_absolute, doubled.max_relative) == (4.0, 1.0)
 
 
 def test_what_is_not_finite(tmp_path: Path) -> None:
@@ -57,7 +63,7 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
 def test_other_names(tmp_path: Path) -> None:
     first = open_session(model(tmp_path / "a.onnx", "Identity"))
     second = open_session(model(tmp_path / "b.onnx", "Identity", output="z"))
-    with pytest.raises(UsageError, match=r"their outputs are y and z\."):
+    with pytest.raises(UsageError, match=r"their outputs are y float32.* and z float32"):
         agreements(("a", first), ("b", second), [{"x": X}])
 
 

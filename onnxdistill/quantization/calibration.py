@@ -1,0 +1,317 @@
+"""Calibration: histograms of the activations that get quantized, from one pass over the samples.
+
+The samples may come from an iterator that is read once. Memory does not grow with their number: a batch is run in parts
+whose activations fit a budget, every part goes into the histograms, and is forgotten.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+from onnxdistill.device.host import usable_cpus
+from onnxdistill.device.session import Session, SessionSettings, open_session
+from onnxdistill.errors import DataError, ModelFileError
+
+QUANTIZABLE = frozenset(QLinearOpsRegistry) | frozenset(QDQRegistry)
+"""Operator types that ONNX Runtime quantizes if it isn't told which."""
+
+HALF = 8192
+"""Bins of a histogram on either side of zero. The side of the largest magnitude uses more than half of its bins."""
+
+BUDGET_BYTES = 96 * 2**20
+"""For the activations that one run gives back."""
+
+Feeds = Mapping[str, NDArray[np.generic]]
+Run = Callable[[], dict[str, NDArray[Any]]]
+
+_FLOATS: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.FLOAT16: np.dtype(np.float16)}
+# 2 to the power of this, and of its negative, are normal numbers in float32.
+_LEAST_EXPONENT = -126
+_MOST_WORKERS = 4  # more would only wait for their results to be counted
+# Values that are scaled and rounded at once: their copies stay in the processor's cache.
+_PIECE = 1 << 16
+
+
+class Histogram:
+    """How many values of a tensor lie in bins of equal width, on both sides of zero.
+
+    The width is a power of two and doubles as often as a value falls outside: neighbours are then joined. Dividing by a
+    power of two and rounding down are exact in floating point, so that a value is counted in the same bin whether it
+    comes before or after. The counts depend neither on the order of the values nor on how they are cut into batches
+    (but for negative ones that underflow when they are divided by the width, and count as zero).
+
+    Args:
+        name: The tensor's, for messages.
+
+    Attributes:
+        counts: `[2 * HALF]`; bin `i` has the values from `(i - HALF) * width` up to the next bin's.
+        minimum: The least value so far; infinity before the first.
+        maximum: The largest value so far; minus infinity before the first.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+        self.counts: NDArray[np.int64] = np.zeros(2 * HALF, np.int64)
+        self.minimum = math.inf
+        self.maximum = -math.inf
+        self._exponent = _LEAST_EXPONENT
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return math.ldexp(1.0, self._exponent)
+
+    @property
+    def total(self) -> int:
+        """Number of values."""
+        return int(self.counts.sum())
+
+    def add(self, values: NDArray[np.generic]) -> None:
+        """Counts values, of float32 or float16 and of any shape.
+
+        Raises:
+            ModelFileError: If one of them is NaN or infinite; the message names the tensor.
+        """
+        if values.size == 0:
+            return
+        flat = np.ravel(values).astype(np.float32, copy=False)
+        with np.errstate(invalid="ignore"):
+            low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ModelFileError(
+                f"The tensor {self.name!r} has values that are NaN or infinite, and so has no range to quantize it by.",
+                "Check the calibration samples for such values, and the weights.",
+            )
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._widen(max(-low, high))
+        self._count(flat, low < 0)
+
+    def magnitudes(self) -> Histogram:
+        """The histogram of the absolute values."""
+        folded = Histogram(self.name)
+        folded._exponent = self._exponent
+        folded.counts[HALF:] = self.counts[HALF:] + self.counts[HALF - 1 :: -1]
+        if self.maximum >= self.minimum:
+            folded.maximum = max(-self.minimum, self.maximum)
+            folded.minimum = max(self.minimum, -self.maximum, 0.0)
+        return folded
+
+    def _widen(self, magnitude: float) -> None:
+        if magnitude == 0:
+            return
+        # magnitude < HALF * 2 ** exponent, and at least half of that.
+        exponent = math.frexp(magnitude)[1] - (HALF.bit_length() - 1)
+        for _ in range(min(exponent - self._exponent, HALF.bit_length())):
+            joined = self.counts.reshape(-1, 2).sum(axis=1)
+            self.counts[:] = 0
+            self.counts[HALF // 2 : -HALF // 2] = joined
+        self._exponent = max(self._exponent, exponent)
+
+    def _count(self, flat: NDArray[np.float32], signed: bool) -> None:
+        factor = np.float32(math.ldexp(1.0, -self._exponent))
+        scaled = np.empty(min(_PIECE, flat.size), np.float32)
+        bins = np.empty(scaled.size, np.intp)
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            part, numbers = scaled[: piece.size], bins[: piece.size]
+            np.multiply(piece, factor, out=part)
+            if signed:
+                np.floor(part, out=part)
+                np.copyto(numbers, part, casting="unsafe")
+                numbers += HALF
+                self.counts += np.bincount(numbers, minlength=2 * HALF)
+            else:  # conversion to integers cuts what is behind the point, which rounds down here
+                np.copyto(numbers, part, casting="unsafe")
+                self.counts[HALF:] += np.bincount(numbers, minlength=HALF)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """The tensors of a graph that a quantizer asks ranges of.
+
+    Attributes:
+        types: Element types of all of them, in the order of the graph.
+        same_as: Inputs of a Relu or a Clip that nothing else reads: ONNX Runtime quantizes them by the range of the
+            output, and does without the node. Maps them to other tensors, which are no keys here.
+        bounded: Outputs of a Softmax, whose range is 0 to 1 by definition, and in ONNX Runtime.
+    """
+
+    types: dict[str, np.dtype[Any]]
+    same_as: dict[str, str]
+    bounded: frozenset[str]
+
+    @property
+    def observed(self) -> list[str]:
+        """Those whose values have to be seen."""
+        return [name for name in self.types if name not in self.same_as and name not in self.bounded]
+
+
+def find_activations(model: onnx.ModelProto, op_types: Collection[str] = QUANTIZABLE) -> Activations:
+    """Which tensors of a model get quantized: inputs and outputs of quantizable nodes that are no constants.
+
+    Args:
+        model: After shape inference; a tensor whose type is not known stays in float.
+        op_types: Types of nodes that are quantized.
+    """
+    graph = model.graph
+    known = {info.name: info.type.tensor_type.elem_type for info in (*graph.value_info, *graph.output, *graph.input)}
+    constants = {tensor.name for tensor in graph.initializer}
+    nodes = [node for node in graph.node if node.op_type in op_types]
+    types: dict[str, np.dtype[Any]] = {}
+    for node in nodes:
+        for name in (*node.input, *node.output):
+            if known.get(name) in _FLOATS and name not in constants:
+                types[name] = _FLOATS[known[name]]
+    reads = Counter(name for node in graph.node for name in node.input)
+    same_as: dict[str, str] = {}
+    for node in reversed(nodes):
+        source, target = node.input[0], node.output[0]
+        if node.op_type in ("Relu", "Clip") and reads[source] == 1 and {source, target} <= types.keys():
+            same_as[source] = same_as.get(target, target)
+    bounded = {node.output[0] for node in nodes if node.op_type == "Softmax"}
+    return Activations(types, same_as, frozenset(bounded & types.keys() - same_as.keys()))
+
+
+def collect(
+    model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds], budget_bytes: int = BUDGET_BYTES
+) -> dict[str, Histogram]:
+    """Runs a model on samples and counts the values of some of its tensors.
+
+    Args:
+        model: The float model, after shape inference.
+        names: Tensors of float32 or float16: inputs, outputs, or what is between.
+        batches: Inputs by name. The first dimension of every input is that of the samples, where the model does not
+            fix it; a batch may then be run in parts.
+        budget_bytes: For the values that one run gives back; a few runs go on side by side. Where a single sample has
+            more, its tensors are looked at in groups, and it is run once for each.
+
+    Returns:
+        A histogram for every name; empty for a tensor that never had an element.
+
+    Raises:
+        DataError: If there is no batch.
+        ModelFileError: If a value is NaN or infinite, or if the model does not run.
+        UsageError: If an input is not what the model takes.
+    """
+    workers = min(usable_cpus(), _MOST_WORKERS)
+    histograms = {name: Histogram(name) for name in names}
+    fed = [port.name for port in model.graph.input if port.name in histograms]
+
+    def runs() -> Iterator[Run]:
+        watch: _Watch | None = None
+        for feeds in batches:
+            if watch is None:
+                watch = _Watch(model, [name for name in names if name not in fed], feeds, budget_bytes)
+            for part in watch.parts(feeds):
+                for name in fed:
+                    histograms[name].add(part[name])
+                yield from (functools.partial(session.run, part) for session in watch.sessions)
+        if watch is None:
+            raise DataError("There is no calibration sample.", "Give at least one.")
+
+    for tensors in _ahead(runs(), workers):
+        while tensors:  # what has been counted is freed
+            name, values = tensors.popitem()
+            histograms[name].add(values)
+    return histograms
+
+
+def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> bytes:
+    """The model with other outputs: any tensors whose types are known, in the order of `names`."""
+    graph = model.graph
+    infos = {info.name: info for info in (*graph.value_info, *graph.output)}
+    return _variant(model, [], [infos[name] for name in names])
+
+
+def _ahead(runs: Iterator[Run], workers: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """What every run returns, in order; the next ones go on meanwhile, in other threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        started: deque[Future[dict[str, NDArray[Any]]]] = deque()
+        for run in runs:
+            started.append(pool.submit(run))
+            if len(started) > workers:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
+
+
+class _Watch:
+    """Sessions of a model whose outputs are the tensors to look at, in groups that fit a budget.
+
+    Args:
+        model: The float model.
+        names: Tensors that are not inputs.
+        feeds: The first batch, for the sizes of the tensors.
+        budget_bytes: For one group, of one part of a batch.
+    """
+
+    def __init__(self, model: onnx.ModelProto, names: list[str], feeds: Feeds, budget_bytes: int) -> None:
+        self._divisible, self._samples = False, 1
+        self.sessions: list[Session] = []
+        if not names:
+            return
+        settings = SessionSettings(threads=1)  # runs go on side by side; threads within one would wait for each other
+        # Sizes alone first: with all tensors as outputs, even one sample's could be too many.
+        probe = open_session(_with_sizes(model, names), settings)
+        symbols = {port.shape[0] if port.shape else 0 for port in probe.inputs}
+        self._divisible = all(isinstance(symbol, str) for symbol in symbols)
+        sample = next(self._cut(feeds, 1))
+        sizes = {name: int(size) * 4 for name, size in zip(names, probe.run(sample).values(), strict=True)}
+        del probe
+        groups = list(_grouped(sizes, budget_bytes))
+        if len(groups) == 1:
+            self._samples = max(1, budget_bytes // max(1, sum(sizes.values())))
+        self.sessions = [open_session(with_outputs(model, group), settings) for group in groups]
+
+    def parts(self, feeds: Feeds) -> Iterator[Feeds]:
+        """A batch in parts whose tensors fit the budget."""
+        return self._cut(feeds, self._samples)
+
+    def _cut(self, feeds: Feeds, samples: int) -> Iterator[Feeds]:
+        counts = {values.shape[0] if values.ndim else 0 for values in feeds.values()}
+        if not self._divisible or len(counts) != 1 or (count := counts.pop()) <= samples:
+            yield feeds
+            return
+        for start in range(0, count, samples):
+            yield {name: values[start : start + samples] for name, values in feeds.items()}
+
+
+def _grouped(sizes: Mapping[str, int], budget_bytes: int) -> Iterator[list[str]]:
+    group: list[str] = []
+    taken = 0
+    for name, size in sizes.items():
+        if group and taken + size > budget_bytes:
+            yield group
+            group, taken = [], 0
+        group.append(name)
+        taken += size
+    if group:
+        yield group
+
+
+def _with_sizes(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    outputs = [f"size of {name}" for name in names]
+    nodes = [helper.make_node("Size", [name], [output]) for name, output in zip(names, outputs, strict=True)]
+    infos = [helper.make_tensor_value_info(output, TensorProto.INT64, []) for output in outputs]
+    return _variant(model, nodes, infos)
+
+
+def _variant(model: onnx.ModelProto, nodes: list[onnx.NodeProto], outputs: list[onnx.ValueInfoProto]) -> bytes:
+    variant = onnx.ModelProto()
+    variant.CopyFrom(model)
+    variant.graph.node.extend(nodes)
+    del variant.graph.output[:]
+    variant.graph.output.extend(outputs)
+    return bytes(variant.SerializeToString())

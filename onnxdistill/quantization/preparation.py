@@ -1,0 +1,114 @@
+"""A float model made ready for quantization, and a quantized one finished.
+
+`prepare` keeps the outputs and brings the model into the form that integer kernels take, `placement.float_beginning`
+names nodes of it to exclude from quantization, and `finish` rewrites the quantized model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+from onnx import version_converter
+from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
+
+from onnxdistill.device.modelfile import explain_load_failure
+from onnxdistill.errors import ModelFileError
+from onnxdistill.quantization.gates import fold_hard_sigmoids
+from onnxdistill.quantization.hardswish import multiply_hard_swishes_in_integers, unify_hard_swishes
+from onnxdistill.quantization.pooling import pool_globally
+from onnxdistill.quantization.shapes import infer_shapes
+
+# Below, DequantizeLinear has no scale for every channel.
+_LEAST_OPSET = 13
+# Of protobuf, and so of a model in one piece.
+_LARGEST_BYTES = 2**31 - 1
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites a float model for quantization.
+
+    In this order: an opset with scales for every channel; ONNX Runtime's own simplifications, which fold batch norms
+    and constants and leave out `Identity`, so that biases that share one are constants again; hard-swish and hard
+    sigmoid, global pooling; names for all nodes, since unnamed ones could only be excluded from quantization all
+    together; shapes.
+
+    `Relu` and `Clip` behind a layer stay: the quantizer takes them for the range of the layer's output, and with
+    unsigned activations nothing of them is left. A bias that several layers share is split by the quantizer itself.
+
+    Args:
+        model: With its weights inside. It is not changed.
+
+    Returns:
+        A model whose outputs are equal up to rounding.
+
+    Raises:
+        ModelFileError: If ONNX Runtime cannot load the model, or if it is larger than 2 GB.
+    """
+    if model.ByteSize() > _LARGEST_BYTES:
+        raise ModelFileError(
+            f"The model has {model.ByteSize() / 1e9:.1f} GB, and can be quantized up to 2 GB.",
+            "Quantize a smaller model, or parts of this one.",
+        )
+    rewritten = ir.from_proto(infer_shapes(_simplify(_with_channel_scales(model))))
+    unify_hard_swishes(rewritten)
+    fold_hard_sigmoids(rewritten)
+    pool_globally(rewritten)
+    _name_nodes(rewritten.graph)
+    return infer_shapes(ir.to_proto(_without_leftovers(rewritten)))
+
+
+def finish(quantized: onnx.ModelProto) -> onnx.ModelProto:
+    """Rewrites a quantized model: what can be said only in integers.
+
+    Args:
+        quantized: By Q/DQ pairs. It is not changed.
+
+    Returns:
+        A model whose outputs differ by less than quantization itself makes them differ.
+    """
+    rewritten = ir.from_proto(quantized)
+    multiply_hard_swishes_in_integers(rewritten)
+    return ir.to_proto(_without_leftovers(rewritten))
+
+
+def _with_channel_scales(model: onnx.ModelProto) -> onnx.ModelProto:
+    version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _LEAST_OPSET)
+    return version_converter.convert_version(model, _LEAST_OPSET) if version < _LEAST_OPSET else model
+
+
+def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 4
+    with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
+        simplified = Path(folder) / "simplified.onnx"
+        options.optimized_model_filepath = str(simplified)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise explain_load_failure(None, error, onnxruntime.__version__) from error
+        return onnx.load(simplified)
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """Names those without one; that names differ, ONNX Runtime has made sure of."""
+    taken = {node.name for node in graph}
+    for node in graph:
+        if not node.name:
+            base = f"{node.op_type}_{node.outputs[0].name}"
+            name, count = base, 1
+            while name in taken:
+                name, count = f"{base}_{count}", count + 1
+            node.name = name
+            taken.add(name)
+
+
+def _without_leftovers(model: ir.Model) -> ir.Model:
+    """Without the nodes and constants that nothing reads, and the operator sets that nothing uses."""
+    for each in (RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass()):
+        model = each(model).model
+    return model
