@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 def test_a_run_ships_everything(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, process = finished
     assert process.returncode == 0, process.stderr
-    names = ["recipe.toml", "report.html", "report.json", "student.onnx", "student.pt", "teacher.onnx"]
+    names = ["recipe.toml", "report.html", "report.json", "samples.npz", "student.onnx", "student.pt", "teacher.onnx"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isinf
+
 DASH = "\N{EN DASH}"
 
 
@@ -9,6 +11,8 @@ def number(value: float | None) -> str:
     """Four significant digits without an exponent; a dash where there is no number."""
     if value is None:
         return DASH
+    if isinf(value):
+        return "\N{INFINITY}"
     # Limits are where rounding makes one digit more.
     limits = ((999.95, 0), (99.995, 1), (9.9995, 2), (0.99995, 3))
     digits = next((digits for limit, digits in limits if abs(value) >= limit), 4)

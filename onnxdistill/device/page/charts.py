@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -80,6 +81,11 @@ class _RatedNode:
     node: NodeRow
     intensity: float
     gmacs_per_s: float
+
+
+def drawn_end(estimate: Estimate) -> float:
+    """How far an interval is drawn; one that is open, to half as much again as its figure."""
+    return estimate.high if isfinite(estimate.high) else 1.5 * estimate.value
 
 
 def two_sizes(wide: str, narrow: str) -> str:
@@ -202,7 +208,7 @@ def median_mark(median: Estimate, highest: float, lowest: float, css: str) -> st
     drawing = Drawing(width, 2 * middle, f"{number(median.value)} ms, {number(median.low)} to {number(median.high)}")
     logarithmic = is_wide(lowest, highest)
     scale = Scale(0.8 * lowest if logarithmic else 0.0, highest, 1, width - 5, logarithmic)
-    low, high = scale(max(median.low, 0.8 * lowest if logarithmic else 0.0)), scale(median.high)
+    low, high = scale(max(median.low, 0.8 * lowest if logarithmic else 0.0)), scale(drawn_end(median))
     end = scale(median.value)
     if logarithmic:
         drawing.line(scale.begin, middle, scale.end, middle, "grid")

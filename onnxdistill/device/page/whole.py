@@ -9,7 +9,7 @@ import numpy as np
 import onnxdistill
 from onnxdistill.device.measuring.agreement import Agreement
 from onnxdistill.device.numbertext import DASH, number, size_text
-from onnxdistill.device.page.charts import Curve, common_span, ecdf_chart, median_mark, time_panel, two_sizes
+from onnxdistill.device.page.charts import Curve, common_span, drawn_end, ecdf_chart, median_mark, time_panel, two_sizes
 from onnxdistill.device.page.grids import grids_section
 from onnxdistill.device.page.head import has_earlier_baseline, heading, title
 from onnxdistill.device.page.load import loads_section
@@ -84,7 +84,7 @@ def _cases_section(result: BenchResult, colours: dict[str, str]) -> str:
     compared = any(not case.is_baseline for case in cases)
     headings = ["case", "", *LATENCY_HEADINGS, "items/s"]
     headings += [*(["speed-up"] if compared else []), "size", "peak<br>memory", "load<br>ms"]
-    highest = max(case.latency_ms.median.high for case in cases)
+    highest = max(drawn_end(case.latency_ms.median) for case in cases)
     lowest = min(case.latency_ms.median.value for case in cases)
     rows = [
         Row(
@@ -125,7 +125,7 @@ def _reading(result: BenchResult) -> str:
     if any(case.latency_ms.p999 is None for case in cases):
         sentences.append(f"{DASH}: too few calls for that percentile.")
     highest, lowest = (
-        max(case.latency_ms.median.high for case in cases),
+        max(drawn_end(case.latency_ms.median) for case in cases),
         min(case.latency_ms.median.value for case in cases),
     )
     if highest > 5 * lowest:
