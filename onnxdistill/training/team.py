@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,8 @@ def current_team() -> Team:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Team()
     torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    # Left to the end of the interpreter, gloo's threads may outlive what they work on, and abort the process.
+    atexit.register(torch.distributed.destroy_process_group)
     return TorchrunTeam()
 
 

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import _thread
+import functools
 import gc
 import itertools
 import json
+import signal
 import sys
 import threading
 import time
@@ -320,7 +322,10 @@ def test_the_first_error_ends_all_and_reaches_the_caller(kind: str, clients: int
 
 
 @pytest.mark.parametrize("kind", LONG_LOOPS)
-def test_an_interrupt_ends_all_threads(kind: str) -> None:
+def test_an_interrupt_ends_all_threads(kind: str, request: pytest.FixtureRequest) -> None:
+    # A process that a shell has started in the background ignores interrupts.
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     numbers = itertools.count()
 
     def interrupted() -> None:
