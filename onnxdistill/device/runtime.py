@@ -6,7 +6,7 @@ import difflib
 import importlib
 from types import ModuleType
 
-from onnxdistill.errors import MissingPackageError, ProviderError
+from onnxdistill.errors import FallbackError, MissingPackageError, ProviderError
 
 INSTALL_ONE = "Install one of the extras: pip install 'onnxdistill[cpu]' or pip install 'onnxdistill[gpu]'."
 
@@ -119,14 +119,15 @@ def usable_provider(provider: str) -> str:
     """The full name of a provider that is compiled into the installed ONNX Runtime.
 
     Raises:
-        ProviderError: If it is not compiled in; the message names those that are.
+        ProviderError: If there is no such provider.
+        FallbackError: If it is not compiled in; the message names those that are.
         MissingPackageError: If ONNX Runtime is not installed.
     """
     full = full_name(provider)
     available = available_providers()
     if full not in available:
         names = ", ".join(short_name(name) for name in available)
-        raise ProviderError(
+        raise FallbackError(
             f"The installed ONNX Runtime has no execution provider {short_name(full)!r}; it has: {names}.",
             "Choose one of these, or install the ONNX Runtime package that has it.",
         )

@@ -224,8 +224,8 @@ def open_session(
 
     Raises:
         ModelFileError: If there is no such file, or if ONNX Runtime cannot load it.
-        ProviderError: If the provider is unknown or not compiled in.
-        FallbackError: If it does not start, or takes no node, and that is not allowed.
+        ProviderError: If the provider is unknown.
+        FallbackError: If it is not compiled in, does not start, or takes no node, and that is not allowed.
         MissingPackageError: If ONNX Runtime is not installed.
     """
     settings = settings or SessionSettings()

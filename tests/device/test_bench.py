@@ -22,8 +22,9 @@ from onnxdistill.device.host import CpuTimes, read_host
 from onnxdistill.device.jsonfile import json_text, write_json
 from onnxdistill.device.measuring import doubts
 from onnxdistill.device.result import BenchResult
+from onnxdistill.device.runtime import available_providers
 from onnxdistill.device.verdicts import Slo
-from onnxdistill.errors import DataError, ProviderError, UsageError
+from onnxdistill.errors import DataError, FallbackError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL, LARGE = (2, 40), (64, 40)  # width and size: many times the work
@@ -245,11 +246,18 @@ def test_an_earlier_result_with_times_that_are_none(pair: tuple[Path, Path], tim
 
 
 def test_a_fallback_that_is_accepted_is_told(make_model: Callable[..., Path]) -> None:
-    with pytest.raises(ProviderError, match="has no execution provider 'cuda'"):
-        bench([make_model()], provider="cuda", runs=5)
-    result = bench([make_model()], provider="cuda", allow_fallback=True, runs=5)
+    with pytest.raises(FallbackError, match="has no execution provider 'rknpu'"):
+        bench([make_model()], provider="rknpu", runs=5)
+    result = bench([make_model()], provider="rknpu", allow_fallback=True, runs=5)
     assert result.cases[0].provider == "CPUExecutionProvider"
-    assert "Nothing of it runs on cuda: all of it runs on the CPU." in result.cases[0].shaky
+    assert "Nothing of it runs on rknpu: all of it runs on the CPU." in result.cases[0].shaky
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in available_providers(), reason="this ONNX Runtime has no CUDA")
+def test_cuda_with_bound_inputs_and_a_graph(pair: tuple[Path, Path]) -> None:
+    options = {"cuda": {"enable_cuda_graph": "1"}}
+    result = bench(pair, provider="cuda", provider_options=options, io_binding=True, runs=50)
+    assert {case.provider for case in result.cases} == {"CUDAExecutionProvider"}
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -35,7 +35,6 @@ from onnxdistill.errors import (
     MissingPackageError,
     ModelFileError,
     OutputError,
-    ProviderError,
     UsageError,
 )
 
@@ -249,7 +248,7 @@ def test_errors_of_the_benchmark_there(
 
     with pytest.raises(UsageError, match=r"^On device: A batch has at least 1 item, and 0 were asked for\.$"):
         run(make_model(), batch=0)
-    with pytest.raises(ProviderError, match=r"^On device: The installed ONNX Runtime has no execution provider 'cuda'"):
+    with pytest.raises(FallbackError, match=r"^On device: The installed ONNX Runtime has no execution provider 'cuda'"):
         run(make_model(), provider="cuda")
     monkeypatch.chdir(tmp_path)
     Path("bad.onnx").write_text("no model")
