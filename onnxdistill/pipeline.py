@@ -20,6 +20,7 @@ from onnxdistill.device.bench import BenchResult, bench
 from onnxdistill.device.feeds import check_memory
 from onnxdistill.device.runtime import usable_provider
 from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import FallbackError, ProviderError
 from onnxdistill.gate import Gate
 from onnxdistill.journal import Journal
 from onnxdistill.networks import build_network
@@ -108,7 +109,10 @@ class _Run:
         started = time.monotonic()
         # Refused now rather than after the training.
         settings = SessionSettings(threads=self.recipe.bench.threads, provider=self.recipe.bench.provider)
-        usable_provider(settings.provider)
+        try:
+            usable_provider(settings.provider)
+        except FallbackError as error:  # nothing has run yet
+            raise ProviderError(error.what, error.fix) from error
         self.task = self._load_task()
         batch = self.recipe.bench.batch
         check_memory(f"bench.batch = {batch}", batch * self.task.example_input(1).nbytes)
