@@ -226,12 +226,13 @@ class _Run:
             threads=table.threads,
             batch=table.batch,
             provider=table.provider,
-            runs=table.runs,
+            seconds=table.seconds * len(self.record.steps),
             seed=self.recipe.seed,
             on_progress=lambda phase, done, total: self.progress.update(f"{phase}, all stages in turns", done / total),
         )
         threads = "1 thread" if table.threads == 1 else f"{table.threads} threads"
-        self.progress.end(f"{table.runs} runs each, in turns, {threads}, batch {table.batch}, {table.provider}")
+        calls = result.cases[0].latency_ms.count
+        self.progress.end(f"{calls:,} calls each, in turns, {threads}, batch {table.batch}, {table.provider}")
         return result
 
     def _calibration(self, batch_size: int) -> Iterator[Feeds]:

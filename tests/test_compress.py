@@ -51,7 +51,7 @@ batch_size = 64
 learning_rate = 0.05
 [quantize]
 [bench]
-runs = 100
+seconds = 0.2
 [limits]
 max_drop = 20.0
 min_speedup = 1.1
@@ -231,7 +231,7 @@ def test_latency_only_without_weights_or_data(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "blind"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 32\ncalibration = 8\n'
-        '[teacher]\nnetwork = "cifar-resnet20"\n[distill]\nepochs = 3\n[quantize]\n[bench]\nruns = 50\n'
+        '[teacher]\nnetwork = "cifar-resnet20"\n[distill]\nepochs = 3\n[quantize]\n[bench]\nseconds = 0.1\n'
         "[limits]\nmax_drop = 1.0\n"
     )
     process = run("compress", recipe, "--out", tmp_path / "run")
@@ -277,7 +277,7 @@ class TestStagesThatChangeNothing:
             recipe = tmp_path / "recipe.toml"
             recipe.write_text(
                 'name = "tiny"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 8\ncalibration = 8\n'
-                f'[teacher]\nnetwork = "net.py:{function}"\n[bench]\nruns = 20\n{tables}'
+                f'[teacher]\nnetwork = "net.py:{function}"\n[bench]\nseconds = 0.1\n{tables}'
             )
             return compress(recipe, out=tmp_path / "run")
 
@@ -357,7 +357,7 @@ def test_a_limit_of_file_sizes_is_explained(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "tiny"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 8\ncalibration = 8\n'
-        '[teacher]\nnetwork = "net.py:small"\n[bench]\nruns = 20\n'
+        '[teacher]\nnetwork = "net.py:small"\n[bench]\nseconds = 0.1\n'
     )
     process = run(
         "compress",

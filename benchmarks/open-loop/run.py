@@ -17,7 +17,8 @@ import click
 import numpy as np
 
 from onnxdistill.device.feeds import random_feeds
-from onnxdistill.device.loading.queues import closed_loop, open_loop
+from onnxdistill.device.loading.closedloop import closed_loop
+from onnxdistill.device.loading.openloop import open_loop
 from onnxdistill.device.measuring.statistics import geometric_mean
 from onnxdistill.device.measuring.timing import warm_up
 from onnxdistill.device.session import open_session

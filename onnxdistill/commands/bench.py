@@ -19,7 +19,7 @@ from onnxdistill.device.feeds import read_inputs
 from onnxdistill.device.formats import FORMATS
 from onnxdistill.device.jsonfile import check_place, json_text, write_json, write_text
 from onnxdistill.device.page.whole import render_bench_page
-from onnxdistill.device.remote.connection import remote_bench
+from onnxdistill.device.remote.bench import remote_bench
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import OptimizationLevel
 from onnxdistill.device.verdicts import Slo

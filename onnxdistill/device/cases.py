@@ -73,7 +73,7 @@ def options_by_provider(
 
     Raises:
         ProviderError: If a provider is unknown.
-        UsageError: If there are options of a provider that was not asked for.
+        UsageError: If there are options of a provider that was not asked for, or that takes none.
     """
     wanted = [full_name(provider) for provider in providers]
     given = {full_name(provider): values for provider, values in options.items()}
@@ -81,6 +81,11 @@ def options_by_provider(
         name = short_name(min(unused))
         raise UsageError(
             f"There are options of the provider {name!r}, which is not asked for.", f"Add --provider {name}."
+        )
+    if ignored := given.get(full_name("cpu")):
+        raise UsageError(
+            f"The provider 'cpu' takes no options, and {', '.join(map(repr, ignored))} would be ignored.",
+            "Leave them out; --threads and --opt-level say how it runs.",
         )
     return {full: given.get(full, {}) for full in wanted}
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxdistill.device.doctor import Finding
-from onnxdistill.device.loading.queues import OpenLoopResult, RateSearch
+from onnxdistill.device.loading.openloop import OpenLoopResult
+from onnxdistill.device.loading.search import RateSearch
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.numbertext import DASH, number, size_text
 from onnxdistill.device.profiling.profiles import CaseProfile

@@ -89,7 +89,7 @@ def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(simplified)
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
+        except Exception as error:  # ONNX Runtime raises classes of its own, one for each of its status codes
             raise explain_load_failure(None, error, onnxruntime.__version__) from error
         return onnx.load(simplified)
 

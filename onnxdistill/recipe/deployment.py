@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from onnxdistill.recipe.base import Batch, Count, NotNegative, Positive, Table
+from onnxdistill.recipe.base import Batch, NotNegative, Positive, Table
 
 ThreadCount = Annotated[int, Field(ge=1, le=1024)]
 
@@ -23,7 +23,7 @@ class BenchTable(Table):
     threads: ThreadCount = Field(1, description="Intra-op threads.")
     batch: Batch = Field(1, description="Images a call.")
     provider: str = Field("cpu", description="Execution provider.")
-    runs: Count = Field(400, description="Timed calls of every model.")
+    seconds: Annotated[float, Field(gt=0, le=3600)] = Field(4.0, description="For how long every model is timed.")
 
 
 class LimitsTable(Table):

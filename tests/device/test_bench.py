@@ -189,6 +189,7 @@ def test_a_machine_that_was_busy_meanwhile() -> None:
         ({"clients": 0}, "1 to 1000 clients, and 0 were"),
         ({"rate": 1e9}, "more than 5,000,000"),
         ({"provider_options": {"cuda": {"a": "b"}}}, "options of the provider 'cuda', which is not asked for"),
+        ({"provider_options": {"cpu": {"a": "b"}}}, "'cpu' takes no options, and 'a' would be ignored"),
     ],
 )
 def test_refusals(make_model: Callable[..., Path], how: dict[str, object], message: str) -> None:

@@ -8,17 +8,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from onnxdistill.device.loading.queues import (
-    ClosedLoopResult,
-    OpenLoopResult,
-    Probe,
-    RateSearch,
-    check_load,
-    check_rate,
-    closed_loop,
-    highest_rate,
-    open_loop,
-)
+from onnxdistill.device.loading.clients import check_load
+from onnxdistill.device.loading.closedloop import ClosedLoopResult, closed_loop
+from onnxdistill.device.loading.openloop import OpenLoopResult, check_rate, open_loop
+from onnxdistill.device.loading.search import Probe, RateSearch, highest_rate
 from onnxdistill.device.measuring.statistics import Estimate, Percentiles, Series, summarize
 from onnxdistill.device.measuring.timing import Runner
 from onnxdistill.device.verdicts import Outcome, Slo, Verdict, slo_verdict

@@ -13,6 +13,9 @@ from onnxdistill.device.measuring.openings import Feeds
 from onnxdistill.device.session import Array, Port, Session
 from onnxdistill.errors import UsageError
 
+# Items, channels, height and width: the scores of a segmentation, for example.
+_MAP_DIMENSIONS = 4
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -25,8 +28,8 @@ class Agreement:
         samples: Items that both were run on.
         max_absolute: Largest difference of two values; infinite where only one of them is a finite number.
         max_relative: The same, as a share of the largest value of the baseline.
-        argmax_percent: How often the largest value along the last axis is at the same place; None where there is no
-            such axis, or it has one value.
+        argmax_percent: How often the largest value along the axis of the classes is at the same place: the second one
+            of maps (four dimensions and more), else the last; None where there is no such axis, or it has one value.
     """
 
     model: str
@@ -126,8 +129,9 @@ def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, 
         absolute = max(absolute, _largest_difference(wide, other))
         finite = wide[np.isfinite(wide)]
         scale = max(scale, float(np.abs(finite).max()) if finite.size else 0.0)
-        if expected.ndim > 1 and expected.shape[-1] > 1:
-            hits = wide.argmax(-1) == other.argmax(-1)
+        classes = 1 if expected.ndim >= _MAP_DIMENSIONS else -1
+        if expected.ndim > 1 and expected.shape[classes] > 1:
+            hits = wide.argmax(classes) == other.argmax(classes)
             same, places = same + int(hits.sum()), places + hits.size
     return Agreement(
         model=model,

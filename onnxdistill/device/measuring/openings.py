@@ -17,7 +17,7 @@ Feeds = dict[str, Array]
 OnOpen = Callable[[float, float], None]
 
 # A model that was warm before needs only the memory and the caches of its new session filled.
-_REWARM_MS, _REWARM_AT_LEAST, _REWARM_AT_MOST = 50.0, 3, 50
+_REWARM_MS, _REWARM_AT_LEAST, _REWARM_AT_MOST = 50.0, 3, 2000
 
 
 @dataclass

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from onnxdistill.device.loading.queues import ClosedLoopResult, OpenLoopResult, Probe, RateSearch
+from onnxdistill.device.loading.closedloop import ClosedLoopResult
+from onnxdistill.device.loading.openloop import OpenLoopResult
+from onnxdistill.device.loading.search import Probe, RateSearch
 from onnxdistill.device.loading.traffic import CaseLoad
 from onnxdistill.device.numbertext import number
-from onnxdistill.device.page.charts import Curve, ecdf_chart, probes_chart, two_sizes
+from onnxdistill.device.page.latencycharts import Curve, ecdf_chart
 from onnxdistill.device.page.markup import (
     LATENCY_HEADINGS,
     Cell,
@@ -20,7 +22,9 @@ from onnxdistill.device.page.markup import (
     percent,
     section,
     table,
+    two_sizes,
 )
+from onnxdistill.device.page.probeschart import probes_chart
 
 
 def loads_section(loads: Sequence[CaseLoad], colours: Mapping[str, str]) -> str:

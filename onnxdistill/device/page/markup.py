@@ -131,6 +131,26 @@ def bar(share: float, css: str = "") -> str:
     return f'<div class="bar {css}" style="width:{100 * min(1.0, max(0.0, share)):.1f}%"></div>'
 
 
+def two_sizes(wide: str, narrow: str) -> str:
+    """The same plot for a desktop's and for a phone's width, of which the page shows one."""
+    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
+
+
+def key(entries: Iterable[tuple[str, str]]) -> str:
+    """A numbered list of names with the classes of their colours."""
+    items = "".join(
+        f'<li><span class="number {css}">{index}</span> {escape(name)}</li>'
+        for index, (name, css) in enumerate(entries, 1)
+    )
+    return f'<ol class="key">{items}</ol>'
+
+
+def key_of_colours(colours: dict[str, str]) -> str:
+    """Names with the classes of their colours."""
+    items = "".join(f'<li><span class="swatch {css}"></span> {escape(name)}</li>' for name, css in colours.items())
+    return f'<ul class="key">{items}</ul>'
+
+
 def _row(row: Row) -> str:
     cells = "".join(_cell(cell, "td") for cell in row.cells)
     return f'<tr class="{row.css}"><th scope="row">{row.name}</th>{cells}</tr>'

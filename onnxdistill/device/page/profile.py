@@ -5,8 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onnxdistill.device.numbertext import DASH, count_text, number
-from onnxdistill.device.page.charts import ROOFLINE_NODES, roofline_chart, two_sizes
-from onnxdistill.device.page.markup import Cell, Row, bar, counted, escape, figure, note, percent, section, table
+from onnxdistill.device.page.markup import (
+    Cell,
+    Row,
+    bar,
+    counted,
+    escape,
+    figure,
+    note,
+    percent,
+    section,
+    table,
+    two_sizes,
+)
+from onnxdistill.device.page.rooflinechart import ROOFLINE_NODES, roofline_chart
 from onnxdistill.device.profiling.placement import Audit
 from onnxdistill.device.profiling.profiles import CaseProfile
 from onnxdistill.device.profiling.roofline import NodeRow, OpProfile, OpTypeRow

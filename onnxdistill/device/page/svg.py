@@ -22,6 +22,9 @@ Floats = npt.NDArray[np.float64]
 TEXT_SIZE = 12.0
 """Of all text, unless the page says otherwise."""
 
+WIDE_RANGE = 5.0
+"""Values that differ by more than this factor are drawn on a logarithmic scale."""
+
 # What a letter takes on average, of the text's size, in the common sans-serif fonts; East Asian ones are square.
 _LETTER, _WIDE_LETTER = 0.56, 1.0
 
@@ -62,6 +65,11 @@ class Scale:
         if self.logarithmic and (ticks := log_ticks(self.low, self.high, most)):
             return ticks
         return linear_ticks(self.low, self.high, most)
+
+
+def is_wide(low: float, high: float) -> bool:
+    """Whether values differ so much that only a logarithmic scale shows all of them."""
+    return low > 0 and high > WIDE_RANGE * low
 
 
 def linear_ticks(low: float, high: float, most: int) -> list[float]:

@@ -9,9 +9,9 @@ import numpy as np
 import onnxdistill
 from onnxdistill.device.measuring.agreement import Agreement
 from onnxdistill.device.numbertext import DASH, number, size_text
-from onnxdistill.device.page.charts import Curve, common_span, drawn_end, ecdf_chart, median_mark, time_panel, two_sizes
 from onnxdistill.device.page.grids import grids_section
 from onnxdistill.device.page.head import has_earlier_baseline, heading, title
+from onnxdistill.device.page.latencycharts import Curve, common_span, drawn_end, ecdf_chart, median_mark, time_panel
 from onnxdistill.device.page.load import loads_section
 from onnxdistill.device.page.markup import (
     LATENCY_HEADINGS,
@@ -27,6 +27,7 @@ from onnxdistill.device.page.markup import (
     ratio,
     section,
     table,
+    two_sizes,
 )
 from onnxdistill.device.page.profile import profiles_section
 from onnxdistill.device.page.style import HUES, STYLE

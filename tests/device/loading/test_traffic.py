@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from onnxdistill.device.bench import bench
-from onnxdistill.device.loading.queues import OpenLoopResult, Probe, RateSearch
+from onnxdistill.device.loading.openloop import OpenLoopResult
+from onnxdistill.device.loading.search import Probe, RateSearch
 from onnxdistill.device.loading.traffic import CaseLoad, Traffic, load_verdict
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import UsageError

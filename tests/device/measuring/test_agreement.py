@@ -15,15 +15,21 @@ from onnxdistill.device.session import open_session
 from onnxdistill.errors import UsageError
 
 
-def model(path: Path, operator: str, constants: dict[str, list[float]] | None = None, output: str = "y") -> Path:
-    """`y = operator(x, constants)` on `[N, 3]`."""
+def model(
+    path: Path,
+    operator: str,
+    constants: dict[str, list[float]] | None = None,
+    output: str = "y",
+    shape: tuple[int | str, ...] = ("N", 3),
+) -> Path:
+    """`y = operator(x, constants)`, both of `shape`."""
     values = constants or {}
     initializers = [helper.make_tensor(name, TensorProto.FLOAT, [len(data)], data) for name, data in values.items()]
     graph = helper.make_graph(
         [helper.make_node(operator, ["x", *values], [output])],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
         initializers,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
@@ -47,6 +53,21 @@ def test_by_hand(tmp_path: Path) -> None:
     single = model(tmp_path / "c.onnx", "Mul", {"c": [1.0, 2.0, 1.0]})
     (doubled,) = agreements(("a", first), ("c", open_session(single)), [{"x": X[2:]}, {"x": X[:2]}])
     assert (doubled.max_absolute, doubled.max_relative) == (4.0, 1.0)
+
+
+def test_the_classes_of_maps_are_the_second_axis(tmp_path: Path) -> None:
+    """Two classes in two places: [1, 2] and [0, 3], so that class 0 is the larger one here and class 1 there."""
+    maps = ("N", 2, 1, 2)
+    first = open_session(model(tmp_path / "a.onnx", "Identity", shape=maps))
+    second = open_session(model(tmp_path / "b.onnx", "Mul", {"c": [4.0, 1.0]}, shape=maps))
+    x = np.array([[[[1, 2]], [[0, 3]]]], np.float32)
+    # [4, 2] and [0, 3]: the same classes, though the largest value of the first row has moved.
+    (same,) = agreements(("a", first), ("b", second), [{"x": x}])
+    assert same.argmax_percent == 100
+    # [-1, 2] and [0, 3]: class 1 in both places, though the largest values of the rows have stayed.
+    third = open_session(model(tmp_path / "c.onnx", "Mul", {"c": [-1.0, 1.0]}, shape=maps))
+    (other,) = agreements(("a", first), ("c", third), [{"x": x}])
+    assert other.argmax_percent == 50
 
 
 def test_what_is_not_finite(tmp_path: Path) -> None:

@@ -1,47 +1,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
-from html import unescape
 from html.parser import HTMLParser
-from typing import Any
 
 import numpy as np
 import pytest
 
 from onnxdistill.device.bench import bench
-from onnxdistill.device.host import HostFacts
-from onnxdistill.device.loading.queues import Probe, RateSearch, closed_loop, open_loop
+from onnxdistill.device.loading.closedloop import closed_loop
+from onnxdistill.device.loading.openloop import open_loop
+from onnxdistill.device.loading.search import RateSearch
 from onnxdistill.device.loading.traffic import CaseLoad
 from onnxdistill.device.measuring.agreement import Agreement
-from onnxdistill.device.measuring.memory import PeakMemory
-from onnxdistill.device.measuring.statistics import Estimate, Series, summarize
-from onnxdistill.device.page.charts import (
-    ROOFLINE_NODES,
-    Curve,
-    common_span,
-    ecdf_chart,
-    ecdf_points,
-    median_mark,
-    probes_chart,
-    roofline_chart,
-    time_panel,
-)
+from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.page.grids import grids_section
 from onnxdistill.device.page.head import answer
 from onnxdistill.device.page.load import loads_section, search_text
 from onnxdistill.device.page.markup import interval, number
 from onnxdistill.device.page.profile import profiles_section
+from onnxdistill.device.page.rooflinechart import ROOFLINE_NODES
 from onnxdistill.device.page.style import HUES, STYLE
 from onnxdistill.device.page.whole import render_bench_page
-from onnxdistill.device.profiling.peaks import Bandwidth, Peaks
-from onnxdistill.device.profiling.placement import Audit, Finding
-from onnxdistill.device.profiling.profiles import CaseProfile
-from onnxdistill.device.profiling.roofline import NodeRow, OpProfile, OpTypeRow
-from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
+from onnxdistill.device.result import CaseTiming
 from onnxdistill.device.verdicts import Slo, Verdict
 from tests.device.conftest import MakeModel
+from tests.device.page.results import a_case, a_node, a_pair, a_profile, a_result, a_search, timings
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 NASTY = "<script>alert('x')</script>\" onload=\"x\x00\x1b\ud800\u202e&amp;"
@@ -83,123 +67,6 @@ class Page(HTMLParser):
     def headings(self) -> list[str]:
         known = ("Cases", "Distributions", "Grids", "Agreement of outputs", "Under load", "Where the time goes")
         return [name for name in known if name in self.texts]
-
-
-def timings(median_ms: float, openings: int = 4, calls: int = 300, seed: int = 0) -> list[Series]:
-    rng = np.random.default_rng(seed)
-    return [median_ms * (1 + rng.gamma(2, 0.02, size=(calls // 10, 10))) for _ in range(openings)]
-
-
-def a_case(name: str = "student", series: Sequence[Series] | None = None, **changes: Any) -> CaseTiming:
-    series = timings(0.2) if series is None else series
-    latency_ms = summarize(series, np.random.default_rng(0))
-    values: dict[str, Any] = {
-        "name": name,
-        "model": name,
-        "path": f"models/{name}.onnx",
-        "size_bytes": 95_890,
-        "sha256": "0f" * 32,
-        "threads": 1,
-        "batch": 1,
-        "provider": "CPUExecutionProvider",
-        "optimization_level": "all",
-        "provider_options": {},
-        "io_binding": False,
-        "inputs": {"image": (1, 3, 32, 32)},
-        "load_ms": 8.4,
-        "first_run_ms": 0.5,
-        "warmup_calls": 40,
-        "latency_ms": latency_ms,
-        "throughput_per_s": 1e3 / latency_ms.mean.value,
-        "compared_with": name,
-        "speedup": Estimate(1.0, 1.0, 1.0),
-        "nodes_by_provider": {},
-        "memory": PeakMemory(69_700_000, 57_800_000),
-        "shaky": (),
-        "times_ms": tuple(tuple(one.ravel().tolist()) for one in series),
-    }
-    return CaseTiming(**{**values, **changes})
-
-
-def a_result(*cases: CaseTiming, **changes: Any) -> BenchResult:
-    host = HostFacts(
-        cpu="A processor",
-        architecture="x86_64",
-        physical_cores=2,
-        logical_cpus=4,
-        usable_cpus=4,
-        cpu_limit=1.5,
-        memory_bytes=8 * 10**9,
-        os="Linux 6",
-        python="3.11.7",
-        onnxruntime="1.32.0",
-        onnxruntime_package="onnxruntime 1.32.0",
-        providers=("CPUExecutionProvider",),
-        int8_features=("AVX2",),
-        load_average=0.25,
-    )
-    settings = BenchSettings(None, 6.0, None, None, 7, cases[0].model, (10, 10))
-    values: dict[str, Any] = {
-        "measured_at": "2026-11-25T13:55:16+00:00",
-        "settings": settings,
-        "host": host,
-        "cases": cases,
-        "loads": (),
-        "profiles": (),
-        "agreements": (),
-        "verdicts": (),
-        "shaky": (),
-    }
-    return BenchResult(**{**values, **changes})
-
-
-def a_pair(gain: Estimate, **changes: Any) -> BenchResult:
-    teacher = a_case("teacher", timings(0.8))
-    return a_result(teacher, a_case("student", compared_with="teacher", speedup=gain, **changes))
-
-
-def a_search(rates: Sequence[tuple[float, float | None, bool, bool]], **changes: Any) -> RateSearch:
-    """Of `(rate, latency, saturated, held)`."""
-    probes = tuple(Probe(rate, ms, 500, rate / 1000, saturated, held) for rate, ms, saturated, held in rates)
-    values: dict[str, Any] = {
-        "percent": 99.0,
-        "limit_ms": 4.0,
-        "clients": 1,
-        "alone_ms": 1.0,
-        "capacity_per_s": 1000.0,
-        "rate_per_s": max((rate for rate, _, _, held in rates if held), default=None),
-        "missed_per_s": min((rate for rate, _, _, held in rates if not held), default=None),
-        "resolved": True,
-        "probes": probes,
-    }
-    return RateSearch(**{**values, **changes})
-
-
-def a_node(name: str, time_ms: float, macs: int | None = 2_000_000, **changes: Any) -> NodeRow:
-    rate = None if macs is None else macs / time_ms / 1e6
-    values: dict[str, Any] = {
-        "name": name,
-        "op_type": "Conv",
-        "provider": "CPUExecutionProvider",
-        "precision": "float32",
-        "time_ms": time_ms,
-        "share": time_ms,
-        "macs": macs,
-        "moved_bytes": 100_000,
-        "gmacs_per_s": rate,
-        "share_of_peak": None if rate is None else rate / 50,
-        "bound": "compute",
-    }
-    return NodeRow(**{**values, **changes})
-
-
-def a_profile(*nodes: NodeRow, case: str = "student", **changes: Any) -> CaseProfile:
-    row = OpTypeRow("Conv", 2, 0.15, 0.75, 115_605_504, 200_000, 26.7, 0.53, "compute")
-    peaks = Peaks(1, "CPUExecutionProvider", {"float32": 50.0}, (Bandwidth(1 << 16, 40.0), Bandwidth(1 << 26, 10.0)))
-    finding = Finding("float islands", "3 nodes <compute> in float.", "Use GlobalAveragePool.", ("n",), 0.01, 0.041)
-    audit = Audit("m.onnx", "CPUExecutionProvider", {"CPUExecutionProvider": 3}, True, 2, 1, 1, 2, (), (finding,))
-    profile = OpProfile("m.onnx", 0.21, 0.2, 0.05, peaks, nodes, (row,), ("The profiler took half of it.",))
-    return CaseProfile(case, audit, replace(profile, **changes))
 
 
 class VirtualTime:
@@ -431,60 +298,6 @@ def test_numbers_have_four_digits(value: float | None, text: str) -> None:
     assert number(value) == text
 
 
-def test_points_of_a_distribution_by_hand() -> None:
-    values, shares = ecdf_points(np.array([4.0, 1.0, 2.0, 2.0]))
-    assert values.tolist() == [1, 1, 2, 2, 4]
-    assert shares.tolist() == [0, 25, 50, 75, 100]
-
-
-def test_a_distribution_by_hand() -> None:
-    # From 1 ms to the 99th percentile, 3.97 ms, on 400 units; 272 units for 100 %.
-    chart = ecdf_chart([Curve("m", np.array([4.0, 1.0, 2.0, 3.0]), "s1")], "ms", "%", width=452, height=342)
-    assert '<path d="M40 300v-68h134.7v-68h134.7v-68h130.6" class="curve s1">' in chart
-    assert ">m</text>" in chart
-
-
-def test_distributions_far_apart_are_on_a_logarithmic_scale() -> None:
-    near, far = (
-        ecdf_chart([Curve("a", np.array([1.0, high]), "s1")], "", "", width=900, height=300) for high in (4.0, 100.0)
-    )
-    assert ">3.0<" in near
-    assert ">3<" in far
-
-
-@pytest.mark.parametrize("names", [["teacher", "student"], [f"model {index}" for index in range(30)], ["x" * 100]])
-def test_every_curve_can_be_told(names: list[str]) -> None:
-    # All at the same place, which is the hardest.
-    values = timings(1.0)[0].ravel()
-    chart = ecdf_chart([Curve(name, values, "s1") for name in names], "ms", "%", width=350, height=280)
-    labels = re.findall(r'class="(?:name|middle badge-text) s1">(?:<title>[^<]*</title>)?([^<]*)<', chart)
-    assert labels == (names if len(names) == 2 else [str(index + 1) for index in range(len(names))])
-    assert len(names) == 2 or all(name in unescape(chart.partition('class="key"')[2]) for name in names)
-
-
-def test_a_panel_over_time() -> None:
-    few = [np.array([1.0, 1.0, 3.0]), np.array([1.2, 1.2, 1.2])]
-    assert common_span([few]) == pytest.approx((1 / 1.2, 2.0))  # at most twice the median, which is 1.2 ms
-    panel = time_panel("m", few, "s1", (0.5, 1.5), width=344)
-    assert panel.count('class="dot faint s1"') == 6
-    # 0.6 to 1.8 ms on 112 units, up from 118.
-    heights = [float(y) for y in re.findall(r'<path d="M[\d.]+ ([\d.]+)L[\d.]+ [\d.]+" class="curve s1">', panel)]
-    assert heights == pytest.approx([118 - 112 / 3, 118 - 112 / 2], abs=0.06)
-    many = time_panel("m", [one.ravel() for one in timings(1.0, 3, 3000)], "s1", (0.9, 1.05), width=344)
-    assert many.count('class="band s1"') == 3
-    assert "v4" in many  # calls above it
-    assert len(many) < 12_000
-
-
-def test_medians_are_bars_or_dots() -> None:
-    bar = median_mark(Estimate(1.0, 0.9, 1.1), highest=1.1, lowest=0.5, css="s1")
-    assert 'class="area s1"' in bar
-    assert 'x="1" y="3" width="94.5"' in bar  # of 104 units for 1.1 ms
-    dot = median_mark(Estimate(1.0, 0.01, 1.1), highest=90.0, lowest=0.5, css="s1")
-    assert 'class="dot s1"' in dot
-    assert '<line x1="1" y1="8"' in dot  # an interval that begins further left
-
-
 def grid_cases(**gains: Estimate) -> list[CaseTiming]:
     return [
         a_case(
@@ -555,21 +368,6 @@ def test_what_a_search_came_to(search: RateSearch, text: str) -> None:
     assert search_text(search) == text
 
 
-def test_probes_by_hand() -> None:
-    search = a_search(
-        [(500.0, 2.0, False, True), (800.0, 4.5, False, False), (900.0, 99.0, True, False), (10.0, None, False, False)]
-    )
-    chart = probes_chart(search, "s2", width=580, height=270)
-    # 0 to 1,040 requests on 520 units from 48 on; 0 to 5.4 ms on 200 units, up from 228.
-    assert '<circle cx="298" cy="153.9" r="5" class="dot s2"><title>500.0 a second: 2.000 ms, held' in chart
-    assert '<circle cx="448" cy="61.3" r="5" class="hollow bad-mark"><title>800.0 a second: 4.500 ms, missed' in chart
-    assert '<path d="M494.0 24.0l8 8m0-8l-8 8" class="cross"><title>900.0 a second: 99.00 ms, saturated' in chart
-    assert (
-        '<circle cx="53" cy="28" r="5" class="hollow bad-mark"><title>10.00 a second: too few requests, missed' in chart
-    )
-    assert '<line x1="48" y1="79.9" x2="568" y2="79.9" class="limit"/>' in chart
-
-
 def test_loads() -> None:
     clock = VirtualTime()
     rng = np.random.default_rng(0)
@@ -604,22 +402,6 @@ def test_profiles() -> None:
         assert part in page.text
     assert profiles_section([]) == ""
     assert Page(profiles_section([a_profile()] * 3)).seen >= {"details"}
-
-
-def test_the_roofline_by_hand() -> None:
-    nodes = [a_node("slow", 1.0, 10_000_000), a_node("fast", 0.1, 4_000_000, moved_bytes=400_000)]
-    peaks = Peaks(1, "cpu", {"float32": 400.0, "int8": 900.0}, (Bandwidth(1 << 16, 40.0), Bandwidth(1 << 26, 10.0)))
-    # Rates of 10 and 40 GMAC/s at 100 and 10 for each byte; no node is int8, so that its peak is left out.
-    chart = roofline_chart(nodes, peaks, width=456, height=270)
-    assert "float32 peak 400 GMAC/s" in chart
-    assert "int8" not in chart
-    # 5 to 200 on 400 units from 44 on: log(x / 5) / log(40); 6.25 to 560 on 200 units, up from 228.
-    assert '<circle cx="368.8" cy="207.1" r="11" class="disc s1"><title>slow: 10 GMAC/s, 1.000 ms</title>' in chart
-    # The caches' 40 GB/s meet the peak at 10, and the memory's 10 GB/s at 40.
-    assert '<line x1="119.2" y1="43" x2="444" y2="43" class="roof"/>' in chart
-    assert re.search(r'<line x1="44" y1="[\d.]+" x2="119.2" y2="43" class="roof"/>', chart)
-    assert re.search(r'<line x1="44" y1="[\d.]+" x2="269.5" y2="43" class="roof dashed"/>', chart)
-    assert roofline_chart([a_node("view", 1.0, None)], peaks, width=456, height=270) == ""
 
 
 def test_agreements() -> None:

@@ -1,7 +1,7 @@
-"""The plots of a benchmark's page: distributions, latency over time, medians, searches for a rate, and the roofline.
+"""The plots of latencies on a benchmark's page: distributions, latency over time, and medians.
 
-Each is an SVG element as text, with the classes of `pagestyle`. None gets
-larger with the number of timings: lines are thinned to what a screen shows.
+Each is an SVG element as text, with the classes of `style`. None gets larger with the number of timings: lines are
+thinned to what a screen shows.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from math import isfinite
 
 import numpy as np
 
-from onnxdistill.device.loading.queues import Probe, RateSearch
 from onnxdistill.device.measuring.statistics import Estimate, Series
 from onnxdistill.device.numbertext import number
-from onnxdistill.device.page.markup import escape
+from onnxdistill.device.page.markup import key
 from onnxdistill.device.page.svg import (
     Axes,
     Box,
@@ -23,16 +22,11 @@ from onnxdistill.device.page.svg import (
     Floats,
     Scale,
     first_free,
+    is_wide,
     line_path,
-    shorten,
     step_path,
     text_width,
 )
-from onnxdistill.device.profiling.peaks import Peaks
-from onnxdistill.device.profiling.roofline import NodeRow
-
-WIDE_RANGE = 5.0
-"""Values that differ by more than this factor are drawn on a logarithmic scale."""
 
 # The slowest per cent of calls would squeeze all others to the left.
 _SHOWN_PERCENT = 99.0
@@ -44,20 +38,6 @@ _LEVELS = (50, 40, 60, 30, 70, 20, 80, 10, 90)
 
 # A panel of latency over time shows this much around its median, as ratios; and fewer calls than this one by one.
 _LEAST_SPAN, _MOST_SPAN, _DOTS = (0.95, 1.05), (0.4, 2.0), 150
-
-ROOFLINE_NODES = 150
-"""How many nodes a roofline plot shows at most."""
-
-_TITLE_LETTERS = 60
-
-# How many of the slowest nodes have a number in the roofline plot.
-_RANKED = 5
-
-# A bandwidth has its name beside it if it rises by so much.
-_SLOPE_NAMED = 40.0
-
-# A rate that misses its limit by more than this factor is drawn at the upper edge.
-_MISSES_SHOWN = 3.0
 
 
 @dataclass(frozen=True)
@@ -75,22 +55,9 @@ class Curve:
     css: str
 
 
-@dataclass(frozen=True)
-class _RatedNode:
-    rank: int
-    node: NodeRow
-    intensity: float
-    gmacs_per_s: float
-
-
 def drawn_end(estimate: Estimate) -> float:
     """How far an interval is drawn; one that is open, to half as much again as its figure."""
     return estimate.high if isfinite(estimate.high) else 1.5 * estimate.value
-
-
-def two_sizes(wide: str, narrow: str) -> str:
-    """The same plot for a desktop's and for a phone's width, of which the page shows one."""
-    return f'<div class="wide">{wide}</div><div class="narrow">{narrow}</div>'
 
 
 def ecdf_points(values: Series) -> tuple[Floats, Floats]:
@@ -106,11 +73,6 @@ def ecdf_points(values: Series) -> tuple[Floats, Floats]:
     """
     ordered = np.sort(values)
     return np.concatenate((ordered[:1], ordered)), np.linspace(0.0, 100.0, len(ordered) + 1)
-
-
-def is_wide(low: float, high: float) -> bool:
-    """Whether values differ so much that only a logarithmic scale shows all of them."""
-    return low > 0 and high > WIDE_RANGE * low
 
 
 def ecdf_chart(curves: Sequence[Curve], x_label: str, y_label: str, *, width: float, height: float) -> str:
@@ -141,15 +103,6 @@ def ecdf_chart(curves: Sequence[Curve], x_label: str, y_label: str, *, width: fl
     for index, (curve, (x, y)) in enumerate(zip(curves, places, strict=True), 1):
         _badge(drawing, x, y, str(index), curve.css, curve.name)
     return str(drawing) + key([(curve.name, curve.css) for curve in curves])
-
-
-def key(entries: Iterable[tuple[str, str]]) -> str:
-    """A numbered list of names with the classes of their colours."""
-    items = "".join(
-        f'<li><span class="number {css}">{index}</span> {escape(name)}</li>'
-        for index, (name, css) in enumerate(entries, 1)
-    )
-    return f'<ol class="key">{items}</ol>'
 
 
 def common_span(cases: Iterable[Sequence[Series]]) -> tuple[float, float]:
@@ -220,78 +173,6 @@ def median_mark(median: Estimate, highest: float, lowest: float, css: str) -> st
     if logarithmic:
         drawing.circle(end, middle, 4.5, f"dot {css}")
     return f'<span class="mark">{drawing}</span>'
-
-
-def probes_chart(search: RateSearch, css: str, *, width: float, height: float) -> str:
-    """The rates that were tried, with the percentile that each had, and the limit; what saturated is a cross."""
-    known = [probe.latency_ms for probe in search.probes if probe.latency_ms is not None and not probe.saturated]
-    least = min([search.alone_ms, search.limit_ms, *known])
-    most = min(max([1.25 * search.limit_ms, search.alone_ms, *known]), _MISSES_SHOWN * max(search.limit_ms, least))
-    logarithmic = is_wide(least, most)
-    low, high = (0.8 * least, 1.1 * most) if logarithmic else (0.0, 1.08 * most)
-    rates = [search.capacity_per_s, *(probe.rate_per_s for probe in search.probes)]
-    name = f"p{search.percent:g}" if search.percent != 50 else "median"
-    drawing = Drawing(width, height, f"{name} of the latency against the rate of requests")
-    axes = Axes(drawing, Scale(0, 1.04 * max(rates), 48, width - 12), Scale(low, high, height - 42, 28, logarithmic))
-    axes.draw("requests a second", f"{name} of the latency, ms", most_x=9)
-    _draw_reference(axes, search)
-    for probe in search.probes:
-        _draw_probe(axes, probe, css)
-    drawing.circle(axes.x(0), axes.y(search.alone_ms), 4, "hollow s0", f"without load: {number(search.alone_ms)} ms")
-    return str(drawing)
-
-
-def roofline_chart(nodes: Sequence[NodeRow], peaks: Peaks, *, width: float, height: float) -> str:
-    """Multiply-adds a second of each node against those for each byte that it moves, under the roofs of the machine.
-
-    Nodes are discs whose area is their time, those of `ROOFLINE_NODES` that take longest; the first have the numbers
-    of their ranks. Nothing if no node has a rate.
-    """
-    ordered = sorted(nodes, key=lambda node: -node.time_ms)
-    rated = [
-        _RatedNode(rank, node, node.macs / node.moved_bytes, node.gmacs_per_s)
-        for rank, node in enumerate(ordered, 1)
-        if node.gmacs_per_s and node.macs and node.moved_bytes
-    ][:ROOFLINE_NODES]
-    if not rated:
-        return ""
-    precisions = list(dict.fromkeys(one.node.precision for one in rated))
-    colours = {precision: f"s{index}" for index, precision in enumerate(precisions, 1)}
-    roofs = {precision: peaks.gmacs_per_s[precision] for precision in precisions if precision in peaks.gmacs_per_s}
-    intensities = [one.intensity for one in rated]
-    rates = [one.gmacs_per_s for one in rated]
-    drawing = Drawing(width, height, "Roofline: multiply-adds a second of each node against those for each byte")
-    axes = Axes(
-        drawing,
-        Scale(min(intensities) / 2, max(intensities) * 2, 44, width - 12, logarithmic=True),
-        Scale(min(rates) / 1.6, max([*rates, *roofs.values()]) * 1.4, height - 42, 28, logarithmic=True),
-    )
-    axes.draw("multiply-adds for each byte read or written", "GMAC/s", most_x=9)
-    _draw_roofs(axes, roofs, peaks)
-    taken: list[Box] = []
-    for one in rated:
-        x, y, radius = (
-            axes.x(one.intensity),
-            axes.y(one.gmacs_per_s),
-            3 + 8 * (one.node.time_ms / ordered[0].time_ms) ** 0.5,
-        )
-        title = f"{shorten(one.node.name, _TITLE_LETTERS)}: {one.gmacs_per_s:.3g} GMAC/s, {number(one.node.time_ms)} ms"
-        drawing.circle(x, y, radius, f"disc {colours[one.node.precision]}", title)
-        taken.append(Box(x - 0.8 * radius, y - 0.8 * radius, x + 0.8 * radius, y + 0.8 * radius))
-    along = np.arange(axes.x.begin, axes.x.end, 3.0)
-    ceilings = [np.column_stack((along, np.full(along.shape, axes.y(peak)))) for peak in roofs.values()]
-    for one, disc in zip(rated, list(taken), strict=True):
-        place = first_free(_around(disc), axes.area, taken, ceilings) if one.rank <= _RANKED else None
-        if place is not None:
-            taken.append(place)
-            drawing.text((place.left + place.right) / 2, place.bottom - 3, str(one.rank), "name middle")
-    return str(drawing) + key_of_colours(colours)
-
-
-def key_of_colours(colours: dict[str, str]) -> str:
-    """Names with the classes of their colours."""
-    items = "".join(f'<li><span class="swatch {css}"></span> {escape(name)}</li>' for name, css in colours.items())
-    return f'<ul class="key">{items}</ul>'
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
@@ -390,65 +271,3 @@ def _draw_opening(axes: Axes, place: Scale, times: Series, css: str) -> None:
     axes.drawing.path(
         line_path(np.array([place.begin, place.end]), np.array([y, y])), f"curve {css}", f"median {number(median)} ms"
     )
-
-
-def _draw_reference(axes: Axes, search: RateSearch) -> None:
-    """The limit, what the workers could do at best, and the rate that was found."""
-    area, drawing = axes.area, axes.drawing
-    y = axes.y(search.limit_ms)
-    drawing.line(area.left, y, area.right, y, "limit")
-    above = y - 18 > area.top
-    drawing.text(area.left + 6, y - 6 if above else y + 15, f"limit {search.limit_ms:g} ms", "name limit-name")
-    x = axes.x(search.capacity_per_s)
-    drawing.line(x, area.top, x, area.bottom, "reference")
-    drawing.text(x - 5, area.bottom - 8, "capacity", "tick end halo")
-    if search.rate_per_s is not None:
-        x = axes.x(search.rate_per_s)
-        drawing.line(x, area.top, x, area.bottom, "found")
-        side = "end" if x > (area.left + area.right) / 2 else ""
-        drawing.text(x + (-6 if side else 6), area.bottom - 26, number(search.rate_per_s), f"name {side} found-name")
-
-
-def _draw_probe(axes: Axes, probe: Probe, css: str) -> None:
-    latency = "too few requests" if probe.latency_ms is None else f"{number(probe.latency_ms)} ms"
-    state = "saturated" if probe.saturated else "held" if probe.held else "missed"
-    title = f"{number(probe.rate_per_s)} a second: {latency}, {state}"
-    x = axes.x(probe.rate_per_s)
-    off = probe.latency_ms is None or probe.latency_ms > axes.y.high
-    y = axes.area.top if off or probe.latency_ms is None else axes.y(max(probe.latency_ms, axes.y.low))
-    if probe.saturated:
-        axes.drawing.path(f"M{x - 4:.1f} {y - 4:.1f}l8 8m0-8l-8 8", "cross", title)
-    else:
-        axes.drawing.circle(x, y, 5, f"dot {css}" if probe.held else "hollow bad-mark", title)
-
-
-def _around(disc: Box) -> Iterator[Box]:
-    """Places for a digit beside a disc."""
-    x, y, reach = (disc.left + disc.right) / 2, (disc.top + disc.bottom) / 2, (disc.right - disc.left) / 2 + 10
-    for right, down in ((reach, 0), (-reach, 0), (0, -reach), (0, reach)):
-        yield Box(x + right - 5, y + down - 7, x + right + 5, y + down + 7)
-
-
-def _draw_roofs(axes: Axes, roofs: dict[str, float], peaks: Peaks) -> None:
-    """Bandwidths of caches and of memory as slopes; peaks as ceilings from where the steeper one meets them."""
-    area, drawing = axes.area, axes.drawing
-    speeds = [one.gb_per_s for one in peaks.bandwidths]
-    highest = max(roofs.values(), default=axes.y.high)
-    slopes = {"caches": max(speeds), "memory": speeds[-1]} if speeds else {}
-    for name, gb_per_s in slopes.items():
-        begin = max(axes.x.low, axes.y.low / gb_per_s)
-        end = min(axes.x.high, highest / gb_per_s)
-        if begin >= end:
-            continue
-        x1, y1, x2, y2 = axes.x(begin), axes.y(begin * gb_per_s), axes.x(end), axes.y(end * gb_per_s)
-        drawing.line(x1, y1, x2, y2, "roof" if name == "caches" else "roof dashed")
-        if y1 - y2 > _SLOPE_NAMED:
-            # Beneath the line, by where it leaves the height of the text.
-            base = min(y1 + 12, area.bottom - 6)
-            drawing.text(
-                x1 + (y1 - base + 14) * (x2 - x1) / (y1 - y2) + 6, base, f"{name} {gb_per_s:.3g} GB/s", "tick halo"
-            )
-    for precision, peak in roofs.items():
-        begin = max(axes.x.low, peak / slopes["caches"]) if slopes else axes.x.low
-        drawing.line(axes.x(min(begin, axes.x.high)), axes.y(peak), area.right, axes.y(peak), "roof")
-        drawing.text(area.right - 4, axes.y(peak) - 6, f"{precision} peak {peak:.3g} GMAC/s", "tick end halo")

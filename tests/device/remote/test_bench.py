@@ -17,18 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 
-from onnxdistill.device.remote.connection import (
-    Machine,
-    explain_end,
-    explain_killed,
-    parse_target,
-    rebuilt,
-    remote_bench,
-)
-from onnxdistill.device.remote.parcel import pack, read_request
+from onnxdistill.device.remote.bench import remote_bench
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import (
     FallbackError,
@@ -37,13 +28,13 @@ from onnxdistill.errors import (
     OutputError,
     UsageError,
 )
+from tests.device.remote.files import externalize, script
 
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
 needs_sshd = pytest.mark.skipif(SSHD is None or shutil.which("ssh") is None, reason="there is no OpenSSH server here")
 
 CONSTRAINTS = Path("constraints.txt").absolute()
 NOISE = 'echo Welcome; printf "no end of line"; echo more >&2; eval "$SSH_ORIGINAL_COMMAND"'
-DEVICE = Machine("pi@device")
 
 
 @dataclass(frozen=True)
@@ -156,19 +147,6 @@ def _wait_for(port: int, server: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.05)
 
 
-def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def externalize(path: Path, location: str) -> Path:
-    """Moves the weights of a model into a file beside it."""
-    (path.parent / location).parent.mkdir(exist_ok=True)
-    onnx.save(onnx.load(path), path, save_as_external_data=True, location=location, size_threshold=0)
-    return path
-
-
 @needs_sshd
 def test_the_same_benchmark_there(device: Device, make_model: Callable[..., Path]) -> None:
     for package in ("click", "rich", "onnx", "torch", "onnxdistill"):
@@ -230,7 +208,7 @@ def test_neither_onnxruntime_nor_onnx_is_needed_here(device: Device, make_model:
     code = (
         "import pathlib, sys\n"
         "for name in ('onnxruntime', 'onnx', 'torch'): sys.modules[name] = None\n"
-        "from onnxdistill.device.remote.connection import remote_bench\n"
+        "from onnxdistill.device.remote.bench import remote_bench\n"
         f"model = pathlib.Path({str(make_model())!r})\n"
         f"result = remote_bench({device.target!r}, {{'m': model}}, {{'runs': 7}}, ssh={device.ssh!r})\n"
         "print(len(result['m'].every_ms()))"
@@ -377,131 +355,3 @@ def test_no_ssh_here(make_model: Callable[..., Path], monkeypatch: pytest.Monkey
     monkeypatch.setenv("ONNXDISTILL_SSH", "ssh 'open")
     with pytest.raises(UsageError, match="ONNXDISTILL_SSH does not read: No closing quotation"):
         remote_bench("device", {"model": make_model()}, {})
-
-
-@pytest.mark.parametrize(
-    ("text", "destination", "python"),
-    [
-        ("board", "board", "python3"),
-        ("pi@board.local", "pi@board.local", "python3"),
-        ("pi@board:/opt/my env/bin/python", "pi@board", "/opt/my env/bin/python"),
-        ("pi@[2001:db8::1]", "pi@2001:db8::1", "python3"),
-        ("[fe80::1%eth0]:~/venv/bin/python", "fe80::1%eth0", "~/venv/bin/python"),
-        ("me@corp.com@board:python3.12", "me@corp.com@board", "python3.12"),
-    ],
-)
-def test_targets(text: str, destination: str, python: str) -> None:
-    assert parse_target(text) == Machine(destination, python)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", ":python3", "pi@", "@board", "board:", "-oProxyCommand=x", "pi@-oProxyCommand=x", "[-F]", "a b"),
-        *("2001:db8::1", "fe80::1", "ssh://pi@board", "ssh://board:22", "$(x)", "pi;x@board", "board\n", "board:a\nb"),
-        *("board/x", "[::1", "board:2222"),
-    ],
-)
-def test_what_is_no_target(text: str) -> None:
-    with pytest.raises(UsageError, match=r"^The machine .* (does not read as user@host|has the number 2222)"):
-        parse_target(text)
-
-
-def test_the_command_survives_a_shell(tmp_path: Path) -> None:
-    python = script(tmp_path / 'it\'s $(a) "python"', 'echo "$1"; printf %s "$2"')
-    for shell in ("sh", "bash"):
-        said = subprocess.run(
-            [shell, "-c", Machine("d", str(python)).command()], capture_output=True, text=True, check=True
-        )
-        option, program = said.stdout.split("\n")
-        assert option == "-c"
-        compile(program, "program", "exec")
-    assert Machine("d", "~/a b/python").command().startswith("~/'a b/python' -c ")
-
-
-def test_only_files_beside_the_model_are_sent(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    inside, outside = externalize(make_model("m/a.onnx"), "w.bin"), externalize(make_model("b.onnx"), "w.bin")
-    shutil.move(outside, tmp_path / "m/b.onnx")  # the same weights beside it
-    (tmp_path / "secret").write_text("s")
-    (tmp_path / "m/link").symlink_to(tmp_path / "secret")
-    for name in ("../secret", str(tmp_path / "secret"), "link"):
-        location = b"\x0a\x08location\x12" + bytes([len(name)]) + name.encode()
-        with (tmp_path / "m/b.onnx").open("ab") as file:
-            file.write(location)
-    parcel = pack({"a": inside, "b": tmp_path / "m/b.onnx"}, {}, tmp_path)
-    sent = {name for name in parcel.files if name.startswith("models/")}
-    assert sent == {"models/0/a.onnx", "models/0/b.onnx", "models/0/w.bin"}
-    text = "/tmp/x/models/0/a.onnx, /tmp/x/models/0/w.bin, /tmp/y"
-    assert parcel.as_known_here(text, "/tmp/x") == f"{inside}, {tmp_path}/m/w.bin, /tmp/y"
-
-
-def test_a_model_in_a_cache_of_links(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    model = externalize(make_model("blobs/a.onnx"), "w.bin")
-    (tmp_path / "snapshot").mkdir()
-    for name in ("a.onnx", "w.bin"):
-        (tmp_path / "snapshot" / name).symlink_to(model.parent / name)
-    parcel = pack({"a": tmp_path / "snapshot/a.onnx"}, {}, tmp_path)
-    assert parcel.sizes_bytes["models/0/w.bin"] == (model.parent / "w.bin").stat().st_size
-
-
-def test_options_arrive_as_they_were(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    options = {"threads": [1, 2], "runs": None, "slo": Slo(95.0, 2.5), "shapes": {"x": [1, 2]}, "earlier": None}
-    inputs = {"file": np.arange(3, dtype=np.int8), "b/c": np.array(["x", "yz"])}
-    parcel = pack({"m": make_model()}, {**options, "inputs": inputs}, tmp_path)
-    (there := tmp_path / "there").mkdir()
-    for name in ("request.json", "inputs.npz"):
-        content = parcel.files[name]
-        (there / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
-    models, arrived = read_request(there)
-    assert models == {"m": there / "models/0/model.onnx"}
-    arrays = arrived.pop("inputs")
-    assert arrived == options
-    assert list(arrays) == list(inputs)
-    assert all(np.array_equal(arrays[name], array) for name, array in inputs.items())
-    with pytest.raises(UsageError, match="'x' is an array of Python objects"):
-        pack({"m": make_model()}, {"inputs": {"x": np.array([{}])}}, tmp_path)
-
-
-def test_a_model_that_shrinks_on_the_way(make_model: Callable[..., Path], tmp_path: Path) -> None:
-    parcel = pack({"m": (model := make_model())}, {}, tmp_path)
-    os.truncate(model, 10)
-    with (tmp_path / "stream").open("wb") as stream, pytest.raises(ModelFileError, match="became shorter"):
-        parcel.send(stream, lambda _sent, _total: None)
-
-
-def test_errors_keep_their_class() -> None:
-    error = rebuilt(DEVICE, "FallbackError", "It fell.", "Do.")
-    assert type(error) is FallbackError
-    assert (str(error), error.exit_code) == ("On pi@device: It fell. Do.", 1)
-    for other in ("Path", "annotations", "os", "SystemExit"):
-        assert type(rebuilt(DEVICE, other, "x.", "")) is UsageError
-
-
-@pytest.mark.parametrize(
-    ("code", "folder", "last_error", "message"),
-    [
-        (
-            255,
-            "",
-            "ssh: Could not resolve hostname x.",
-            "cannot connect to pi@device: ssh: Could not resolve hostname x.",
-        ),
-        (
-            255,
-            "",
-            "",
-            "ssh cannot connect to pi@device: it does not say why. Check that this works: ssh pi@device true.",
-        ),
-        (255, "/tmp/x", "Connection closed.", "ended without a result: Connection closed. Try again"),
-        (0, "/tmp/x", "", "ended without a result, and nothing says why. Try again"),
-        (126, "", "sh: 1: python3: Permission denied", "There is no Python python3 on pi@device: sh: 1: python3: Perm"),
-        (3, "", "", "is no answer to a benchmark: nothing, and ended with exit code 3."),
-    ],
-)
-def test_ends_without_a_result(code: int, folder: str, last_error: str, message: str) -> None:
-    assert message in str(explain_end(DEVICE, code, folder, last_error, ""))
-
-
-def test_unknown_signals_and_steering_characters() -> None:
-    assert "(signal 99)" in str(explain_killed(DEVICE, 99))
-    assert "answer to a benchmark: a [31mb c." in str(explain_end(DEVICE, 1, "", "a \x1b[31mb\x07\tc", ""))
