@@ -12,13 +12,14 @@ from torch import nn
 
 from onnxdistill.errors import NetworkError, cannot_write
 from onnxdistill.report import Report
-from onnxdistill.report.assemble import Step
+from onnxdistill.report.assemble import Step, TargetFile, shipped_files
 from onnxdistill.report.page import render_page
 from onnxdistill.student import save_student
 from onnxdistill.tasks import Task
+from onnxdistill.tasks.base import Feeds
 
 SAMPLES = 16
-"""Training inputs in `samples.npz`, for `onnxdistill bench --inputs`."""
+"""Real inputs in `samples.npz`, for `onnxdistill bench --inputs`."""
 
 
 def write_module(student: nn.Module, network: str, task: Task, folder: Path) -> list[str]:
@@ -45,24 +46,24 @@ def write_module(student: nn.Module, network: str, task: Task, folder: Path) -> 
     return []
 
 
-def write_files(task: Task, steps: list[Step], report: Report, folder: Path) -> None:
-    """Both ONNX files, real inputs to run them on, the report, and the recipe as it was resolved.
+def write_files(samples: Feeds, steps: list[Step], targets: list[TargetFile], report: Report, folder: Path) -> None:
+    """All ONNX files, real inputs to run them on, the report, and the recipe as it was resolved.
 
     Args:
-        task: Gives the inputs.
+        samples: The inputs, by name.
         steps: The first one is the teacher, and the last applied one the student.
+        targets: Files for other kinds of machines.
         report: What it came to.
         folder: The run folder.
 
     Raises:
         OutputError: If the folder cannot be written.
     """
-    student = [step for step in steps if step.applied][-1]
     try:
-        shutil.copyfile(steps[0].path, folder / "teacher.onnx")
-        shutil.copyfile(student.path, folder / "student.onnx")
-        samples: dict[str, Any] = {task.input_name: task.example_input(SAMPLES).numpy()}
-        np.savez(folder / "samples.npz", **samples)
+        for name, path in shipped_files(steps, targets).items():
+            shutil.copyfile(path, folder / name)
+        arrays: dict[str, Any] = dict(samples)
+        np.savez(folder / "samples.npz", **arrays)
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         (folder / "report.html").write_text(render_page(report), encoding="utf-8")
         (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")

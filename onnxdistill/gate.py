@@ -14,21 +14,68 @@ from torch import nn
 
 from onnxdistill.device.measuring.compare import compare, describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.device.runtime import usable_provider
 from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import FallbackError, ProviderError
 from onnxdistill.journal import Journal
-from onnxdistill.recipe import Recipe
+from onnxdistill.recipe import BenchTable, Recipe
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import quantize
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Feeds
 
-__all__ = ["Gate", "describe", "measurably_faster"]
+__all__ = ["FileGate", "Gate", "describe", "measurably_faster", "usable_settings"]
 
 # Ranges do not change how long a kernel takes, so a gate calibrates on few samples.
 CALIBRATION_BATCHES = 2
 
 
-class Gate:
+def usable_settings(table: BenchTable) -> SessionSettings:
+    """How files are run; what is not usable here is refused before anything has run.
+
+    Raises:
+        UsageError: If there are too many threads, or if the provider is unknown or not usable here.
+    """
+    settings = SessionSettings(threads=table.threads, provider=table.provider)
+    try:
+        usable_provider(table.provider)
+    except FallbackError as error:  # nothing has run yet
+        raise ProviderError(error.what, error.fix) from error
+    return settings
+
+
+class FileGate:
+    """Compares ONNX files by measuring them in turns.
+
+    Args:
+        table: Says how latency is measured.
+        seed: Of the order of the calls.
+        journal: Remembers what was measured before the run was ended.
+        inputs: Arrays by input name, of which the first items make a batch; random ones if left out.
+    """
+
+    def __init__(self, table: BenchTable, seed: int, journal: Journal, inputs: Feeds | None = None) -> None:
+        self._table = table
+        self._seed = seed
+        self._journal = journal
+        self._inputs = inputs
+
+    def speedup(self, before: Path, after: Path) -> Estimate:
+        """How many times faster `after` runs than `before`, as the files are; see `compare`."""
+        table = self._table
+        settings = SessionSettings(threads=table.threads, provider=table.provider)
+        shapes = {name: array.shape for name, array in (self._inputs or {}).items()}
+        text = f"{settings} {table.batch} {shapes} {onnxruntime.__version__} {platform.node()}"
+        digest = hashlib.sha256(text.encode())
+        for path in (before, after):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return self._journal.ratio(
+            digest.hexdigest(),
+            lambda: compare(before, after, settings, batch=table.batch, seed=self._seed, inputs=self._inputs),
+        )
+
+
+class Gate(FileGate):
     """Compares two forms of a network, or of a layer, by measuring them in turns with the recipe's settings.
 
     Args:
@@ -39,23 +86,12 @@ class Gate:
     """
 
     def __init__(self, recipe: Recipe, task: Task, scratch: Path, journal: Journal) -> None:
+        super().__init__(recipe.bench, recipe.seed, journal)
         self._recipe = recipe
         self._task = task
         self._scratch = scratch
-        self._journal = journal
         self._numbers = itertools.count()
         self._deployed: dict[Path, Path] = {}
-
-    def speedup(self, before: Path, after: Path) -> Estimate:
-        """How many times faster `after` runs than `before`, as the files are; see `compare`."""
-        table = self._recipe.bench
-        settings = SessionSettings(threads=table.threads, provider=table.provider)
-        digest = hashlib.sha256(f"{settings} {table.batch} {onnxruntime.__version__} {platform.node()}".encode())
-        for path in (before, after):
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return self._journal.ratio(
-            digest.hexdigest(), lambda: compare(before, after, settings, batch=table.batch, seed=self._recipe.seed)
-        )
 
     def deployed_speedup(self, before: Path, after: Path) -> Estimate:
         """The same of two float files, each in the precision that is to be deployed."""

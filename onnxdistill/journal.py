@@ -21,7 +21,7 @@ from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS = "lock", "ratios.json"
-_NAMES = (_LOCK, _RATIOS, "teacher.pt", "distill.pt")
+_NAMES = (_LOCK, _RATIOS, "teacher.pt", "distill.pt", "quantize.pt")
 
 
 class Journal:
@@ -88,7 +88,7 @@ class Journal:
         """Whether a run that starts now would save time."""
         return self._ours and any((self._folder / name).exists() for name in _NAMES if name != _LOCK)
 
-    def checkpoint(self, stage: Literal["teacher", "distill"]) -> Path | None:
+    def checkpoint(self, stage: Literal["teacher", "distill", "quantize"]) -> Path | None:
         """Where the training of a stage keeps its state; None if nothing is kept."""
         return self._folder / f"{stage}.pt" if self._ours else None
 

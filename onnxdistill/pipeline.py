@@ -11,28 +11,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from onnxdistill.artifacts import write_files, write_module
-from onnxdistill.device.bench import BenchResult, bench
+from onnxdistill.artifacts import SAMPLES, write_files, write_module
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.device.runtime import usable_provider
-from onnxdistill.device.session import SessionSettings
-from onnxdistill.errors import FallbackError, ProviderError
-from onnxdistill.gate import Gate
+from onnxdistill.fakequant import FakeQuantized, UnsupportedOperatorError
+from onnxdistill.gate import Gate, usable_settings
+from onnxdistill.graph.cost import parameter_count
 from onnxdistill.journal import Journal
+from onnxdistill.judge import Int8Judge
 from onnxdistill.networks import build_network
 from onnxdistill.progress import Progress
-from onnxdistill.recipe import Recipe, load_recipe
+from onnxdistill.recipe import DistillTable, Recipe, load_recipe
 from onnxdistill.record import Candidate, Record
 from onnxdistill.report import GroupCut, Report
 from onnxdistill.shell import opened
 from onnxdistill.stages.distill import distill
 from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.prune import prune
-from onnxdistill.stages.quantize import quantize
 from onnxdistill.stages.teacher import further_teachers, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
@@ -68,12 +67,10 @@ def compress(
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
     log = None if log_file is None else Path(log_file)
-    with opened(loaded, Path(recipe), target, console, log) as shell:
+    with opened(loaded.name, (Path(recipe), Path(loaded.teacher.weights)), target, console, log) as shell:
         with leading(), shell.running():
             report = _Run(loaded, shell.scratch, shell.journal, shell.progress).whole(shell.folder.work)
-        shipped = shell.deliver(report)
-    if console is not None:
-        console.print(f"\n{shipped / 'student.onnx'}\n{shipped / 'report.html'}", highlight=False, soft_wrap=True)
+        shell.deliver(report, "Prune less, train longer, or change [limits].")
     return report
 
 
@@ -108,25 +105,22 @@ class _Run:
         """Runs every stage and fills the run folder."""
         started = time.monotonic()
         # Refused now rather than after the training.
-        settings = SessionSettings(threads=self.recipe.bench.threads, provider=self.recipe.bench.provider)
-        try:
-            usable_provider(settings.provider)
-        except FallbackError as error:  # nothing has run yet
-            raise ProviderError(error.what, error.fix) from error
+        table = self.recipe.bench
+        self.settings = usable_settings(table)
         self.task = self._load_task()
-        batch = self.recipe.bench.batch
-        check_memory(f"bench.batch = {batch}", batch * self.task.example_input(1).nbytes)
+        check_memory(f"bench.batch = {table.batch}", table.batch * self.task.example_input(1).nbytes)
         self.gate = Gate(self.recipe, self.task, self.scratch, self.journal)
-        self.record = Record(self.recipe, self.task, settings, self.gate, self.scratch, self.progress)
+        self.record = Record(self.recipe, self.task, self.settings, self.gate, self.scratch, self.progress)
         original = self._teacher()
         student = self._prune(original)
         student = self._factorize(student)
         student = self._distill(student, original)
         self._quantize(student, original)
-        timings = self._bench()
+        timings = self.record.bench()
         self.record.note(*write_module(student.module, self.recipe.teacher.network, self.task, folder))
         report = self.record.report(timings, time.monotonic() - started)
-        write_files(self.task, self.record.steps, report, folder)
+        samples = {self.task.input_name: self.task.example_input(SAMPLES).numpy()}
+        write_files(samples, self.record.steps, self.record.targets, report, folder)
         return report
 
     def _load_task(self) -> Task:
@@ -207,33 +201,42 @@ class _Run:
         table = self.recipe.quantize
         if table is None:
             return
-        self.record.begin("quantize", "calibrating")
-        path = self.scratch / "quantize.onnx"
-        result = quantize(student.path, path, self._calibration(table.calibration_batch), table)
-        self.progress.update("measuring int8 against float32")
-        refusal = self.record.refusal_of_int8(original, student, path)
-        if refusal:
-            self.record.note(f"quantize was measured and not used: {refusal}")
-        bits = 7 if result.reduced_range else 8
-        summary = f"static QDQ, {result.activations} activations, {bits}-bit weights"
-        self.record.add("quantize", student.module, path, "int8", summary, applied=not refusal)
+        self.record.begin("quantize", "scoring float32")
+        judge = Int8Judge(self.recipe, self.task, self.settings, self.gate, original.path, student.path)
+        cost = (parameter_count(student.module), self.record.macs(student.module))
+        calibration = partial(self._calibration, table.calibration_batch)
+        finetune = partial(self._finetune, student, original) if table.epochs else None
+        self.record.quantize(table, student.path, self.scratch, calibration, judge, cost, finetune)
 
-    def _bench(self) -> BenchResult:
-        table = self.recipe.bench
-        self.record.begin("bench", "timing all stages in turns")
-        result = bench(
-            {step.stage: step.path for step in self.record.steps},
-            threads=table.threads,
-            batch=table.batch,
-            provider=table.provider,
-            seconds=table.seconds * len(self.record.steps),
-            seed=self.recipe.seed,
-            on_progress=lambda phase, done, total: self.progress.update(f"{phase}, all stages in turns", done / total),
+    def _finetune(self, student: Candidate, original: Candidate, quantized: Path, target: Path) -> str:
+        """Trains an int8 file further and writes the result; returns why it could not, or nothing."""
+        assert self.recipe.quantize is not None
+        try:
+            module = FakeQuantized.from_file(quantized, student.path)
+        except UnsupportedOperatorError as error:
+            return error.what
+        # Batch norms are folded into layers, which then need small steps. Layers have other names in the ONNX file, and
+        # the time was meant for the float student.
+        table = (self.recipe.distill or DistillTable(epochs=1)).model_copy(
+            update={
+                "epochs": self.recipe.quantize.epochs,
+                "learning_rate": self.recipe.quantize.learning_rate,
+                **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "features": None, "minutes": None},
+            }
         )
-        threads = "1 thread" if table.threads == 1 else f"{table.threads} threads"
-        calls = result.cases[0].latency_ms.count
-        self.progress.end(f"{calls:,} calls each, in turns, {threads}, batch {table.batch}, {table.provider}")
-        return result
+        result = distill(
+            module,
+            [original.module, *self.further],
+            self.task,
+            table,
+            self.recipe.seed,
+            self.record.show_training,
+            self.journal.checkpoint("quantize"),
+        )
+        self.record.log("quantize", result)
+        assert isinstance(result.network, FakeQuantized)
+        result.network.write(target)
+        return ""
 
     def _calibration(self, batch_size: int) -> Iterator[Feeds]:
         for batch in self.task.calibration_batches(batch_size):

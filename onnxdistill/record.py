@@ -9,17 +9,23 @@ from typing import Literal
 
 from torch import nn
 
+from onnxdistill.device.bench import bench
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.graph.cost import count_macs, parameter_count
+from onnxdistill.judge import Int8Judge
 from onnxdistill.progress import Progress
-from onnxdistill.recipe import Recipe
-from onnxdistill.report import GroupCut, Report, TrainingLog
-from onnxdistill.report.assemble import Step, assemble
+from onnxdistill.quantization.ladder import Finetune
+from onnxdistill.quantization.workshop import Calibration
+from onnxdistill.recipe import OnnxRecipe, QuantizeTable, Recipe
+from onnxdistill.report import GroupCut, QuantizationLog, Report, RungRow, SchemeRow, TrainingLog
+from onnxdistill.report.assemble import Step, TargetFile, assemble
 from onnxdistill.stages.export import export
+from onnxdistill.stages.quantize import quantize_for, quantize_measured
 from onnxdistill.stages.verify import verify
-from onnxdistill.tasks import Task
+from onnxdistill.tasks import Scoring, Task
+from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import TrainingResult, TrainingStatus
 
 EXPORTED_BATCH = 3
@@ -33,15 +39,13 @@ class Candidate:
     path: Path
 
 
-class Record:
-    """The rows and the notes of one run's report, as its stages come to them.
+class FileRecord:
+    """The rows and the notes of one run's report, as ONNX files come to them.
 
     Args:
         recipe: The run's.
-        task: Gives examples to export with, and scores.
+        scoring: Scores files.
         settings: How files are run to be verified.
-        gate: Measures whether something is faster.
-        scratch: Folder for the ONNX files.
         progress: Shows all of it.
 
     Attributes:
@@ -49,20 +53,22 @@ class Record:
         notes: Sentences for the user.
         groups: Channel groups that were cut.
         trainings: Logs.
+        quantization: What was tried for int8.
+        targets: Files for other kinds of machines.
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, settings: SessionSettings, gate: Gate, scratch: Path, progress: Progress
+        self, recipe: Recipe | OnnxRecipe, scoring: Scoring, settings: SessionSettings, progress: Progress
     ) -> None:
         self.steps: list[Step] = []
         self.notes: list[str] = []
         self.groups: list[GroupCut] = []
         self.trainings: list[TrainingLog] = []
+        self.quantization: QuantizationLog | None = None
+        self.targets: list[TargetFile] = []
         self._recipe = recipe
-        self._task = task
+        self._scoring = scoring
         self._settings = settings
-        self._gate = gate
-        self._scratch = scratch
         self._progress = progress
         self._stage_started = 0.0
 
@@ -76,6 +82,146 @@ class Record:
         self.notes.extend(texts)
         for text in texts:
             self._progress.noted(text)
+
+    def quantize(
+        self,
+        table: QuantizeTable,
+        source: Path,
+        scratch: Path,
+        calibration: Calibration,
+        judge: Int8Judge,
+        cost: tuple[int, int | None],
+        finetune: Finetune | None = None,
+    ) -> None:
+        """The stage `quantize`, which has begun, and the files for other machines.
+
+        Args:
+            table: The recipe's `[quantize]`.
+            source: The float file.
+            scratch: Folder for the files.
+            calibration: Gives the samples, from the beginning with every call.
+            judge: Decides between int8 files.
+            cost: Parameters and multiply-adds.
+            finetune: Trains an int8 file; None where that cannot be.
+        """
+        path = scratch / "quantize.onnx"
+        result = quantize_measured(
+            source, path, calibration, table, judge, finetune=finetune, on_progress=self._progress.update
+        )
+        schemes = [SchemeRow(one.scheme, *asdict(one.speedup).values()) for one in result.variants]
+        rungs = [
+            RungRow(one.name, None if one.loss is None else one.loss.points, one.kept, one.seconds, one.note)
+            for one in result.rungs
+        ]
+        self.quantization = QuantizationLog(judge.limit, schemes, rungs)
+        if result.refusal:
+            self.note(f"quantize was measured and not used: {result.refusal}")
+        self.add_file("quantize", path, "int8", *cost, str(result.form.scheme), applied=not result.refusal)
+        for target in table.targets:
+            self.begin(target, "a file for other machines")
+            path = scratch / f"{target}.onnx"
+            self._add_target(target, path, quantize_for(target, source, path, calibration, result.form))
+
+    def add_file(
+        self,
+        stage: str,
+        path: Path,
+        precision: Literal["float32", "int8"],
+        parameters: int,
+        macs: int | None,
+        summary: str,
+        applied: bool = True,
+    ) -> None:
+        """Verifies a stage's ONNX file on the test split, notes its row of the report, and ends the stage."""
+        score = None
+        if self._scoring.measurable:
+            score = verify(path, self._scoring, self._settings, "test", self._show_verifying)
+        self.steps.append(
+            Step(
+                stage=stage,
+                path=path,
+                precision=precision,
+                parameters=parameters,
+                macs=macs,
+                score=score,
+                seconds=time.monotonic() - self._stage_started,
+                applied=applied,
+                summary=summary,
+            )
+        )
+        self._progress.end(summary, "" if score is None else f"{score.value:.2f} {self._scoring.metric.unit}")
+
+    def _add_target(self, target: str, path: Path, summary: str) -> None:
+        """Verifies a file for another kind of machine on the test split, and notes it."""
+        score = None
+        if self._scoring.measurable:
+            cpu = SessionSettings(threads=self._settings.threads)
+            score = verify(path, self._scoring, cpu, "test", self._show_verifying)
+        self.targets.append(TargetFile(target, path, summary, score))
+        self._progress.end(summary, "" if score is None else f"{score.value:.2f} {self._scoring.metric.unit}")
+
+    def bench(self, inputs: Feeds | None = None) -> BenchResult:
+        """Times the files of all stages in turns.
+
+        Args:
+            inputs: Arrays by input name, of which the first items make a batch; random ones if left out.
+        """
+        table = self._recipe.bench
+        self.begin("bench", "timing all stages in turns")
+        result = bench(
+            {step.stage: step.path for step in self.steps},
+            threads=table.threads,
+            batch=table.batch,
+            provider=table.provider,
+            seconds=table.seconds * len(self.steps),
+            inputs=inputs,
+            seed=self._recipe.seed,
+            on_progress=lambda phase, done, total: self._progress.update(f"{phase}, all stages in turns", done / total),
+        )
+        threads = "1 thread" if table.threads == 1 else f"{table.threads} threads"
+        calls = result.cases[0].latency_ms.count
+        self._progress.end(f"{calls:,} calls each, in turns, {threads}, batch {table.batch}, {table.provider}")
+        return result
+
+    def report(self, timings: BenchResult, seconds: float) -> Report:
+        """All of it, with the latencies of every step, and what the run has taken."""
+        return assemble(
+            self._recipe,
+            self._scoring,
+            self.steps,
+            timings,
+            seconds,
+            self.notes,
+            self.groups,
+            self.trainings,
+            self.quantization,
+            self.targets,
+        )
+
+    def _show_verifying(self, done: int, total: int) -> None:
+        self._progress.update("verifying on test", done / total)
+
+
+class Record(FileRecord):
+    """The same of the networks of a recipe, which are exported to files.
+
+    Args:
+        recipe: The run's.
+        task: Gives examples to export with, and scores.
+        settings: How files are run to be verified.
+        gate: Measures whether something is faster.
+        scratch: Folder for the ONNX files.
+        progress: Shows all of it.
+    """
+
+    def __init__(
+        self, recipe: Recipe, task: Task, settings: SessionSettings, gate: Gate, scratch: Path, progress: Progress
+    ) -> None:
+        super().__init__(recipe, task, settings, progress)
+        self._export_table = recipe.export
+        self._task = task
+        self._gate = gate
+        self._scratch = scratch
 
     def log(self, stage: str, training: TrainingResult | None) -> None:
         """The log and the notes of a stage's training, if there was one."""
@@ -114,23 +260,6 @@ class Record:
         self.add(stage, network, after.path, "float32", f"{summary}; not faster, not used", applied=False)
         return before
 
-    def refusal_of_int8(self, original: Candidate, student: Candidate, path: Path) -> str:
-        """Why the student's int8 file must not ship; empty if it may. Only speed and validation accuracy decide."""
-        ratio = self._gate.speedup(student.path, path)
-        if not measurably_faster(ratio):
-            return f"int8 is {describe(ratio)} as float32."
-        limit = self._recipe.limits.max_drop
-        if limit is None or not self._task.measurable:
-            return ""
-        teacher_score, float_score, int8_score = (
-            verify(file, self._task, self._settings, "validation").value for file in (original.path, student.path, path)
-        )
-        float_drop = self._task.metric.drop(teacher_score, float_score)
-        int8_drop = self._task.metric.drop(teacher_score, int8_score)
-        if float_drop <= limit < int8_drop:
-            return f"on validation, int8 is {int8_drop:.2f} points below the teacher, float32 {float_drop:.2f}."
-        return ""
-
     def add(
         self,
         stage: str,
@@ -140,28 +269,8 @@ class Record:
         summary: str,
         applied: bool = True,
     ) -> None:
-        """Verifies a stage's ONNX file on the test split, notes its row of the report, and ends the stage."""
-        score = None
-        if self._task.measurable:
-            score = verify(path, self._task, self._settings, "test", self._show_verifying)
-        self.steps.append(
-            Step(
-                stage=stage,
-                path=path,
-                precision=precision,
-                parameters=parameter_count(network),
-                macs=self.macs(network),
-                score=score,
-                seconds=time.monotonic() - self._stage_started,
-                applied=applied,
-                summary=summary,
-            )
-        )
-        self._progress.end(summary, "" if score is None else f"{score.value:.2f} {self._task.metric.unit}")
-
-    def report(self, timings: BenchResult, seconds: float) -> Report:
-        """All of it, with the latencies of every step, and what the run has taken."""
-        return assemble(self._recipe, self._task, self.steps, timings, seconds, self.notes, self.groups, self.trainings)
+        """Ends a stage as `add_file` does, with what its network costs."""
+        self.add_file(stage, path, precision, parameter_count(network), self.macs(network), summary, applied)
 
     def _export(self, stage: str, network: nn.Module) -> Candidate:
         self._progress.update("exporting to ONNX")
@@ -170,12 +279,9 @@ class Record:
             network,
             self._task.example_input(EXPORTED_BATCH),
             path,
-            self._recipe.export,
+            self._export_table,
             input_name=self._task.input_name,
             output_name=self._task.output_name,
             metadata=self._task.metadata(),
         )
         return Candidate(network, path)
-
-    def _show_verifying(self, done: int, total: int) -> None:
-        self._progress.update("verifying on test", done / total)

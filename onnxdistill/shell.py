@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from onnxdistill.errors import LimitsMissedError, explained
 from onnxdistill.journal import Journal
 from onnxdistill.logfile import LoggedProgress, check_log_place
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
-from onnxdistill.recipe import Recipe
 from onnxdistill.report import Report
 from onnxdistill.report.table import limit_text, render_report
 from onnxdistill.stages.ship import RunFolder
@@ -25,7 +24,7 @@ class Shell:
     """The surroundings of one run; `opened` makes them.
 
     Attributes:
-        name: The recipe's.
+        name: Of the run.
         folder: The run folder.
         scratch: A folder for the files on the way.
         journal: What the run need not do again if it is ended.
@@ -53,8 +52,12 @@ class Shell:
                 self.console.print("Ended on the way. The same command goes on from here.")
             raise
 
-    def deliver(self, report: Report) -> Path:
-        """Shows the closing table, and gives the run folder its name, which is returned.
+    def deliver(self, report: Report, advice: str) -> None:
+        """Shows the closing table, gives the run folder its name, and says where the student is.
+
+        Args:
+            report: Of the run.
+            advice: What to do if a limit was missed.
 
         Raises:
             LimitsMissedError: If the student misses a limit; the folder has another name then.
@@ -67,20 +70,22 @@ class Shell:
             missed = "; ".join(limit_text(check) for check in report.limits if check.met is False)
             raise LimitsMissedError(
                 f"The student of {self.name} does not ship: {missed}.",
-                f"What was made lies in {shipped}. Prune less, train longer, or change [limits].",
+                f"What was made lies in {shipped}. {advice}",
             )
-        return shipped
+        if self.console is not None:
+            files = (shipped / "student.onnx", shipped / "report.html")
+            self.console.print("", *files, sep="\n", highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def opened(
-    recipe: Recipe, source: Path, target: Path, console: Console | None, log_file: Path | None
+    name: str, sources: Iterable[Path], target: Path, console: Console | None, log_file: Path | None
 ) -> Iterator[Shell]:
     """Opens what a run needs around it; at the end of the block, nothing is left but what was delivered.
 
     Args:
-        recipe: The run's.
-        source: The recipe's file.
+        name: Of the run.
+        sources: Files that it reads.
         target: The run folder.
         console: Shows progress; None is silent.
         log_file: Gets a line of JSON for everything that happens; see `LoggedProgress`.
@@ -92,12 +97,12 @@ def opened(
     with ExitStack() as stack:
         progress: Progress = screen
         if log_file is not None:
-            check_log_place(log_file, (source, Path(recipe.teacher.weights)), target)
-            progress = stack.enter_context(LoggedProgress(screen, log_file, recipe.name))
+            check_log_place(log_file, sources, target)
+            progress = stack.enter_context(LoggedProgress(screen, log_file, name))
         folder = stack.enter_context(RunFolder(target))
         scratch = stack.enter_context(_scratch())
         journal = stack.enter_context(Journal(target))
-        yield Shell(recipe.name, folder, scratch, journal, progress, screen, console)
+        yield Shell(name, folder, scratch, journal, progress, screen, console)
 
 
 @contextmanager

@@ -10,11 +10,8 @@ Usage: python benchmarks/quantization-rewrites/run.py [--seconds 40] [--only NAM
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
-import logging
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,23 +22,19 @@ import click
 import numpy as np
 import onnx
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
-from torch import nn
+from onnxruntime.quantization import QuantType
 
 from onnxdistill.device.bench import bench
-from onnxdistill.networks import build_network
 from onnxdistill.quantization.placement import float_beginning
 from onnxdistill.quantization.pooling import pool_globally
 from onnxdistill.quantization.preparation import finish, prepare
 from onnxdistill.quantization.shapes import infer_shapes
-from onnxdistill.recipe import ExportTable
-from onnxdistill.stages.export import export
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
+from benchmarks.documented import documented, quantize
+from benchmarks.random_networks import export_random, images
 from benchmarks.summaries import this_machine, write_summary
 
 SQUEEZE_AND_EXCITE = ("mobilenet_v3_small", "mobilenet_v3_large", "efficientnet_b0")
@@ -51,45 +44,16 @@ SIZE = 224
 IMAGES = 4
 
 
-class Images(CalibrationDataReader):
-    def __init__(self) -> None:
-        self._images = iter(images(IMAGES, 0))
-
-    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-        return next(({"input": image[np.newaxis]} for image in self._images), None)
-
-
-def images(count: int, seed: int) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
-
-
-def build(name: str) -> nn.Module:
-    """A network with random weights and biases, whose batch norms normalize random images."""
-    torch.manual_seed(0)
-    network = build_network(f"torchvision:{name}", 1000, 0)
-    for key, parameter in network.named_parameters():
-        if key.endswith("bias"):
-            nn.init.normal_(parameter, 0, 0.05)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None
-    with torch.no_grad():
-        network.train()(torch.from_numpy(images(8, 1)))
-    return network.eval()
-
-
 def variants(source: Path) -> dict[str, Path]:
     """The float file, and one for every step."""
     files = {"float32": source, **{step: source.with_name(f"{source.stem}-{step}.onnx") for step in STEPS}}
-    simplified = source.with_name(f"{source.stem}-simplified.onnx")
-    quant_pre_process(str(source), str(simplified))
+    simplified = files["documented"].with_name(f"{files['documented'].stem}-simplified.onnx")
+    documented(source, files["documented"], calibration())
     plain = onnx.load(simplified)
     with_pooling = ir.from_proto(plain)
     pool_globally(with_pooling)
     prepared = prepare(onnx.load(source))
     excluded = float_beginning(prepared)
-    quantize(plain, files["documented"])
     quantize_unsigned(plain, files["unsigned"])
     quantize_unsigned(infer_shapes(ir.to_proto(with_pooling)), files["pooling"])
     quantize_unsigned(prepared, files["gates"])
@@ -102,6 +66,7 @@ def quantize_unsigned(model: onnx.ModelProto, path: Path, excluded: tuple[str, .
     quantize(
         model,
         path,
+        calibration(),
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
@@ -109,23 +74,9 @@ def quantize_unsigned(model: onnx.ModelProto, path: Path, excluded: tuple[str, .
     )
 
 
-def quantize(model: onnx.ModelProto, path: Path, **settings: Any) -> None:
-    with quiet():
-        # A copy: the quantizer changes the model that it is given.
-        quantize_static(onnx.ModelProto.FromString(model.SerializeToString()), str(path), Images(), **settings)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the quantizer's advice and progress."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(level)
+def calibration() -> Iterator[dict[str, NDArray[np.float32]]]:
+    """Random images."""
+    yield {"input": images(IMAGES, SIZE, 0)}
 
 
 @click.command()
@@ -141,7 +92,7 @@ def main(seconds: float, only: tuple[str, ...]) -> None:
             continue
         with tempfile.TemporaryDirectory() as scratch:
             source = Path(scratch) / f"{name}.onnx"
-            export(build(name), torch.from_numpy(images(2, 2)), source, ExportTable())
+            export_random(name, SIZE, source)
             result = bench(variants(source), threads=1, batch=1, seconds=seconds, seed=0)
         results[name] = {
             "doubts": result.doubts(),

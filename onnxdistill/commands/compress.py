@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -10,10 +11,20 @@ from rich.console import Console
 
 import onnxdistill
 from onnxdistill.commands.options import Minutes
+from onnxdistill.errors import UsageError
 
 
 @click.command("compress")
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--onnx", "model", metavar="FILE", type=click.Path(path_type=Path), help="Instead of a RECIPE: a float ONNX file."
+)
+@click.option(
+    "--data",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="With --onnx: samples, as an .npz file with an array for every input, or a folder of images.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the student and its report.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a value; repeatable.")
 @click.option(
@@ -24,21 +35,56 @@ from onnxdistill.commands.options import Minutes
     help="Time to fine-tune in, such as 90s, 30m or 2h: fewer epochs, if need be; distill.minutes.",
 )
 @click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="Make a file for another kind of machine as well, such as arm64 or tensorrt; repeatable; quantize.targets.",
+)
+@click.option(
     "--log-file", metavar="FILE", type=click.Path(path_type=Path), help="Add a line of JSON for all that happens."
 )
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compress_command(
-    recipe: Path,
+    recipe: Path | None,
+    model: Path | None,
+    data: Path | None,
     out: Path | None,
     overrides: tuple[str, ...],
     minutes: float | None,
+    targets: tuple[str, ...],
     log_file: Path | None,
     quiet: bool,
 ) -> None:
-    """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify."""
+    """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify; or quantize an ONNX file."""
+    console = None if quiet else Console(highlight=False)
+    if targets:
+        overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
+    assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
+    if model is not None:
+        _check_alone(recipe, data, minutes)
+        assert data is not None
+        if not assists:  # nothing is trained
+            onnxdistill.quantize_onnx(model, data, out=out, overrides=overrides, console=console, log_file=log_file)
+        return
+    if data is not None:
+        raise UsageError("--data is for an ONNX file.", "Name one with --onnx; a recipe has its data in [data].")
+    if recipe is None:
+        raise UsageError(
+            "There is nothing to compress.",
+            "Name a recipe, or an ONNX file with --onnx and samples for it with --data.",
+        )
     settings = overrides if minutes is None else (*overrides, f"distill.minutes={minutes}")
-    if int(os.environ.get("RANK", 0)) > 0:  # torchrun says so
+    if assists:
         onnxdistill.assist(recipe, settings)
         return
-    console = None if quiet else Console(highlight=False)
     onnxdistill.compress(recipe, out=out, overrides=settings, console=console, log_file=log_file)
+
+
+def _check_alone(recipe: Path | None, data: Path | None, minutes: float | None) -> None:
+    if recipe is not None:
+        raise UsageError(f"The recipe {recipe} and --onnx exclude each other.", "Leave out one of them.")
+    if data is None:
+        raise UsageError("--onnx needs samples for the inputs of the model.", "Name them with --data.")
+    if minutes is not None:
+        raise UsageError("--time-budget is for trainings, and an ONNX file is not trained.", "Leave it out.")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from onnxdistill.errors import DataError
 
 Indices = NDArray[np.int64]
+Mode = Literal["RGB", "L"]
 
 # Per-channel statistics of ImageNet; the published ImageNet and CIFAR ResNet checkpoints were trained with them.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -99,13 +100,7 @@ class Decoding:
         Raises:
             DataError: If the file is not an image, or its size differs and no `resize` is given.
         """
-        try:
-            with Image.open(path) as opened:
-                image = _eight_bits(opened).convert("RGB")
-        except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-            raise DataError(
-                f"{path} cannot be read as an image: {str(error).rstrip('.')}.", "Replace or remove the file."
-            ) from error
+        image = open_image(path, "RGB")
         if self.resize is not None:
             scale = self.resize / min(image.size)
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
@@ -117,6 +112,21 @@ class Decoding:
         left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
         image = image.crop((left, top, left + self.size, top + self.size))
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+
+def open_image(path: Path, mode: Mode) -> Image.Image:
+    """Decodes an image file, of 8 or 16 bits, in colour or in grey.
+
+    Raises:
+        DataError: If the file is not an image.
+    """
+    try:
+        with Image.open(path) as opened:
+            return _eight_bits(opened).convert(mode)
+    except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
+        raise DataError(
+            f"{path} cannot be read as an image: {str(error).rstrip('.')}.", "Replace or remove the file."
+        ) from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from onnxdistill.errors import NetworkError
 from onnxdistill.networks.calling import explained
+from onnxdistill.networks.cifar_mobilenet import mobilenet_v2
 from onnxdistill.networks.cifar_resnet import CifarResNet, resnet20, resnet56
 from onnxdistill.networks.cifar_vgg import CifarVGG, vgg16
 from onnxdistill.networks.digits_resnet import DigitsResNet, digits_resnet
@@ -28,6 +29,7 @@ BUILT_IN: dict[str, Builder] = {
     "cifar-resnet20": resnet20,
     "cifar-resnet56": resnet56,
     "cifar-vgg16": vgg16,
+    "cifar-mobilenet_v2": mobilenet_v2,
 }
 
 

@@ -7,12 +7,13 @@ out that stage. Unknown keys are refused. Paths are relative to the recipe; path
 
 from __future__ import annotations
 
-from onnxdistill.recipe.compression import FactorizeTable, PruneTable, QuantizeTable
+from onnxdistill.recipe.compression import FactorizeTable, PruneTable, QuantizeTable, Target
 from onnxdistill.recipe.data import FOLDER_IMAGE_SIZE, DataTable
 from onnxdistill.recipe.deployment import BenchTable, ExportTable, LimitsTable
 from onnxdistill.recipe.distillation import DistillTable, FeaturesTable, FurtherTeacherTable
-from onnxdistill.recipe.loading import load_recipe
+from onnxdistill.recipe.loading import load_recipe, onnx_recipe
 from onnxdistill.recipe.messages import table_type
+from onnxdistill.recipe.onnxalone import OnnxRecipe, SamplesTable
 from onnxdistill.recipe.teacher import TeacherTable
 from onnxdistill.recipe.training import TrainingTable
 from onnxdistill.recipe.whole import Recipe
@@ -27,11 +28,15 @@ __all__ = [
     "FeaturesTable",
     "FurtherTeacherTable",
     "LimitsTable",
+    "OnnxRecipe",
     "PruneTable",
     "QuantizeTable",
     "Recipe",
+    "SamplesTable",
+    "Target",
     "TeacherTable",
     "TrainingTable",
     "load_recipe",
+    "onnx_recipe",
     "table_type",
 ]

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from onnxdistill.recipe.base import Batch, Count, Share, Table
+from onnxdistill.recipe.base import Batch, Count, NotNegative, Positive, Share, Table
+
+Target = Literal["x86-vnni", "x86", "arm64", "cuda", "tensorrt"]
+"""A kind of machine that runs an ONNX file."""
 
 Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
 
@@ -58,9 +61,22 @@ class QuantizeTable(Table):
         "and slower. Elsewhere it takes int8.",
     )
     per_channel: bool = Field(True, description="A scale for every output channel of a weight.")
-    ranges: Literal["minmax", "percentile", "entropy", "mse"] = Field(
-        "minmax",
+    ranges: Literal["auto", "minmax", "percentile", "entropy", "mse"] = Field(
+        "auto",
         description="What the scale of an activation covers: all calibration values, 99.999 % of them, or as many as "
-        "the least Kullback-Leibler divergence (Migacz 2017) or the least squared error asks for.",
+        "the least Kullback-Leibler divergence (Migacz 2017) or the least squared error asks for. `auto` begins with "
+        "all values, and tries the others if that costs too much.",
     )
+    max_drop: NotNegative = Field(
+        0.5,
+        description="Points of validation accuracy below float32 that int8 may cost. If it costs more, more and more "
+        "is done: other ranges, corrected biases, equalized channels, better rounding, layers in float, training.",
+    )
+    epochs: Annotated[int, Field(ge=0)] = Field(
+        2, description="Of training with int8, if nothing else is enough. 0: none."
+    )
+    learning_rate: Positive = Field(0.0003, description="Of that training, by AdamW.")
     calibration_batch: Batch = Field(32, description="Images a calibration step.")
+    targets: list[Target] = Field(
+        [], description="Machines unlike this one to make a file for as well: student-TARGET.onnx."
+    )

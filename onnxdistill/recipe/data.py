@@ -47,8 +47,17 @@ class DataTable(Table):
 
     @model_validator(mode="after")
     def _normalisation(self) -> DataTable:
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("data.mean and data.std go together")
-        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
-            raise ValueError("data.mean and data.std need the same number of channels")
+        check_normalisation(self.mean, self.std)
         return self
+
+
+def check_normalisation(mean: list[float] | None, std: list[float] | None) -> None:
+    """Makes sure that both are there or neither, and of the same channels.
+
+    Raises:
+        ValueError: If not.
+    """
+    if (mean is None) != (std is None):
+        raise ValueError("data.mean and data.std go together")
+    if mean is not None and std is not None and len(mean) != len(std):
+        raise ValueError("data.mean and data.std need the same number of channels")

@@ -6,13 +6,16 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from onnxdistill.errors import RecipeError
 from onnxdistill.recipe.messages import explained
+from onnxdistill.recipe.onnxalone import OnnxRecipe
 from onnxdistill.recipe.whole import Recipe
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,12 +33,39 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for item in overrides:
         _override(tables, item)
     _anchor_paths(tables, Path.cwd())  # those of the overrides; absolute ones stay
+    return _validated(Recipe, tables, f"{path} is not a valid recipe")
+
+
+def onnx_recipe(model: Path, data: Path, overrides: Sequence[str] = ()) -> OnnxRecipe:
+    """What is asked of an ONNX file alone.
+
+    Args:
+        model: The float ONNX file.
+        data: Samples for its inputs.
+        overrides: Items `table.key=value`, as for a recipe.
+
+    Raises:
+        RecipeError: One message with everything that is wrong with the overrides.
+    """
+    here = Path.cwd()
+    tables: dict[str, Any] = {
+        "name": model.stem,
+        "onnx": _anchored(str(model), here),
+        "data": {"path": _anchored(str(data), here)},
+        "quantize": {"epochs": 0},
+    }
+    for item in overrides:
+        _override(tables, item)
+    return _validated(OnnxRecipe, tables, "What is asked of the ONNX file is not valid")
+
+
+def _validated(kind: type[Checked], tables: dict[str, Any], complaint: str) -> Checked:
     try:
-        return Recipe.model_validate(tables)
+        return kind.model_validate(tables)
     except ValidationError as error:
-        found = [explained(detail) for detail in error.errors()]
+        found = [explained(detail, kind) for detail in error.errors()]
         listed = found if len(found) == 1 else [f"({number}) {text}" for number, text in enumerate(found, 1)]
-        raise RecipeError(f"{path} is not a valid recipe: {'; '.join(listed)}.", "Correct it.") from error
+        raise RecipeError(f"{complaint}: {'; '.join(listed)}.", "Correct it.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -79,7 +109,7 @@ def _is_path(key: str, value: str) -> bool:
 def _override(tables: dict[str, Any], item: str) -> None:
     key, equals, text = item.partition("=")
     if not equals or not key.strip():
-        raise RecipeError(f"--set {item!r} is not of the form table.key=value.", "Write for example distill.epochs=5.")
+        raise RecipeError(f"--set {item!r} is not of the form table.key=value.", "Write for example bench.threads=2.")
     *parents, last = key.strip().split(".")
     table = tables
     for parent in parents:

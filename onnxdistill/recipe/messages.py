@@ -8,15 +8,18 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from onnxdistill.recipe.whole import Recipe
 
+def explained(detail: Any, recipe: type[BaseModel]) -> str:  # pydantic's ErrorDetails
+    """One thing that is wrong with a recipe, without a full stop.
 
-def explained(detail: Any) -> str:  # pydantic's ErrorDetails
-    """One thing that is wrong with a recipe, without a full stop."""
+    Args:
+        detail: What pydantic says.
+        recipe: The kind of recipe, for the keys that it has.
+    """
     place = ".".join(str(part) for part in detail["loc"]) or "the recipe"
     match detail["type"]:
         case "extra_forbidden":
-            return f"{place}: unknown key{_nearest_key(detail['loc'])}"
+            return f"{place}: unknown key{_nearest_key(detail['loc'], recipe)}"
         case "missing" if place == "distill.epochs" and "minutes" in detail["input"]:
             return (
                 "distill.epochs: missing; a time budget (--time-budget or distill.minutes) needs a [distill] table, "
@@ -30,8 +33,8 @@ def explained(detail: Any) -> str:  # pydantic's ErrorDetails
             return f"{place} = {detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def _nearest_key(location: tuple[int | str, ...]) -> str:
-    table: type[BaseModel] = Recipe
+def _nearest_key(location: tuple[int | str, ...], recipe: type[BaseModel]) -> str:
+    table = recipe
     for part in location[:-1]:
         if isinstance(part, int):  # the place in a list
             continue

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.result import BenchResult, CaseTiming
-from onnxdistill.recipe import LimitsTable, Recipe
+from onnxdistill.recipe import LimitsTable, OnnxRecipe, Recipe
 from onnxdistill.report.model import (
     SCHEMA_VERSION,
     Artifact,
     GroupCut,
     LatencyFigures,
     LimitCheck,
+    QuantizationLog,
     Report,
     ScoreFigures,
     SpeedupFigures,
     StageRow,
+    TargetRow,
     TrainingLog,
 )
-from onnxdistill.tasks.base import Metric, Score, Task
+from onnxdistill.tasks.base import Metric, Score, Scoring, paired_interval
 
 ROUNDING = 1e-9
 
@@ -38,37 +40,49 @@ class Step:
     path: Path
     precision: Literal["float32", "int8"]
     parameters: int
-    macs: int
+    macs: int | None
     score: Score | None
     seconds: float
     applied: bool
     summary: str
 
 
+@dataclass(frozen=True)
+class TargetFile:
+    """A file for another kind of machine, and its score on this one."""
+
+    target: str
+    path: Path
+    summary: str
+    score: Score | None
+
+
 def assemble(
-    recipe: Recipe,
-    task: Task,
+    recipe: Recipe | OnnxRecipe,
+    scoring: Scoring,
     steps: list[Step],
     timings: BenchResult,
     seconds: float,
     notes: list[str],
     groups: list[GroupCut],
     trainings: list[TrainingLog],
+    quantization: QuantizationLog | None = None,
+    targets: Sequence[TargetFile] = (),
 ) -> Report:
     """Builds the report; the first step is the teacher, and the last applied one the student."""
     by_name = {timing.name: timing for timing in timings.cases}
     rows = [_row(step, by_name[step.stage]) for step in steps]
     student = [step for step in steps if step.applied][-1]
-    limits = _check_limits(recipe.limits, task, steps[0], student, rows[steps.index(student)])
-    if not task.measurable:
+    limits = _check_limits(recipe.limits, scoring.metric, steps[0], student, rows[steps.index(student)])
+    if not scoring.measurable:
         notes = ["Accuracy was not measured: the teacher has neither weights nor training.", *notes]
     return Report(
         schema_version=SCHEMA_VERSION,
         onnxdistill_version=version("onnxdistill"),
         name=recipe.name,
         task=recipe.task,
-        metric=task.metric.name,
-        metric_unit=task.metric.unit,
+        metric=scoring.metric.name,
+        metric_unit=scoring.metric.unit,
         created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         seconds=seconds,
         shipped=all(check.met is not False for check in limits),
@@ -78,12 +92,21 @@ def assemble(
         notes=list(dict.fromkeys([*notes, *_shaky(timings)])),
         groups=groups,
         trainings=trainings,
-        artifacts=[_artifact("teacher.onnx", steps[0].path), _artifact("student.onnx", student.path)],
-        data=task.describe_data(),
+        artifacts=[_artifact(name, path) for name, path in shipped_files(steps, targets).items()],
+        data=scoring.describe_data(),
         recipe=recipe.model_dump(mode="json", exclude_none=True),
         host=timings.host.to_json(),
         bench=_portable(timings),
+        quantization=quantization,
+        targets=[_target_row(one) for one in targets],
     )
+
+
+def shipped_files(steps: Sequence[Step], targets: Sequence[TargetFile]) -> dict[str, Path]:
+    """The ONNX files that ship, by the names that they get."""
+    student = [step for step in steps if step.applied][-1]
+    others = {f"student-{one.target}.onnx": one.path for one in targets}
+    return {"teacher.onnx": steps[0].path, "student.onnx": student.path, **others}
 
 
 def _shaky(timings: BenchResult) -> list[str]:
@@ -120,6 +143,11 @@ def _row(step: Step, timing: CaseTiming) -> StageRow:
     )
 
 
+def _target_row(file: TargetFile) -> TargetRow:
+    score = None if file.score is None else _score(file.score)
+    return TargetRow(file.target, file.summary, file.path.stat().st_size, score)
+
+
 def _value(estimate: Estimate | None) -> float | None:
     return None if estimate is None else estimate.value
 
@@ -129,11 +157,11 @@ def _score(score: Score) -> ScoreFigures:
 
 
 def _check_limits(
-    limits: LimitsTable, task: Task, teacher: Step, student: Step, student_row: StageRow
+    limits: LimitsTable, metric: Metric, teacher: Step, student: Step, student_row: StageRow
 ) -> list[LimitCheck]:
     checks = []
     if limits.max_drop is not None:
-        checks.append(check_drop(limits.max_drop, task.metric, teacher.score, student.score))
+        checks.append(check_drop(limits.max_drop, metric, teacher.score, student.score))
     if limits.min_speedup is not None and student_row.speedup is not None:
         speedup = student_row.speedup
         met = speedup.ratio >= limits.min_speedup
@@ -149,21 +177,6 @@ def check_drop(limit: float, metric: Metric, teacher: Score | None, student: Sco
     low, high = paired_interval(teacher, student, drop)
     met = drop <= limit + ROUNDING  # 88.63 - 87.13 is not quite 1.5
     return LimitCheck("max_drop", limit, drop, low, high, met, "points")
-
-
-def paired_interval(teacher: Score, student: Score, drop: float) -> tuple[float, float]:
-    """95 % interval of the difference of two accuracies on the same samples, in points.
-
-    Source: Agresti 2013, "Categorical Data Analysis", equation 11.3: only samples on which the two disagree
-    count, so the interval is narrower than that of two independent tests.
-    """
-    if teacher.correct is None or student.correct is None:
-        return drop, drop
-    lost = int((teacher.correct & ~student.correct).sum())
-    won = int((~teacher.correct & student.correct).sum())
-    count = teacher.samples
-    error = 100.0 * 1.96 * sqrt(lost + won - (lost - won) ** 2 / count) / count
-    return drop - error, drop + error
 
 
 def _artifact(name: str, path: Path) -> Artifact:

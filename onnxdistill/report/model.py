@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class StageRow:
         stage: Name of the stage, as in the recipe.
         precision: `float32` or `int8`.
         parameters: Number of parameters of the network.
-        macs: Multiply-adds of one sample.
+        macs: Multiply-adds of one sample; None where they are not known.
         size_bytes: Size of the ONNX file.
         score: None if accuracy was not measured.
         latency: Of this stage's ONNX file.
@@ -64,7 +64,7 @@ class StageRow:
     stage: str
     precision: str
     parameters: int
-    macs: int
+    macs: int | None
     size_bytes: int
     score: ScoreFigures | None
     latency: LatencyFigures | None
@@ -113,6 +113,60 @@ class TrainingLog:
 
 
 @dataclass(frozen=True)
+class SchemeRow:
+    """A way to quantize that was timed, and how many times faster than float32 it is, with a 95 % interval."""
+
+    scheme: str
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RungRow:
+    """Something that was tried for int8's accuracy.
+
+    Attributes:
+        name: What was done.
+        points: Of the metric on validation, below float32; None if it could not be done.
+        kept: Whether less was lost than ever before.
+        seconds: How long it took.
+        note: Why it was not used, if there is more to say.
+    """
+
+    name: str
+    points: float | None
+    kept: bool
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class TargetRow:
+    """A file for another kind of machine; its score is that of ONNX Runtime's CPU provider on this machine."""
+
+    target: str
+    summary: str
+    size_bytes: int
+    score: ScoreFigures | None
+
+
+@dataclass(frozen=True)
+class QuantizationLog:
+    """How the int8 file was found.
+
+    Attributes:
+        limit: Points of the metric on validation that int8 could cost.
+        schemes: What was timed.
+        rungs: What was tried for accuracy; nothing without data.
+    """
+
+    limit: float
+    schemes: list[SchemeRow]
+    rungs: list[RungRow]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A shipped file."""
 
@@ -145,6 +199,8 @@ class Report:
     recipe: dict[str, Any]
     host: dict[str, Any]
     bench: dict[str, Any]
+    quantization: QuantizationLog | None = None
+    targets: list[TargetRow] = field(default_factory=list)
 
     @property
     def teacher(self) -> StageRow:
@@ -188,7 +244,20 @@ def load_report(path: Path) -> Report:
     tables["groups"] = [GroupCut(**entry) for entry in tables["groups"]]
     tables["trainings"] = [TrainingLog(**entry) for entry in tables["trainings"]]
     tables["artifacts"] = [Artifact(**entry) for entry in tables["artifacts"]]
+    tables["quantization"] = _quantization(tables.get("quantization"))
+    tables["targets"] = [_target(row) for row in tables.get("targets", [])]
     return Report(**tables)
+
+
+def _quantization(tables: dict[str, Any] | None) -> QuantizationLog | None:
+    if tables is None:
+        return None
+    schemes = [SchemeRow(**row) for row in tables["schemes"]]
+    return QuantizationLog(tables["limit"], schemes, [RungRow(**row) for row in tables["rungs"]])
+
+
+def _target(tables: dict[str, Any]) -> TargetRow:
+    return TargetRow(**{**tables, "score": None if tables["score"] is None else ScoreFigures(**tables["score"])})
 
 
 def _row(tables: dict[str, Any]) -> StageRow:

@@ -6,17 +6,19 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from onnxdistill.report.model import LimitCheck, Report, StageRow
+from onnxdistill.report.model import LimitCheck, Report, StageRow, TargetRow
 
-_HEADINGS = ("stage", "params", "MACs", "size kB", "accuracy", "median ms", "p95 ms", "speed-up")
-_NARROW_HEADINGS = {0: "stage", 4: "accuracy", 5: "median\nms", 7: "speed-up"}
+_HEADINGS = ("stage", "params", "MACs", "size kB", "{metric}", "median ms", "p95 ms", "speed-up")
+_NARROW_HEADINGS = {0: "stage", 4: "{metric}", 5: "median\nms", 7: "speed-up"}
 _LIMIT_STYLES = {True: "green", False: "bold red", None: "yellow"}
 _NOT_MEASURED = "not measured"
 _UNBOUNDED = 1000
 
 
-def count(number: float) -> str:
-    """A count in three digits with a decimal prefix: 270896 is `271 k`."""
+def count(number: float | None) -> str:
+    """A count in three digits with a decimal prefix: 270896 is `271 k`; or a dash."""
+    if number is None:
+        return "–"
     for size, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             scaled = number / size
@@ -32,7 +34,7 @@ def latency(milliseconds: float | None) -> str:
     return f"{milliseconds:.{digits}f}"
 
 
-def score_text(row: StageRow, unit: str) -> str:
+def score_text(row: StageRow | TargetRow, unit: str) -> str:
     """The score with its unit; accuracy that was not measured says so."""
     return _NOT_MEASURED if row.score is None else f"{row.score.value:.2f} {unit}"
 
@@ -66,8 +68,9 @@ class _StageTable:
 
     def _table(self, headings: dict[int, str]) -> Table:
         table = Table(title=None, box=None, pad_edge=False, header_style="bold")
+        metric = self._report.metric.split()[-1]
         for column, heading in headings.items():
-            table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+            table.add_column(heading.format(metric=metric), justify="right" if column else "left", no_wrap=True)
         between = " " if len(headings) == len(_HEADINGS) else "\n"
         for row in self._report.rows:
             cells = [

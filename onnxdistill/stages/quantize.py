@@ -1,54 +1,88 @@
-"""Stage `quantize`: static int8 in QDQ form, with ranges calibrated here; ONNX Runtime quantizes the weights."""
+"""Stage `quantize`: static int8 in QDQ form, as fast and as accurate as measuring finds it.
+
+Speed first: what is not faster than float32 on the target is of no use, however accurate. The fastest form then climbs
+the ladder of accuracy, which also ends where int8 would no longer be faster.
+"""
 
 from __future__ import annotations
 
-import io
-import logging
-import platform
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-import onnx
-from onnxruntime.quantization import QDQQuantizer, QuantType
-from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
-
-from onnxdistill.device.host import read_processor
-from onnxdistill.onnxfile import save_checked
-from onnxdistill.quantization.calibration import QUANTIZABLE, Activations, collect, find_activations
-from onnxdistill.quantization.placement import float_beginning
-from onnxdistill.quantization.preparation import finish, prepare
-from onnxdistill.quantization.ranges import Range, find_range
-from onnxdistill.recipe import QuantizeTable
+from onnxdistill.device.measuring.compare import describe, measurably_faster
+from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.quantization.ladder import Finetune, Ladder, Loss, Rung
+from onnxdistill.quantization.ranges import Method
+from onnxdistill.quantization.scheme import candidates, usual_scheme
+from onnxdistill.quantization.targets import write_for
+from onnxdistill.quantization.workshop import Calibration, Form, Int8Model, Workshop
+from onnxdistill.recipe import QuantizeTable, Target
 from onnxdistill.tasks.base import Feeds
 
-X86 = frozenset({"x86_64", "amd64"})
-# Processors with one of these add products of int8 in 32 bits; without, x86 saturates at 16 bits.
-NON_SATURATING = frozenset({"AVX512-VNNI", "AVX-VNNI", "AMX-INT8"})
+# By how much another form has to be faster than the usual one, with its whole interval, to be worth a surprise.
+_CLEARLY_FASTER = 1.02
+
+
+class Judge(Protocol):
+    """What decides between int8 files: measured by the caller, who knows the data and the target."""
+
+    limit: float
+    """Points of the metric on validation that int8 may cost."""
+
+    measurable: bool
+    """Whether there is a metric; else only latency decides."""
+
+    def loss(self, path: Path) -> Loss:
+        """What a file costs, compared with the float one."""
+        ...
+
+    def speedup(self, path: Path) -> Estimate:
+        """How many times faster a file is than the float one."""
+        ...
+
+    def refusal(self, loss: Loss) -> str:
+        """Why a file that costs so much must not ship; empty if it may."""
+        ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A scheme that was timed.
+
+    Attributes:
+        scheme: In words.
+        speedup: Over the float file.
+    """
+
+    scheme: str
+    speedup: Estimate
 
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """An int8 ONNX file, and how it was made.
+    """An int8 ONNX file, and how it was found.
 
     Attributes:
         path: The file.
-        activations: `uint8` or `int8`.
-        reduced_range: Whether weights have 7 bits, so that 16-bit sums do not saturate.
-        ranges: Of the activations, by the names of their tensors: what their scales and zero points follow from.
-        unseen: Tensors that had no element in any calibration sample; the nodes around them stay in float.
+        form: How it was made.
+        loss: What it costs on validation; None if that was not measured.
+        variants: The schemes that were timed, in order of time.
+        rungs: What was tried for its accuracy, in order of time.
+        refusal: Why it must not ship; empty if it may.
     """
 
     path: Path
-    activations: str
-    reduced_range: bool
-    ranges: dict[str, Range] = field(default_factory=dict, repr=False)
-    unseen: tuple[str, ...] = ()
+    form: Form
+    loss: Loss | None = None
+    variants: tuple[Variant, ...] = ()
+    rungs: tuple[Rung, ...] = ()
+    refusal: str = ""
 
 
-def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: QuantizeTable) -> QuantizeResult:
-    """Quantizes weights and activations to 8 bits.
+def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: QuantizeTable) -> Int8Model:
+    """Quantizes weights and activations to 8 bits, in the form that mostly is the fastest; nothing is measured.
 
     Activations are unsigned on x86-64 (U8S8): the runtime's kernels there take unsigned activations; signed ones
     are rewritten and slower. On processors without VNNI, weights get 7 bits.
@@ -63,75 +97,118 @@ def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: Quan
         DataError: If there is no calibration sample.
         ModelFileError: If an activation is NaN or infinite; the message names it.
     """
-    x86 = platform.machine().lower() in X86
-    activations = table.activations if table.activations != "auto" else ("uint8" if x86 else "int8")
-    unsigned = activations == "uint8"
-    reduced_range = x86 and not NON_SATURATING & set(read_processor().int8_features or ())
-    with _quiet_quantizer():
-        # A quantizer that does not know a shape leaves the layer in float.
-        model = prepare(onnx.load(source))
-        found = find_activations(model)
-        ranges = _find_ranges(model, found, calibration, table)
-        unseen = tuple(name for name in found.types if name not in ranges)
-        data = {
-            name: TensorData(lowest=found.types[name].type(low), highest=found.types[name].type(high))
-            for name, (low, high) in ranges.items()
-        }
-        # What quantize_static does with the ranges of its own calibrators.
-        quantizer = QDQQuantizer(
-            model,
-            table.per_channel,
-            reduced_range,
-            QuantType.QInt8,
-            QuantType.QUInt8 if unsigned else QuantType.QInt8,
-            TensorsData(CalibrationMethod.MinMax, data),
-            [],
-            [*_nodes_around(model, unseen), *(float_beginning(model) if unsigned and x86 else ())],
-            sorted(QUANTIZABLE),
-            {},
-        )
-        quantizer.quantize_model()
-        quantizer.model.save_model_to_file(str(path))
-    _finish(source, path)
-    return QuantizeResult(path, activations, reduced_range, ranges, unseen)
+    workshop = Workshop(source, lambda: calibration)
+    scheme = usual_scheme(workshop.prepared, table.activations, table.per_channel)
+    return workshop.write(Form(scheme, _first_ranges(table)), path)
 
 
-def _find_ranges(
-    model: onnx.ModelProto, found: Activations, calibration: Iterable[Feeds], table: QuantizeTable
-) -> dict[str, Range]:
-    ranges = {name: Range(0.0, 1.0) for name in sorted(found.bounded)}
-    for name, histogram in collect(model, found.observed, calibration).items():
-        covered = find_range(histogram, table.ranges)
-        if covered is not None:
-            # Rounded as the quantizer gets it: scales follow from what is reported.
-            ranges[name] = Range(*(float(found.types[name].type(end)) for end in covered))
-    return ranges | {name: ranges[target] for name, target in found.same_as.items() if target in ranges}
+def quantize_measured(
+    source: Path,
+    path: Path,
+    calibration: Calibration,
+    table: QuantizeTable,
+    judge: Judge,
+    *,
+    finetune: Finetune | None = None,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> QuantizeResult:
+    """Finds the fastest int8 form of a model that is accurate enough.
+
+    Args:
+        source: The float ONNX file.
+        path: Where the int8 file goes; what is tried lies beside it.
+        calibration: Inputs by name, batch by batch, from the beginning with every call.
+        table: The recipe's `[quantize]`.
+        judge: Measures.
+        finetune: The last rung of the ladder; none if left out.
+        on_progress: Is told what is done.
+
+    Raises:
+        DataError: If there is no calibration sample.
+        ModelFileError: If an activation is NaN or infinite; the message names it.
+    """
+    on_progress("calibrating")
+    workshop = Workshop(source, calibration)
+    folder = path.with_name(f"{path.stem}-tried")
+    folder.mkdir(exist_ok=True)
+    timed = _timed(workshop, folder, table, judge, on_progress)
+    variants = tuple(Variant(str(form.scheme), ratio) for form, _, ratio in timed)
+    faster = _by_speed([one for one in timed if measurably_faster(one[2])])
+    if not faster:
+        form, file, ratio = _by_speed(timed)[0]
+        file.replace(path)
+        return QuantizeResult(path, form, None, variants, refusal=f"int8 is {describe(ratio)} as float32.")
+    first = faster[0]
+    if not judge.measurable:
+        first[1].replace(path)
+        return QuantizeResult(path, first[0], None, variants)
+    ladder = Ladder(workshop, calibration, _Measures(judge), judge.limit, folder, on_progress)
+    best = ladder.climb(first[0], any_ranges=table.ranges == "auto", finetune=finetune)
+    best.path.replace(path)
+    return QuantizeResult(path, best.form, best.loss, variants, tuple(ladder.rungs), judge.refusal(best.loss))
 
 
-def _nodes_around(model: onnx.ModelProto, tensors: Collection[str]) -> list[str]:
-    nodes = [node for node in model.graph.node if not {*node.input, *node.output}.isdisjoint(tensors)]
-    for index, node in enumerate(nodes):
-        node.name = node.name or f"unnamed node {index}"  # the quantizer leaves out nodes by name
-    return [node.name for node in nodes]
+def quantize_for(target: Target, source: Path, path: Path, calibration: Calibration, form: Form) -> str:
+    """Writes a model for a kind of machine unlike this one, and says in words what it is; see `write_for`.
+
+    Args:
+        target: The kind of machine.
+        source: The float ONNX file.
+        path: Where the file goes.
+        calibration: Inputs by name, batch by batch, from the beginning with every call.
+        form: What was found best on this machine.
+
+    Raises:
+        DataError: If there is no calibration sample.
+        ModelFileError: If an activation is NaN or infinite; the message names it.
+    """
+    return write_for(target, Workshop(source, calibration), form, path)
 
 
-def _finish(source: Path, path: Path) -> None:
-    quantized = finish(onnx.load(path))
-    have = {entry.key for entry in quantized.metadata_props}
-    for entry in onnx.load(source).metadata_props:
-        if entry.key not in have:
-            quantized.metadata_props.add(key=entry.key, value=entry.value)
-    save_checked(quantized, path)
+class _Measures:
+    """A judge, as the ladder asks it."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self.loss = judge.loss
+
+    def refuses(self, loss: Loss) -> bool:
+        return bool(self._judge.refusal(loss))
+
+    def is_faster(self, path: Path) -> bool:
+        return measurably_faster(self._judge.speedup(path))
 
 
-@contextmanager
-def _quiet_quantizer() -> Iterator[None]:
-    """The quantizer logs advice to run the preparation that has just been run, and prints its own progress."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(level)
+_Timed = tuple[Form, Path, Estimate]
+
+
+def _timed(
+    workshop: Workshop, folder: Path, table: QuantizeTable, judge: Judge, on_progress: Callable[[str], None]
+) -> list[_Timed]:
+    """Every form, its file, and how many times faster than float32 it is."""
+    schemes = list(candidates(workshop.prepared, table.activations, table.per_channel))
+    timed = []
+    for number, scheme in enumerate(schemes, 1):
+        on_progress(f"measuring int8 against float32, {number} of {len(schemes)} schemes")
+        path = folder / f"scheme-{number}.onnx"
+        form = Form(scheme, _first_ranges(table))
+        workshop.write(form, path)
+        timed.append((form, path, judge.speedup(path)))
+    return timed
+
+
+def _by_speed(timed: Sequence[_Timed]) -> list[_Timed]:
+    """The fastest first; what is not clearly faster than one before it stays behind."""
+    left, ordered = list(timed), []
+    while left:
+        best = left[0]
+        for one in left[1:]:
+            if one[2].low > best[2].high and one[2].value > _CLEARLY_FASTER * best[2].value:
+                best = one
+        left.remove(best)
+        ordered.append(best)
+    return ordered
+
+
+def _first_ranges(table: QuantizeTable) -> Method:
+    return "minmax" if table.ranges == "auto" else table.ranges

@@ -11,10 +11,15 @@ import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import get_args
 
 from onnxdistill.errors import OutputError, cannot_write
+from onnxdistill.recipe import Target
 
-FILES = ("teacher.onnx", "student.onnx", "student.pt", "report.json", "report.html", "recipe.toml", "samples.npz")
+FILES = (
+    *("teacher.onnx", "student.onnx", "student.pt", "report.json", "report.html", "recipe.toml", "samples.npz"),
+    *(f"student-{target}.onnx" for target in get_args(Target)),
+)
 """What a run writes."""
 
 _REPORT_KEYS = {"schema_version", "onnxdistill_version", "rows", "recipe"}

@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 from onnxdistill.device.session import SessionSettings, open_session
-from onnxdistill.tasks import Score, Task
+from onnxdistill.tasks import Score, Scoring
 
 
 def verify(
     path: Path,
-    task: Task,
+    scoring: Scoring,
     settings: SessionSettings,
     split: Literal["validation", "test"] = "test",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Measures the task's metric of an ONNX file.
+    """Measures the metric of an ONNX file.
 
     Args:
         path: The ONNX file.
-        task: Knows the data and the metric.
+        scoring: Knows the data and the metric.
         settings: Provider, threads and optimization level that the file is run with.
         split: `test` for what is reported; `validation` where something is decided by it.
         on_progress: Gets samples done and in all.
@@ -29,4 +29,4 @@ def verify(
     Raises:
         ModelFileError: If the file does not load.
     """
-    return task.score(open_session(path, settings).run, split, on_progress)
+    return scoring.score(open_session(path, settings).run, split, on_progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
@@ -53,6 +54,23 @@ class Score:
     correct: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
 
+def paired_interval(teacher: Score, student: Score, drop: float) -> tuple[float, float]:
+    """95 % interval of the difference of two accuracies on the same samples, in points.
+
+    Of a metric that is no share of right samples, only the difference is known.
+
+    Source: Agresti 2013, "Categorical Data Analysis", equation 11.3: only samples on which the two disagree
+    count, so the interval is narrower than that of two independent tests.
+    """
+    if teacher.correct is None or student.correct is None:
+        return drop, drop
+    lost = int((teacher.correct & ~student.correct).sum())
+    won = int((~teacher.correct & student.correct).sum())
+    count = teacher.samples
+    error = 100.0 * 1.96 * sqrt(lost + won - (lost - won) ** 2 / count) / count
+    return drop - error, drop + error
+
+
 @dataclass(frozen=True)
 class TrainingBatch:
     """One step's samples.
@@ -100,15 +118,28 @@ class StepResult(TypedDict):
     output: Tensor
 
 
-class Task(Protocol):
-    """What is particular to a kind of task. The pipeline and the stages know nothing else of it."""
+class Scoring(Protocol):
+    """What verifying and reporting need to know of data and a metric; of networks and trainings, nothing."""
 
     metric: Metric
+    measurable: bool
+    """False if there is neither data nor a trained teacher: only latency can be measured."""
+
+    def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
+        """Measures the metric of `runner` on a split. `on_progress` gets samples done and in all."""
+        ...
+
+    def describe_data(self) -> dict[str, dict[str, int | str]]:
+        """Number of samples and fingerprint of every split."""
+        ...
+
+
+class Task(Scoring, Protocol):
+    """What is particular to a kind of task. The pipeline and the stages know nothing else of it."""
+
     input_name: str
     output_name: str
     class_names: Sequence[str]
-    measurable: bool
-    """False if there is neither data nor a trained teacher: only latency can be measured."""
 
     def example_input(self, batch: int) -> Tensor:
         """Returns an input `[batch, ...]` of the right shape, from real training data where there is some."""
@@ -153,14 +184,6 @@ class Task(Protocol):
         """Yields the calibration samples, always the same ones in the same order."""
         ...
 
-    def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
-        """Measures the metric of `runner` on a split. `on_progress` gets samples done and in all."""
-        ...
-
     def metadata(self) -> dict[str, str]:
         """What a caller of the ONNX file has to know: preprocessing, classes. Goes into the file."""
-        ...
-
-    def describe_data(self) -> dict[str, dict[str, int | str]]:
-        """Number of samples and fingerprint of every split."""
         ...

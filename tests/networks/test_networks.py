@@ -111,7 +111,8 @@ def test_same_seed_same_network_and_no_trace_in_the_global_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "channels", "size"), [("digits-resnet", 1, 8), ("cifar-resnet20", 3, 32), ("cifar-vgg16", 3, 32)]
+    ("name", "channels", "size"),
+    [("digits-resnet", 1, 8), ("cifar-resnet20", 3, 32), ("cifar-vgg16", 3, 32), ("cifar-mobilenet_v2", 3, 32)],
 )
 def test_sizes_are_those_of_the_docstrings(name: str, channels: int, size: int) -> None:
     network = BUILT_IN[name](10)

@@ -14,8 +14,8 @@ from torch import nn
 from onnxdistill.errors import DataError
 from onnxdistill.graph.losses import distillation_loss
 from onnxdistill.recipe import Recipe
-from onnxdistill.report.assemble import check_drop, paired_interval
-from onnxdistill.tasks.base import Augmentation, Feeds, Metric, Objective, Score, TrainingBatch
+from onnxdistill.report.assemble import check_drop
+from onnxdistill.tasks.base import Augmentation, Feeds, Metric, Objective, Score, TrainingBatch, paired_interval
 from onnxdistill.tasks.classification import Classification, build_classification
 
 

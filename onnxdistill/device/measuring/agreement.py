@@ -28,8 +28,8 @@ class Agreement:
         samples: Items that both were run on.
         max_absolute: Largest difference of two values; infinite where only one of them is a finite number.
         max_relative: The same, as a share of the largest value of the baseline.
-        argmax_percent: How often the largest value along the axis of the classes is at the same place: the second one
-            of maps (four dimensions and more), else the last; None where there is no such axis, or it has one value.
+        argmax_percent: How often the largest value along the axis of the classes is at the same place, see
+            `class_axis`; None where there is no such axis.
     """
 
     model: str
@@ -129,8 +129,8 @@ def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, 
         absolute = max(absolute, _largest_difference(wide, other))
         finite = wide[np.isfinite(wide)]
         scale = max(scale, float(np.abs(finite).max()) if finite.size else 0.0)
-        classes = 1 if expected.ndim >= _MAP_DIMENSIONS else -1
-        if expected.ndim > 1 and expected.shape[classes] > 1:
+        classes = class_axis(expected.shape)
+        if classes is not None:
             hits = wide.argmax(classes) == other.argmax(classes)
             same, places = same + int(hits.sum()), places + hits.size
     return Agreement(
@@ -142,6 +142,15 @@ def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, 
         max_relative=absolute / scale if scale else (0.0 if absolute == 0 else float("inf")),
         argmax_percent=100 * same / places if places else None,
     )
+
+
+def class_axis(shape: tuple[int, ...]) -> int | None:
+    """The axis of an output that has a value for every class; None where there is none, or where it has one value.
+
+    It is the second one of maps (four dimensions and more), else the last.
+    """
+    axis = 1 if len(shape) >= _MAP_DIMENSIONS else -1
+    return axis if len(shape) > 1 and shape[axis] > 1 else None
 
 
 def _largest_difference(expected: Array, given: Array) -> float:

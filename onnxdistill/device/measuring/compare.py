@@ -7,16 +7,16 @@ not worth going on. That takes about two seconds where the answer is plain.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from onnxdistill.device.cases import Case
-from onnxdistill.device.feeds import random_feeds
+from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.measuring.openings import Openings
 from onnxdistill.device.measuring.statistics import Estimate, speedup
-from onnxdistill.device.session import SessionSettings
+from onnxdistill.device.session import Array, SessionSettings
 
 NEEDED_SPEEDUP = 1.02
 """A gain that counts has its whole interval above this: 2 % is what is left of two equal files at their worst, and
@@ -71,6 +71,7 @@ def compare(
     batch: int = 1,
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
+    inputs: Mapping[str, Array] | None = None,
 ) -> Estimate:
     """How many times faster `after` runs than `before`, with a 95 % interval over openings of the two files.
 
@@ -78,19 +79,21 @@ def compare(
     take longer to load; then what is not clear at the next look is left unclear, which counts as not faster.
 
     Args:
-        before: The model that is compared with; it has no open dimension but the batch.
+        before: The model that is compared with.
         after: The other one.
         settings: How both are opened.
         batch: Items per call.
         seed: Of the order of the calls.
         clock: Returns seconds.
+        inputs: Arrays by input name, of which the first items make a batch; random ones if left out, which do where no
+            dimension but the batch is open.
 
     Raises:
         ModelFileError: If a file does not load or run.
     """
     rng = np.random.default_rng(seed)
     cases = {name: Case(name, path, settings, batch) for name, path in (("before", before), ("after", after))}
-    openings = Openings(cases, lambda _, session: random_feeds(session, batch, {}, np.random.default_rng(0)), rng)
+    openings = Openings(cases, InputSource({}, inputs, 0).feeds, rng)
 
     def opening() -> None:
         openings.open()

@@ -7,7 +7,7 @@ those of ONNX Runtime's own domains are known by name.
 from __future__ import annotations
 
 from math import prod
-from typing import Literal
+from typing import Literal, Protocol
 
 from onnxdistill.device.profiling.profiler import CONTROL_FLOW, Tensor
 from onnxdistill.device.profiling.trace import NodeTrace
@@ -46,6 +46,25 @@ _BYTES = {"uint8", "int8"}
 _FLOATS = {"float32", "float16", "bfloat16", "float64"}
 
 
+class Operation(Protocol):
+    """An operator with the tensors that it works on."""
+
+    @property
+    def op_type(self) -> str:
+        """The operator, also a fused one."""
+        ...
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Without optional ones that are left out."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        """All of them."""
+        ...
+
+
 def multiplies(op_type: str) -> bool:
     """Whether it is a convolution or a matrix product, of whatever precision."""
     return op_type in {*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS, *_TRANSPOSABLE, *_MATRIX_PRODUCTS}
@@ -77,7 +96,7 @@ def precision(node: NodeTrace) -> str:
     return node.outputs[0].dtype if node.outputs else ""
 
 
-def macs(node: NodeTrace) -> int | None:
+def macs(node: Operation) -> int | None:
     """Multiply-adds of one call.
 
     None for an operator that is no convolution and no matrix product, and where the trace lacks the shapes. A
@@ -109,7 +128,7 @@ def moved_bytes(node: NodeTrace) -> int:
     return node.activation_bytes + node.parameter_bytes + node.output_bytes
 
 
-def _weight(node: NodeTrace, position: int) -> Tensor | None:
+def _weight(node: Operation, position: int) -> Tensor | None:
     """The kernel of a convolution, which a trace of packed weights lacks."""
     if len(node.inputs) <= position:
         return None

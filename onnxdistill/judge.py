@@ -1,0 +1,84 @@
+"""What decides between int8 files of a student: validation accuracy, and latency beside the float file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.gate import FileGate
+from onnxdistill.quantization.ladder import Loss
+from onnxdistill.recipe import OnnxRecipe, Recipe
+from onnxdistill.stages.verify import verify
+from onnxdistill.tasks.base import Score, Scoring, paired_interval
+
+
+class Int8Judge:
+    """Judges int8 files; the test split is never looked at.
+
+    Args:
+        recipe: Says what int8 may cost, and how far below the teacher the student may be.
+        scoring: Scores files.
+        settings: How they are run.
+        gate: Times them.
+        teacher: The teacher's float file.
+        student: The student's float file.
+
+    Attributes:
+        measurable: Whether there is anything to score files by.
+        limit: Points that int8 may cost: as the recipe says, or less where less is left of the student's own limit.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe | OnnxRecipe,
+        scoring: Scoring,
+        settings: SessionSettings,
+        gate: FileGate,
+        teacher: Path,
+        student: Path,
+    ) -> None:
+        assert recipe.quantize is not None
+        self._scoring = scoring
+        self._settings = settings
+        self._gate = gate
+        self._student = student
+        self.measurable = scoring.measurable
+        self._score = self._scored(student) if scoring.measurable else None
+        self._left: float | None = None
+        if self._score is not None and recipe.limits.max_drop is not None:
+            drop = scoring.metric.drop(self._scored(teacher).value, self._score.value)
+            # A student that misses its limit in float as well is no worse for that.
+            self._left = recipe.limits.max_drop - drop if drop <= recipe.limits.max_drop else None
+        self.limit = recipe.quantize.max_drop if self._left is None else min(recipe.quantize.max_drop, self._left)
+
+    def loss(self, path: Path) -> Loss:
+        """What a file costs on validation, compared with the float student."""
+        assert self._score is not None, "nothing can be measured"
+        score = self._scored(path)
+        points = self._scoring.metric.drop(self._score.value, score.value)
+        return Loss(points, paired_interval(self._score, score, points)[0])
+
+    def speedup(self, path: Path) -> Estimate:
+        """How many times faster a file is than the float student."""
+        return self._gate.speedup(self._student, path)
+
+    def refusal(self, loss: Loss) -> str:
+        """Why a file that costs so much must not ship; empty if it may.
+
+        A few samples of a small validation split are no reason, but a limit of the student is one in any case.
+        """
+        unit = self._scoring.metric.unit
+        if self._left is not None and loss.points > self._left:
+            return (
+                f"on validation, int8 is {loss.points:.2f} {unit} below float32, and "
+                f"{self._left:.2f} are left of limits.max_drop."
+            )
+        if loss.points > self.limit and loss.low > 0:
+            return (
+                f"on validation, int8 is {loss.points:.2f} {unit} below float32; quantize.max_drop is {self.limit:g}."
+            )
+        return ""
+
+    def _scored(self, path: Path) -> Score:
+        return verify(path, self._scoring, self._settings, "validation")

@@ -1,0 +1,76 @@
+"""ONNX Runtime's static quantizer, behind a scheme and ranges of our own."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+
+import onnx
+from onnxruntime.quantization import QDQQuantizer, QuantType
+from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
+
+from onnxdistill.quantization.calibration import find_activations
+from onnxdistill.quantization.ranges import Range
+from onnxdistill.quantization.scheme import Scheme
+
+_TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
+
+
+def insert_qdq(prepared: onnx.ModelProto, ranges: Mapping[str, Range], scheme: Scheme) -> onnx.ModelProto:
+    """A model whose weights are integers and whose activations are rounded to integers, in QDQ form.
+
+    Args:
+        prepared: The float model, as `prepare` makes it. It is not changed.
+        ranges: Of the activations, by the names of their tensors; those of some nodes may be missing, which then stay
+            in float.
+        scheme: What becomes an integer, and of which kind.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(prepared)
+    types = find_activations(model, scheme.operators).types
+    unseen = [name for name in types if name not in ranges]
+    data = {
+        name: TensorData(lowest=kind.type(ranges[name].low), highest=kind.type(ranges[name].high))
+        for name, kind in types.items()
+        if name in ranges
+    }
+    with quiet_quantizer():
+        # What quantize_static does with the ranges of its own calibrators.
+        quantizer = QDQQuantizer(
+            model,
+            scheme.per_channel,
+            scheme.weight_bits == 7,
+            QuantType.QInt8,
+            _TYPES[scheme.activations],
+            TensorsData(CalibrationMethod.MinMax, data),
+            [],
+            [*_nodes_around(model, unseen), *sorted(scheme.float_nodes)],
+            sorted(scheme.operators),
+            {"ActivationSymmetric": scheme.symmetric, "QuantizeBias": not scheme.symmetric},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    quantized: onnx.ModelProto = quantizer.model.model
+    return quantized
+
+
+@contextmanager
+def quiet_quantizer() -> Iterator[None]:
+    """The quantizer logs advice to run a preparation that has been run, and prints its own progress."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+
+
+def _nodes_around(model: onnx.ModelProto, tensors: Collection[str]) -> list[str]:
+    nodes = [node for node in model.graph.node if not {*node.input, *node.output}.isdisjoint(tensors)]
+    for index, node in enumerate(nodes):
+        node.name = node.name or f"unnamed node {index}"  # the quantizer leaves out nodes by name
+    return [node.name for node in nodes]
