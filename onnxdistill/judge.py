@@ -9,6 +9,7 @@ from onnxdistill.device.session import SessionSettings
 from onnxdistill.gate import FileGate
 from onnxdistill.quantization.ladder import Loss
 from onnxdistill.recipe import OnnxRecipe, Recipe
+from onnxdistill.report.assemble import ROUNDING
 from onnxdistill.stages.verify import verify
 from onnxdistill.tasks.base import Score, Scoring, paired_interval
 
@@ -47,9 +48,10 @@ class Int8Judge:
         self._score = self._scored(student) if scoring.measurable else None
         self._left: float | None = None
         if self._score is not None and recipe.limits.max_drop is not None:
-            drop = scoring.metric.drop(self._scored(teacher).value, self._score.value)
+            first = self._score if teacher == student else self._scored(teacher)
+            left = recipe.limits.max_drop - scoring.metric.drop(first.value, self._score.value)
             # A student that misses its limit in float as well is no worse for that.
-            self._left = recipe.limits.max_drop - drop if drop <= recipe.limits.max_drop else None
+            self._left = max(left, 0.0) if left >= -ROUNDING else None
         self.limit = recipe.quantize.max_drop if self._left is None else min(recipe.quantize.max_drop, self._left)
 
     def loss(self, path: Path) -> Loss:
@@ -69,12 +71,12 @@ class Int8Judge:
         A few samples of a small validation split are no reason, but a limit of the student is one in any case.
         """
         unit = self._scoring.metric.unit
-        if self._left is not None and loss.points > self._left:
+        if self._left is not None and loss.points > self._left + ROUNDING:
             return (
                 f"on validation, int8 is {loss.points:.2f} {unit} below float32, and "
                 f"{self._left:.2f} are left of limits.max_drop."
             )
-        if loss.points > self.limit and loss.low > 0:
+        if loss.points > self.limit + ROUNDING and loss.low > 0:
             return (
                 f"on validation, int8 is {loss.points:.2f} {unit} below float32; quantize.max_drop is {self.limit:g}."
             )

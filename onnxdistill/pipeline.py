@@ -18,6 +18,7 @@ from rich.console import Console
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module
 from onnxdistill.device.feeds import check_memory
+from onnxdistill.errors import TrainingError
 from onnxdistill.fakequant import FakeQuantized, UnsupportedOperatorError
 from onnxdistill.gate import Gate, usable_settings
 from onnxdistill.graph.cost import parameter_count
@@ -224,15 +225,18 @@ class _Run:
                 **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "features": None, "minutes": None},
             }
         )
-        result = distill(
-            module,
-            [original.module, *self.further],
-            self.task,
-            table,
-            self.recipe.seed,
-            self.record.show_training,
-            self.journal.checkpoint("quantize"),
-        )
+        try:
+            result = distill(
+                module,
+                [original.module, *self.further],
+                self.task,
+                table,
+                self.recipe.seed,
+                self.record.show_training,
+                self.journal.checkpoint("quantize"),
+            )
+        except TrainingError as error:  # what was reached without is still there
+            return error.what
         self.record.log("quantize", result)
         assert isinstance(result.network, FakeQuantized)
         result.network.write(target)

@@ -113,7 +113,7 @@ class ConsoleProgress:
         """See `Progress.update`; without a terminal, a line every half minute."""
         if self._console.is_terminal:
             self._live.update(self._running(text, share, remaining_s))
-        elif share is not None and time.monotonic() - self._last_plain > 30:
+        elif time.monotonic() - self._last_plain > 30:
             self._last_plain = time.monotonic()
             left = "" if remaining_s is None else f", {clock(remaining_s)} left"
             self._console.print(f"{self._stage:{NAME_WIDTH}} … {text}{left}", highlight=False, soft_wrap=True)

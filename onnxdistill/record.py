@@ -17,12 +17,13 @@ from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.judge import Int8Judge
 from onnxdistill.progress import Progress
 from onnxdistill.quantization.ladder import Finetune
-from onnxdistill.quantization.workshop import Calibration
+from onnxdistill.quantization.targets import write_for
+from onnxdistill.quantization.workshop import Calibration, Workshop
 from onnxdistill.recipe import OnnxRecipe, QuantizeTable, Recipe
 from onnxdistill.report import GroupCut, QuantizationLog, Report, RungRow, SchemeRow, TrainingLog
 from onnxdistill.report.assemble import Step, TargetFile, assemble
 from onnxdistill.stages.export import export
-from onnxdistill.stages.quantize import quantize_for, quantize_measured
+from onnxdistill.stages.quantize import quantize_measured
 from onnxdistill.stages.verify import verify
 from onnxdistill.tasks import Scoring, Task
 from onnxdistill.tasks.base import Feeds
@@ -105,9 +106,8 @@ class FileRecord:
             finetune: Trains an int8 file; None where that cannot be.
         """
         path = scratch / "quantize.onnx"
-        result = quantize_measured(
-            source, path, calibration, table, judge, finetune=finetune, on_progress=self._progress.update
-        )
+        workshop = Workshop(source, calibration)
+        result = quantize_measured(workshop, path, table, judge, finetune=finetune, on_progress=self._progress.update)
         schemes = [SchemeRow(one.scheme, *asdict(one.speedup).values()) for one in result.variants]
         rungs = [
             RungRow(one.name, None if one.loss is None else one.loss.points, one.kept, one.seconds, one.note)
@@ -116,11 +116,13 @@ class FileRecord:
         self.quantization = QuantizationLog(judge.limit, schemes, rungs)
         if result.refusal:
             self.note(f"quantize was measured and not used: {result.refusal}")
-        self.add_file("quantize", path, "int8", *cost, str(result.form.scheme), applied=not result.refusal)
+        self.add_file("quantize", path, "int8", *cost, str(result.form), applied=not result.refusal)
         for target in table.targets:
             self.begin(target, "a file for other machines")
             path = scratch / f"{target}.onnx"
-            self._add_target(target, path, quantize_for(target, source, path, calibration, result.form))
+            self._add_target(target, path, write_for(target, workshop, result.form, path))
+            if judge.measurable and (refusal := judge.refusal(judge.loss(path))):
+                self.note(f"student-{target}.onnx loses too much: {refusal}")
 
     def add_file(
         self,

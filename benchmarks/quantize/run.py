@@ -32,7 +32,7 @@ from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.networks import build_network
 from onnxdistill.quantization.ladder import Loss
-from onnxdistill.quantization.workshop import Calibration
+from onnxdistill.quantization.workshop import Calibration, Workshop
 from onnxdistill.recipe import DataTable, ExportTable, QuantizeTable
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import QuantizeResult, quantize_measured
@@ -94,9 +94,8 @@ class Stopwatch:
 def measure(source: Path, calibration: Calibration, task: Classification | None, seconds: float) -> dict[str, Any]:
     """Makes both int8 files, and times and scores all three."""
     theirs = documented(source, source.with_name("documented.onnx"), calibration())
-    result = quantize_measured(
-        source, source.with_name("ours.onnx"), calibration, QuantizeTable(), Stopwatch(source, task)
-    )
+    workshop = Workshop(source, calibration)
+    result = quantize_measured(workshop, source.with_name("ours.onnx"), QuantizeTable(), Stopwatch(source, task))
     ours = source if result.refusal else result.path
     files = {"float32": source, "documented": theirs, "ours": ours}
     timed = bench(files, threads=1, batch=1, seconds=seconds, seed=0)
@@ -116,7 +115,7 @@ def found(result: QuantizeResult) -> dict[str, Any]:
     """How ours came about."""
     schemes = [{"scheme": one.scheme, "speedup": asdict(one.speedup)} for one in result.variants]
     rungs = [asdict(rung) for rung in result.rungs]
-    return {"scheme": str(result.form.scheme), "refusal": result.refusal, "schemes": schemes, "rungs": rungs}
+    return {"scheme": str(result.form), "refusal": result.refusal, "schemes": schemes, "rungs": rungs}
 
 
 def trained(name: str, weights: Path, task: Classification, path: Path) -> Path:

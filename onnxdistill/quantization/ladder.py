@@ -14,11 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, get_args
 
+import onnx
+
 from onnxdistill.quantization.ranges import Method
 from onnxdistill.quantization.saturation import saturating_layers
-from onnxdistill.quantization.sensitivity import LayerLoss, rank_layers
-from onnxdistill.quantization.workshop import Calibration, Equalization, Form, Workshop
+from onnxdistill.quantization.sensitivity import OperatorLoss, rank_operators
+from onnxdistill.quantization.workshop import Equalization, Form, Workshop
 
+_ROUNDING = 1e-9
 _EQUALIZATIONS: tuple[Equalization, ...] = ("exact", "relu6 as relu")
 
 
@@ -42,7 +45,7 @@ class Rung:
     Attributes:
         name: What was done, in words.
         loss: What int8 costs then; None if it could not be done.
-        kept: Whether less was lost than ever before.
+        kept: Whether it went on from there: less was lost than before, or little enough with fewer operators in float.
         seconds: How long it took.
         note: Why it could not be done, or why it was not enough to lose less.
     """
@@ -94,7 +97,6 @@ class Ladder:
 
     Args:
         workshop: Makes forms of the float model.
-        calibration: Samples for what is decided without labels.
         measures: Says what a file costs.
         limit: Points of the metric on validation that int8 may cost.
         folder: For files that are tried.
@@ -107,14 +109,12 @@ class Ladder:
     def __init__(
         self,
         workshop: Workshop,
-        calibration: Calibration,
         measures: Measures,
         limit: float,
         folder: Path,
         on_progress: Callable[[str], None],
     ) -> None:
         self._workshop = workshop
-        self._calibration = calibration
         self._measures = measures
         self._limit = limit
         self._folder = folder
@@ -122,28 +122,31 @@ class Ladder:
         self._numbers = itertools.count(1)
         self.rungs: list[Rung] = []
 
-    def climb(self, form: Form, *, any_ranges: bool, finetune: Finetune | None = None) -> Held:
+    def climb(self, form: Form, path: Path, *, any_ranges: bool, finetune: Finetune | None = None) -> Held:
         """Climbs from a form.
 
         Args:
             form: What the ladder stands on.
+            path: Its file.
             any_ranges: Whether the other methods for ranges may be taken.
             finetune: Trains the best form further, as the last rung; none if left out.
 
         Returns:
-            What costs least of all that was tried.
+            The first that loses little enough, or else what loses least of all that was tried. No other file is left
+            of what was tried.
         """
-        best = self._try("as it is", form, None)
+        best = self._judged("as it is", form, path, None, time.monotonic())
         for name, change in self._changes(form, any_ranges):
             if self._is_enough(best):
                 return best
             best = self._better(self._try(name, change(best.form), best), best)
-        if not self._is_enough(best) and form.scheme.weight_bits == 7:
+        narrow = form.scheme.weight_bits == 7
+        if not self._is_enough(best) and narrow:
             best = self._wide(best)
         if self._measures.refuses(best.loss):
             best = self._mixed(best)
         if self._measures.refuses(best.loss) and finetune is not None:
-            best = self._finetuned(best, finetune)
+            best = self._finetuned(best, finetune, narrow)
         return best
 
     def _changes(self, form: Form, any_ranges: bool) -> Iterator[tuple[str, Callable[[Form], Form]]]:
@@ -161,64 +164,102 @@ class Ladder:
         """Weights of 8 bits where those of 7 were chosen, if it can be proved that no sum overflows 16 bits."""
         started = time.monotonic()
         form = replace(best.form, scheme=replace(best.form.scheme, weight_bits=8))
-        if saturating := saturating_layers(self._workshop.make(form).model):
-            note = f"sums of {len(saturating)} layers could overflow 16 bits on this processor"
-            self.rungs.append(Rung("8-bit weights", None, False, time.monotonic() - started, note))
+        path = self._written("8-bit weights", form)
+        if refusal := _may_overflow(path):
+            self._refuse("8-bit weights", path, refusal, started)
             return best
-        return self._better(self._try("8-bit weights", form, best), best)
+        return self._better(self._judged("8-bit weights", form, path, best, started), best)
 
     def _mixed(self, best: Held) -> Held:
         """Operators go back to float: twice as many each time until it is enough, then as few as are enough."""
-        layers = rank_layers(self._workshop, best.form, self._calibration, self._show_layers)
-        form, too_few, enough, count = best.form, 0, len(layers) + 1, 1
+        # Which operators these are shows without what makes up for errors in the mean, and takes its time.
+        plain = replace(best.form, corrected=False, rounded=False)
+        operators = rank_operators(self._workshop, plain, self._show_ranking)
+        too_few, enough, count = 0, len(operators) + 1, 1
+        found = best
         while too_few < count < enough:
-            held = self._try(f"{count} of {len(layers)} operators in float", _with_float(form, layers[:count]), best)
-            if self._better(held, best) is held and not self._measures.is_faster(held.path):
-                self.rungs[-1] = replace(self.rungs[-1], kept=False, note="not faster than float32")
+            form = _with_float(plain, operators[:count])
+            held = self._try(f"{count} of {len(operators)} operators in float", form, found)
+            accepted = not self._measures.refuses(held.loss)
+            if (accepted or held.loss.points < found.loss.points) and not self._measures.is_faster(held.path):
+                self._drop(held, found, "not faster than float32")
                 enough = count  # more would be slower still
-            elif not self._measures.refuses(held.loss):
-                best, enough = held, count
+            elif accepted:
+                found, enough = self._take(held, found), count
             else:
-                best, too_few = self._better(held, best), count
-            count = min(2 * count, len(layers)) if enough > len(layers) else (too_few + enough) // 2
-        return best
+                found, too_few = self._better(held, found), count
+            count = min(2 * count, len(operators)) if enough > len(operators) else (too_few + enough) // 2
+        if found is best or plain == best.form:
+            return found
+        form = replace(found.form, corrected=best.form.corrected, rounded=best.form.rounded)
+        return self._better(self._try("the same, corrected and rounded as before", form, found), found)
 
-    def _finetuned(self, best: Held, finetune: Finetune) -> Held:
-        started = time.monotonic()
+    def _finetuned(self, best: Held, finetune: Finetune, narrow: bool) -> Held:
+        name, started = "trained with int8", time.monotonic()
         self._on_progress("training with int8")
         path = self._fresh()
         refusal = finetune(best.path, path)
+        if not refusal and narrow and best.form.scheme.weight_bits == 8:  # the proof was of other weights
+            refusal = _may_overflow(path)
         if refusal:
-            self.rungs.append(Rung("trained with int8", None, False, time.monotonic() - started, refusal))
+            self._refuse(name, path, refusal, started)
             return best
-        return self._better(self._judged("trained with int8", best.form, path, best, started), best)
+        return self._better(self._judged(name, best.form, path, best, started), best)
 
-    def _try(self, name: str, form: Form, best: Held | None) -> Held:
+    def _try(self, name: str, form: Form, best: Held) -> Held:
         started = time.monotonic()
+        return self._judged(name, form, self._written(name, form), best, started)
+
+    def _written(self, name: str, form: Form) -> Path:
         self._on_progress(name)
         path = self._fresh()
         self._workshop.write(form, path)
-        return self._judged(name, form, path, best, started)
+        return path
 
     def _judged(self, name: str, form: Form, path: Path, best: Held | None, started: float) -> Held:
         held = Held(form, path, self._measures.loss(path))
-        kept = best is None or self._better(held, best) is held
+        kept = best is None or held.loss.points < best.loss.points
         self.rungs.append(Rung(name, held.loss, kept, time.monotonic() - started))
         return held
 
     def _better(self, held: Held, best: Held) -> Held:
-        return held if held.loss.points < best.loss.points else best
+        if held.loss.points < best.loss.points:
+            return self._take(held, best)
+        self._drop(held, best)
+        return best
+
+    def _take(self, held: Held, best: Held) -> Held:
+        """The rung that was tried last is what goes on."""
+        self.rungs[-1] = replace(self.rungs[-1], kept=True)
+        best.path.unlink()
+        return held
+
+    def _drop(self, held: Held, best: Held, note: str = "") -> None:
+        """What went before is what goes on."""
+        self.rungs[-1] = replace(self.rungs[-1], kept=False, note=note)
+        held.path.unlink()
+
+    def _refuse(self, name: str, path: Path, note: str, started: float) -> None:
+        self.rungs.append(Rung(name, None, False, time.monotonic() - started, note))
+        path.unlink(missing_ok=True)
 
     def _is_enough(self, held: Held) -> bool:
-        return held.loss.points <= self._limit
+        return held.loss.points <= self._limit + _ROUNDING
 
     def _fresh(self) -> Path:
         return self._folder / f"rung-{next(self._numbers)}.onnx"
 
-    def _show_layers(self, done: int, total: int) -> None:
-        self._on_progress(f"operators in float: {done + 1} of {total}")
+    def _show_ranking(self, done: int, total: int) -> None:
+        self._on_progress(f"measuring what int8 costs, operator {done + 1} of {total}")
 
 
-def _with_float(form: Form, layers: Sequence[LayerLoss]) -> Form:
-    nodes = form.scheme.float_nodes.union(*(layer.nodes for layer in layers))
-    return replace(form, scheme=replace(form.scheme, float_nodes=nodes))
+def _may_overflow(path: Path) -> str:
+    """Why a file must not run where sums of two products have 16 bits; empty if it is proved that it may."""
+    layers = saturating_layers(onnx.load(path))
+    return f"sums of {len(layers)} layers could overflow 16 bits on this processor" if layers else ""
+
+
+def _with_float(form: Form, operators: Sequence[OperatorLoss]) -> Form:
+    nodes = frozenset().union(*(operator.nodes for operator in operators))
+    scheme = replace(form.scheme, float_nodes=form.scheme.float_nodes | nodes)
+    return replace(form, scheme=scheme, restored=form.restored | nodes)

@@ -53,7 +53,29 @@ def insert_qdq(prepared: onnx.ModelProto, ranges: Mapping[str, Range], scheme: S
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
+    if scheme.symmetric:
+        _join_activations(quantized, find_activations(prepared, scheme.operators).same_as)
     return quantized
+
+
+def _join_activations(model: onnx.ModelProto, before: Collection[str]) -> None:
+    """Takes out the rounding between a layer and its activation function, which TensorRT fuses."""
+    graph = model.graph
+    rounding = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
+    pairs = {
+        node.output[0]: rounding[node.input[0]].input[0]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in rounding
+        and rounding[node.input[0]].input[0] in before
+    }
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = pairs.get(name, name)
+    for kind in ("DequantizeLinear", "QuantizeLinear"):
+        read = {name for node in graph.node for name in node.input} | {port.name for port in graph.output}
+        for node in [node for node in graph.node if node.op_type == kind and node.output[0] not in read]:
+            graph.node.remove(node)
 
 
 @contextmanager

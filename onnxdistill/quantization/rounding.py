@@ -16,6 +16,7 @@ inverse (Chen et al. 2025, "The Geometry of LLM Quantization: GPTQ as Babai's Ne
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +28,12 @@ from numpy.typing import NDArray
 from onnxdistill.quantization.calibration import Feeds
 from onnxdistill.quantization.layers import QuantizedLayer, find_layers, observe, with_integers
 
-_POSITIONS = 64
-"""Of a layer's inputs that one sample gives: neighbouring ones of an image say much the same."""
-
-# Added to the diagonal of H, as a share of it: what few samples do not show is not zero.
-_DAMPING = 0.01
+# Places where a layer looks at one sample: neighbouring ones of an image say much the same. Fewer, down to the second
+# number, where a layer has so many inputs that they would take more multiplications than the third.
+_POSITIONS, _FEWEST_POSITIONS, _MULTIPLICATIONS = 64, 8, 2**28
+# Added to the diagonal of H, as a share of it: what was not seen is not zero. And more, the fewer x were seen for each
+# of their elements.
+_DAMPING, _SCARCITY = 0.01, 0.1
 # For the matrices H of the layers that are looked at in one pass over the samples.
 _BUDGET_BYTES = 2**28
 # Values of inputs that are multiplied at once.
@@ -66,28 +68,29 @@ def round_weights(
         ModelFileError: If the model does not run.
         UsageError: If an input is not what the model takes.
     """
-    layers = [(layer, window) for layer in find_layers(quantized, prepared) if (window := _window(layer)) is not None]
+    layers = [(layer, window) for layer in find_layers(quantized, prepared) if (window := window_of(layer)) is not None]
     changed: dict[str, NDArray[Any]] = {}
     for group in _groups(layers):
         moments = _moments(quantized, {window for _, window in group}, batches)
         for layer, window in group:
-            rounded = _round_layer(layer, moments[window])
+            rounded = _round_layer(layer, *moments[window])
             if rounded is not None:
                 changed[layer.weight.name] = rounded
     return with_integers(quantized, changed)
 
 
-def round_rows(weights: Array, moments: Array, low: int, high: int) -> Array:
+def round_rows(weights: Array, moments: Array, low: int, high: int, damping: float) -> Array:
     """Integers q near weights u for which the error (u - q) H (u - q)^T is small; see the top of this module.
 
     The weights of the largest inputs come first, as in GPTQ: those that come last make up for all others.
 
     Args:
         weights: u, `[groups, outputs, inputs]`, in units of their scale.
-        moments: H, `[groups, inputs, inputs]`, symmetric and positive semidefinite. Its damping is relative, so that
-            units of the inputs do not matter. Inputs with zeros only are always zero, and are rounded to nearest.
+        moments: H, `[groups, inputs, inputs]`, symmetric and positive semidefinite. Inputs with zeros only are
+            always zero, and are rounded to nearest.
         low: The least integer.
         high: The largest integer.
+        damping: Added to the diagonal of H, as a share of each of its elements, so that units of inputs do not matter.
 
     Returns:
         q, `[groups, outputs, inputs]`.
@@ -96,7 +99,7 @@ def round_rows(weights: Array, moments: Array, low: int, high: int) -> Array:
     order = np.argsort(diagonal, axis=1, kind="stable")
     damped = np.array(np.take_along_axis(np.take_along_axis(moments, order[:, :, None], 1), order[:, None, :], 2))
     own = np.einsum("gii->gi", damped)
-    own[...] = np.where(own > 0, own * (1 + _DAMPING), 1.0)
+    own[...] = np.where(own > 0, own * (1 + damping), 1.0)
     factor = np.swapaxes(np.linalg.cholesky(damped), 1, 2)
     feedback = factor / np.einsum("gii->gi", factor)[:, :, None]
     wanted = np.take_along_axis(weights, order[:, None, :], 2)
@@ -114,7 +117,7 @@ def round_rows(weights: Array, moments: Array, low: int, high: int) -> Array:
 
 
 @dataclass(frozen=True)
-class _Window:
+class Window:
     """What a layer sees of its input at once, and where. Layers that see the same have the same H.
 
     A product of matrices is a convolution along one dimension, with a kernel of one position, once channels come first.
@@ -144,8 +147,16 @@ class _Window:
         """Inputs of one output."""
         return self.channels * math.prod(self.kernel)
 
-    def moments(self, tensor: NDArray[Any], generator: np.random.Generator) -> NDArray[np.float32]:
-        """The sum of x x^T, `[groups, size, size]`, over places chosen at random, the same ones in all samples."""
+    def moments(self, tensor: NDArray[Any], generator: np.random.Generator) -> tuple[NDArray[np.float32], int]:
+        """The sum of x x^T, `[groups, size, size]`, over places chosen at random, the same ones in all samples.
+
+        Args:
+            tensor: The input, of some samples.
+            generator: Chooses the places.
+
+        Returns:
+            The sum, and how many x it is of.
+        """
         images = tensor.astype(np.float32, copy=False)
         if self.channels_last:
             samples = len(images) if images.ndim > 2 else -1
@@ -161,13 +172,14 @@ class _Window:
             rows = seen.reshape(len(seen), self.groups, self.channels, len(index[0]), -1).transpose(1, 0, 3, 2, 4)
             rows = rows.reshape(self.groups, -1, self.size)
             total += np.swapaxes(rows, 1, 2) @ rows
-        return total
+        return total, len(images) * len(index[0])
 
     def _look(self, sizes: tuple[int, ...], generator: np.random.Generator) -> list[NDArray[np.intp]]:
         """Where to look in a padded image: for every dimension, indices that broadcast to [places, *kernel]."""
         along = list(zip(sizes, self.kernel, self.strides, self.dilations, strict=True))
         counts = [(size - (kernel - 1) * dilation - 1) // stride + 1 for size, kernel, stride, dilation in along]
-        places = np.unravel_index(generator.permutation(math.prod(counts))[:_POSITIONS], counts)
+        wanted = max(_FEWEST_POSITIONS, min(_POSITIONS, _MULTIPLICATIONS // (self.groups * self.size**2)))
+        places = np.unravel_index(generator.permutation(math.prod(counts))[:wanted], counts)
         index = []
         for dimension, (_, kernel, stride, dilation) in enumerate(along):
             shape = [-1, *(1 for _ in along)]
@@ -177,8 +189,8 @@ class _Window:
         return index
 
 
-def _window(layer: QuantizedLayer) -> _Window | None:
-    """None if the layer isn't one that can be rounded."""
+def window_of(layer: QuantizedLayer) -> Window | None:
+    """What a layer sees; None if it isn't one that can be rounded."""
     shape, attributes = layer.weight.values.shape, layer.attributes
     if layer.shared or attributes.get("transA", 0) or attributes.get("auto_pad", "NOTSET") != "NOTSET":
         return None
@@ -187,23 +199,23 @@ def _window(layer: QuantizedLayer) -> _Window | None:
         strides, dilations = (tuple(attributes.get(name, (1,) * len(kernel))) for name in ("strides", "dilations"))
         pads = tuple(attributes.get("pads", (0,) * 2 * len(kernel)))
         groups = attributes.get("group", 1)
-        window = _Window(layer.quantized_input, False, groups, shape[1], kernel, strides, pads, dilations)
+        window = Window(layer.quantized_input, False, groups, shape[1], kernel, strides, pads, dilations)
     elif layer.op_type in ("Gemm", "MatMul") and len(shape) == 2:
         channels = shape[1] if attributes.get("transB", 0) else shape[0]
-        window = _Window(layer.quantized_input, True, 1, channels, (1,), (1,), (0, 0), (1,))
+        window = Window(layer.quantized_input, True, 1, channels, (1,), (1,), (0, 0), (1,))
     else:
         return None
     return window if _bytes(window) <= _BUDGET_BYTES else None
 
 
-def _bytes(window: _Window) -> int:
+def _bytes(window: Window) -> int:
     """Of H."""
     return 8 * window.groups * window.size**2
 
 
-def _groups(layers: Iterable[tuple[QuantizedLayer, _Window]]) -> Iterator[list[tuple[QuantizedLayer, _Window]]]:
+def _groups(layers: Iterable[tuple[QuantizedLayer, Window]]) -> Iterator[list[tuple[QuantizedLayer, Window]]]:
     """Layers whose matrices H fit the budget together."""
-    group: list[tuple[QuantizedLayer, _Window]] = []
+    group: list[tuple[QuantizedLayer, Window]] = []
     for layer, window in layers:
         if sum(map(_bytes, {window, *(other for _, other in group)})) > _BUDGET_BYTES:
             yield group
@@ -214,31 +226,34 @@ def _groups(layers: Iterable[tuple[QuantizedLayer, _Window]]) -> Iterator[list[t
 
 
 def _moments(
-    model: onnx.ModelProto, windows: Collection[_Window], batches: Callable[[], Iterable[Feeds]]
-) -> dict[_Window, Array]:
-    """H of every window, times the number of rows, which the least error does not depend on."""
+    model: onnx.ModelProto, windows: Collection[Window], batches: Callable[[], Iterable[Feeds]]
+) -> dict[Window, tuple[Array, int]]:
+    """H of every window, times the number of x that were seen, and this number."""
+    seen: Counter[Window] = Counter()
     sums = {window: np.zeros((window.groups, window.size, window.size)) for window in windows}
     names = sorted({window.input for window in windows})
     for number, tensors in enumerate(observe(model, names, batches())):
         for window, total in sums.items():
             with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is left out later
-                total += window.moments(tensors[window.input], np.random.default_rng(number))
-    return sums
+                part, count = window.moments(tensors[window.input], np.random.default_rng(number))
+                total += part
+            seen[window] += count
+    return {window: (total, seen[window]) for window, total in sums.items()}
 
 
-def _round_layer(layer: QuantizedLayer, moments: Array) -> NDArray[Any] | None:
+def _round_layer(layer: QuantizedLayer, moments: Array, seen: int) -> NDArray[Any] | None:
     """Other integers for a layer; None if it has to stay as it is."""
     scale, zero_point, nearest = (
-        _as_rows(layer, np.broadcast_to(numbers, layer.weight.values.shape))
+        as_rows(layer, np.broadcast_to(numbers, layer.weight.values.shape))
         for numbers in (layer.weight.scale, layer.weight.zero_point, layer.weight.values)
     )
     if np.any(scale != scale[:, :, :1]) or not np.all(scale > 0) or not np.isfinite(moments).all():
         return None
-    weights = _as_rows(layer, layer.float_weight).astype(np.float64) / scale + zero_point
+    weights = as_rows(layer, layer.float_weight).astype(np.float64) / scale + zero_point
     if not np.isfinite(weights).all() or not moments.any():
         return None
     low, high = layer.weight.bounds()
-    rounded = round_rows(weights, moments, low, high)
+    rounded = round_rows(weights, moments, low, high, _DAMPING + _SCARCITY * moments.shape[1] / seen)
     better = _squared_errors(weights - rounded, moments) < _squared_errors(weights - nearest, moments)
     return _as_weight(layer, np.where(better[:, :, None], rounded, nearest).astype(layer.weight.values.dtype))
 
@@ -248,7 +263,7 @@ def _squared_errors(errors: Array, moments: Array) -> Array:
     return squared
 
 
-def _as_rows(layer: QuantizedLayer, array: NDArray[Any]) -> NDArray[Any]:
+def as_rows(layer: QuantizedLayer, array: NDArray[Any]) -> NDArray[Any]:
     """What has the shape of the weight as `[groups, outputs, inputs]`."""
     if layer.op_type == "Conv":
         return array.reshape(layer.attributes.get("group", 1), -1, math.prod(array.shape[1:]))

@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 
 from onnxdistill.device.profiling.profiler import quiet_mean, record
 from onnxdistill.device.session import Session, SessionSettings, open_session
+from onnxdistill.errors import ModelFileError, UsageError
 from onnxdistill.quantization.calibration import Feeds
-from onnxdistill.quantization.workshop import Calibration, Form, Workshop
+from onnxdistill.quantization.workshop import Form, Workshop
 
 # What moves values and does not change them; and what is part of the node that it follows.
 _MOVES = frozenset({"Flatten", "Gather", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
 _ACTIVATIONS = frozenset({"Relu", "Clip"})
 _RUNS, _WARMUP, _US_PER_MS = 20, 3, 1e3
 # Layers of microseconds are not worth more for each of them.
-_LEAST_SHARE = 0.002
+_LEAST_SHARE, _LEAST_MS = 0.002, 1e-6
 _SAMPLES = 64
 
 
 @dataclass(frozen=True)
-class LayerLoss:
+class OperatorLoss:
     """What int8 costs and saves in one layer, or in one operator between layers.
 
     Attributes:
@@ -41,9 +42,7 @@ class LayerLoss:
     latency_ms: float
 
 
-def rank_layers(
-    workshop: Workshop, form: Form, calibration: Calibration, on_progress: Callable[[int, int], None]
-) -> list[LayerLoss]:
+def rank_operators(workshop: Workshop, form: Form, on_progress: Callable[[int, int], None]) -> list[OperatorLoss]:
     """Layers and other operators in the order in which they should go back to float.
 
     Each in turn is the only one in int8, and the outputs of the network are compared with those of the float network on
@@ -53,25 +52,22 @@ def rank_layers(
     Args:
         workshop: Makes forms of the float model.
         form: The form that loses too much.
-        calibration: Gives the samples.
         on_progress: Gets layers done and in all.
     """
     model = workshop.float_model(form.equalization)
     session = open_session(model.SerializeToString(), SessionSettings())
-    pairs = [(feeds, session.run(feeds)) for feeds in _first(calibration(), _SAMPLES)]
+    pairs = [(feeds, session.run(feeds)) for feeds in _first(workshop.calibration(), _SAMPLES)]
     times_ms = _node_times_ms(model, _least(model, pairs[0][0]))
     whole_ms = sum(times_ms.values())
     every = frozenset(node.name for node in model.graph.node if node.op_type in form.scheme.operators)
-    # What makes a form better in the mean makes one layer no better, and takes long.
-    plain = replace(form, corrected=False, rounded=False)
     layers = [nodes for nodes in _layers(model, form.scheme.operators) if not nodes & form.scheme.float_nodes]
     found = []
     for done, nodes in enumerate(layers):
         on_progress(done, len(layers))
-        alone = replace(plain, scheme=replace(form.scheme, float_nodes=every - nodes))
+        alone = replace(form, scheme=replace(form.scheme, float_nodes=every - nodes))
         error = _error(workshop, alone, pairs)
-        found.append(LayerLoss(nodes, error, sum(times_ms.get(name, 0.0) for name in nodes)))
-    return sorted(found, key=lambda layer: -layer.error / max(layer.latency_ms, _LEAST_SHARE * whole_ms))
+        found.append(OperatorLoss(nodes, error, sum(times_ms.get(name, 0.0) for name in nodes)))
+    return sorted(found, key=lambda layer: -layer.error / max(layer.latency_ms, _LEAST_SHARE * whole_ms, _LEAST_MS))
 
 
 def _layers(model: onnx.ModelProto, operators: Collection[str]) -> Iterator[frozenset[str]]:
@@ -105,8 +101,12 @@ def _error(workshop: Workshop, form: Form, pairs: Sequence[tuple[Feeds, Feeds]])
 def _relative(expected: NDArray[np.generic], given: NDArray[np.generic]) -> float:
     if expected.dtype.kind != "f" or expected.shape != given.shape or not expected.size:
         return 0.0
-    wide = expected.astype(np.float64)
-    return float(np.mean((given.astype(np.float64) - wide) ** 2) / max(np.mean(wide**2), np.finfo(np.float32).tiny))
+    # Where the float network has no number itself, nothing can be wrong; no number where it has one is all wrong.
+    finite = np.isfinite(expected)
+    wide, other = expected[finite].astype(np.float64), given[finite].astype(np.float64)
+    scale = max(float(np.mean(wide**2)), np.finfo(np.float32).tiny) if wide.size else 1.0
+    squares = np.where(np.isfinite(other), (np.nan_to_num(other) - wide) ** 2, wide**2 + scale)
+    return float(np.mean(squares) / scale) if wide.size else 0.0
 
 
 def _first(batches: Iterable[Feeds], samples: int) -> Iterator[Feeds]:
@@ -127,11 +127,17 @@ def _least(model: onnx.ModelProto, feeds: Feeds) -> Feeds:
 
 
 def _node_times_ms(model: onnx.ModelProto, feeds: Feeds) -> Mapping[str, float]:
-    """How long every node takes, by name, for one sample; at a level of optimization that keeps the names."""
+    """How long every node takes, by name, for one sample; nothing if that cannot be known.
+
+    At a level of optimization that keeps the names.
+    """
     settings = SessionSettings(optimization_level="basic")
     content = model.SerializeToString()
     plain: Session = open_session(content, settings)
-    recording = record(content, settings, plain, feeds, runs=_RUNS, warmup=_WARMUP, clock=time.perf_counter_ns)
+    try:
+        recording = record(content, settings, plain, feeds, runs=_RUNS, warmup=_WARMUP, clock=time.perf_counter_ns)
+    except (UsageError, ModelFileError):  # a model that the profiler has no room for, or whose names it garbles
+        return {}
     times: dict[str, list[float]] = {}
     for calls in recording.calls:
         for call in calls:

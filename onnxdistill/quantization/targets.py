@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
-
 from onnxdistill.quantization.half import to_half
 from onnxdistill.quantization.placement import float_beginning
 from onnxdistill.quantization.scheme import Scheme
@@ -24,22 +22,27 @@ def write_for(target: Target, workshop: Workshop, form: Form, path: Path) -> str
     Args:
         target: The kind of machine.
         workshop: Makes forms of the float model.
-        form: What was found best on this machine: ranges, equalization, rounding and biases are taken over from it.
+        form: What was found best on this machine: ranges, equalization, rounding, biases and what is in float for its
+            accuracy are taken over from it; what was learned by training is not.
         path: Where the file goes.
     """
     if target == "cuda":
         workshop.save(to_half(workshop.float_model()), path)
         return "float16"
-    made = replace(form, scheme=_scheme(target, workshop.float_model(form.equalization), form.scheme))
+    model = workshop.float_model(form.equalization)
+    made = replace(form, scheme=_scheme(target, frozenset(float_beginning(model)), form))
     if made.scheme.symmetric:
         made = replace(made, corrected=False)  # there are no integer biases to correct
     workshop.write(made, path)
-    return str(made.scheme)
+    return str(made)
 
 
-def _scheme(target: Target, model: onnx.ModelProto, found: Scheme) -> Scheme:
-    beginning = frozenset(float_beginning(model))
-    inaccurate = found.float_nodes - beginning  # the others are in float for speed alone
+def _scheme(target: Target, beginning: frozenset[str], form: Form) -> Scheme:
+    found = form.scheme
     if target in ("arm64", "tensorrt"):
-        return Scheme("int8", found.per_channel, float_nodes=inaccurate, symmetric=target == "tensorrt")
-    return Scheme("uint8", found.per_channel, 7 if target == "x86" else 8, float_nodes=beginning | inaccurate)
+        return replace(
+            found, activations="int8", weight_bits=8, float_nodes=form.restored, symmetric=target == "tensorrt"
+        )
+    # The beginning is in float for speed.
+    nodes = beginning | form.restored
+    return replace(found, activations="uint8", weight_bits=7 if target == "x86" else 8, float_nodes=nodes)

@@ -34,6 +34,7 @@ class Form:
         equalization: Whether channels are scaled first, so that those of a tensor have ranges alike; see `equalize`.
         rounded: Whether weights are rounded so that the outputs of their layer change least; see `round_weights`.
         corrected: Whether biases make up for the mean error; see `correct_biases`.
+        restored: Of the nodes in float those that int8 would hurt, on any machine.
     """
 
     scheme: Scheme
@@ -41,6 +42,17 @@ class Form:
     equalization: Equalization = "none"
     rounded: bool = False
     corrected: bool = False
+    restored: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        text = f"{self.scheme}, {self.ranges} ranges"
+        for done, words in (
+            (self.equalization != "none", "equalized"),
+            (self.rounded, "rounded by layer"),
+            (self.corrected, "biases corrected"),
+        ):
+            text += f", {words}" if done else ""
+        return text
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +81,7 @@ class Workshop:
 
     Attributes:
         prepared: The float model as it is quantized; see `prepare`.
+        calibration: As it was given.
 
     Raises:
         ModelFileError: If ONNX Runtime cannot load the model, or if it is too large.
@@ -77,7 +90,7 @@ class Workshop:
     def __init__(self, source: Path, calibration: Calibration) -> None:
         model = onnx.load(source)
         self._metadata = list(model.metadata_props)
-        self._calibration = calibration
+        self.calibration = calibration
         self.prepared = prepare(model)
         self._floats: dict[Equalization, onnx.ModelProto] = {"none": self.prepared}
         self._histograms: dict[Equalization, dict[str, Histogram]] = {}
@@ -107,11 +120,11 @@ class Workshop:
         ranges = self.ranges(form)
         quantized = insert_qdq(prepared, ranges, form.scheme)
         if form.rounded:
-            quantized = round_weights(quantized, prepared, self._calibration)
+            quantized = round_weights(quantized, prepared, self.calibration)
         if not form.scheme.symmetric:  # which is for TensorRT, that fuses hard-swish by itself
             quantized = finish(quantized)
         if form.corrected:
-            quantized = correct_biases(quantized, prepared, self._calibration)
+            quantized = correct_biases(quantized, prepared, self.calibration)
         unseen = tuple(name for name in found.types if name not in ranges)
         return Int8Model(form, quantized, ranges, unseen)
 
@@ -132,7 +145,7 @@ class Workshop:
         model = self.float_model(form.equalization)
         found = find_activations(model)
         if form.equalization not in self._histograms:
-            self._histograms[form.equalization] = collect(model, found.observed, self._calibration())
+            self._histograms[form.equalization] = collect(model, found.observed, self.calibration())
         ranges = {name: Range(0.0, 1.0) for name in sorted(found.bounded)}
         for name, histogram in self._histograms[form.equalization].items():
             covered = find_range(histogram, form.ranges, symmetric=form.scheme.symmetric)

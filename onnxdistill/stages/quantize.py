@@ -16,9 +16,8 @@ from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.quantization.ladder import Finetune, Ladder, Loss, Rung
 from onnxdistill.quantization.ranges import Method
 from onnxdistill.quantization.scheme import candidates, usual_scheme
-from onnxdistill.quantization.targets import write_for
-from onnxdistill.quantization.workshop import Calibration, Form, Int8Model, Workshop
-from onnxdistill.recipe import QuantizeTable, Target
+from onnxdistill.quantization.workshop import Form, Int8Model, Workshop
+from onnxdistill.recipe import QuantizeTable
 from onnxdistill.tasks.base import Feeds
 
 # By how much another form has to be faster than the usual one, with its whole interval, to be worth a surprise.
@@ -103,9 +102,8 @@ def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: Quan
 
 
 def quantize_measured(
-    source: Path,
+    workshop: Workshop,
     path: Path,
-    calibration: Calibration,
     table: QuantizeTable,
     judge: Judge,
     *,
@@ -115,9 +113,8 @@ def quantize_measured(
     """Finds the fastest int8 form of a model that is accurate enough.
 
     Args:
-        source: The float ONNX file.
-        path: Where the int8 file goes; what is tried lies beside it.
-        calibration: Inputs by name, batch by batch, from the beginning with every call.
+        workshop: Makes forms of the float model.
+        path: Where the int8 file goes; what is tried lies beside it meanwhile.
         table: The recipe's `[quantize]`.
         judge: Measures.
         finetune: The last rung of the ladder; none if left out.
@@ -128,41 +125,25 @@ def quantize_measured(
         ModelFileError: If an activation is NaN or infinite; the message names it.
     """
     on_progress("calibrating")
-    workshop = Workshop(source, calibration)
     folder = path.with_name(f"{path.stem}-tried")
     folder.mkdir(exist_ok=True)
     timed = _timed(workshop, folder, table, judge, on_progress)
     variants = tuple(Variant(str(form.scheme), ratio) for form, _, ratio in timed)
-    faster = _by_speed([one for one in timed if measurably_faster(one[2])])
+    faster = [one for one in timed if measurably_faster(one[2])]
+    form, file, ratio = _fastest(faster or timed)
+    for _, other, _ in timed:
+        if other != file:
+            other.unlink()
     if not faster:
-        form, file, ratio = _by_speed(timed)[0]
         file.replace(path)
         return QuantizeResult(path, form, None, variants, refusal=f"int8 is {describe(ratio)} as float32.")
-    first = faster[0]
     if not judge.measurable:
-        first[1].replace(path)
-        return QuantizeResult(path, first[0], None, variants)
-    ladder = Ladder(workshop, calibration, _Measures(judge), judge.limit, folder, on_progress)
-    best = ladder.climb(first[0], any_ranges=table.ranges == "auto", finetune=finetune)
+        file.replace(path)
+        return QuantizeResult(path, form, None, variants)
+    ladder = Ladder(workshop, _Measures(judge), judge.limit, folder, on_progress)
+    best = ladder.climb(form, file, any_ranges=table.ranges == "auto", finetune=finetune)
     best.path.replace(path)
     return QuantizeResult(path, best.form, best.loss, variants, tuple(ladder.rungs), judge.refusal(best.loss))
-
-
-def quantize_for(target: Target, source: Path, path: Path, calibration: Calibration, form: Form) -> str:
-    """Writes a model for a kind of machine unlike this one, and says in words what it is; see `write_for`.
-
-    Args:
-        target: The kind of machine.
-        source: The float ONNX file.
-        path: Where the file goes.
-        calibration: Inputs by name, batch by batch, from the beginning with every call.
-        form: What was found best on this machine.
-
-    Raises:
-        DataError: If there is no calibration sample.
-        ModelFileError: If an activation is NaN or infinite; the message names it.
-    """
-    return write_for(target, Workshop(source, calibration), form, path)
 
 
 class _Measures:
@@ -197,17 +178,13 @@ def _timed(
     return timed
 
 
-def _by_speed(timed: Sequence[_Timed]) -> list[_Timed]:
-    """The fastest first; what is not clearly faster than one before it stays behind."""
-    left, ordered = list(timed), []
-    while left:
-        best = left[0]
-        for one in left[1:]:
-            if one[2].low > best[2].high and one[2].value > _CLEARLY_FASTER * best[2].value:
-                best = one
-        left.remove(best)
-        ordered.append(best)
-    return ordered
+def _fastest(timed: Sequence[_Timed]) -> _Timed:
+    """The first one that no other is clearly faster than."""
+    best = timed[0]
+    for one in timed[1:]:
+        if one[2].low > best[2].high and one[2].value > _CLEARLY_FASTER * best[2].value:
+            best = one
+    return best
 
 
 def _first_ranges(table: QuantizeTable) -> Method:

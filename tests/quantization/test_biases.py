@@ -14,6 +14,7 @@ from onnxdistill.errors import DataError
 from onnxdistill.quantization.biases import correct_biases
 from onnxdistill.quantization.calibration import Feeds
 from onnxdistill.quantization.layers import find_layers, observe, with_integers
+from onnxdistill.quantization.preparation import finish
 from onnxdistill.quantization.scheme import Scheme
 from tests.quantization.graphs import run, uniform
 from tests.quantization.int8 import USUAL, prepared_of, quantized_of
@@ -241,3 +242,23 @@ def test_without_samples_nothing_is_corrected(deep: tuple[onnx.ModelProto, onnx.
     prepared, planted, _ = deep
     with pytest.raises(DataError, match="no calibration sample"):
         correct_biases(planted, prepared, lambda: ())
+
+
+def test_what_a_rewritten_hard_swish_does_not_read_is_no_error() -> None:
+    # In integers, hard-swish cuts its input at -3, below which it is 0. That is no mean to make up for.
+    text = """m (float[n, 4, 6, 6] x) => (float[n, 4, 6, 6] y) {
+        [one] a = Conv (x, w, b)
+        h = HardSwish (a)
+        [two] y = Conv (h, v, d)
+    }"""
+    constants = {"w": uniform(4, 4, 1, 1, seed=1), "b": uniform(4, seed=2), "v": uniform(4, 4, 1, 1, seed=3)}
+    prepared = prepared_of(text, constants | {"d": uniform(4, seed=4)})
+    x = uniform(16, 4, 6, 6, seed=7)
+    rewritten = finish(quantized_of(prepared, x))
+    layer = find_layers(rewritten, prepared)[0]
+    assert layer.output_range[0] == pytest.approx(-3)
+    assert layer.bias is not None
+    below = channel_means(prepared, layer.output, x) - channel_means(rewritten, layer.quantized_output, x)
+    assert below.min() < -1
+    moved = bias_of(correct_biases(rewritten, prepared, batches_of(x)), prepared) - layer.bias.values
+    assert np.abs(moved * layer.bias.scale).max() < 0.05

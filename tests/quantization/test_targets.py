@@ -101,6 +101,32 @@ def test_tensorrt_gets_zero_as_zero_and_float_biases(source: Path, tmp_path: Pat
     assert len(weights(arrays)) == 3
 
 
+def test_tensorrt_gets_layers_and_their_activations_in_one(tmp_path: Path) -> None:
+    """Nothing is rounded between a convolution and the Relu that alone reads it."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    source = tmp_path / "float.onnx"
+    export(network.eval(), torch.zeros(3, 3, 12, 12), source, ExportTable())
+    _, model = written("tensorrt", source, tmp_path / "made.onnx")
+    made = {name: node for node in model.graph.node for name in node.output}
+    (relu,) = (node for node in model.graph.node if node.op_type == "Relu")
+    assert made[relu.input[0]].op_type == "Conv"
+    rounded = [node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert relu.output[0] in rounded
+    assert len(rounded) == 3  # the input, between the convolutions, the output
+
+
+def test_what_int8_hurts_stays_in_float_on_every_machine(source: Path, tmp_path: Path) -> None:
+    workshop = Workshop(source, calibration)
+    (first, *_) = (node.name for node in workshop.prepared.graph.node if node.op_type == "Conv")
+    form = Form(Scheme("uint8", float_nodes=frozenset({first})), restored=frozenset({first}))
+    for target in ("x86", "arm64", "tensorrt"):
+        write_for(target, workshop, form, tmp_path / f"{target}.onnx")
+        model = onnx.load(tmp_path / f"{target}.onnx")
+        made = {name: node.op_type for node in model.graph.node for name in node.output}
+        (layer,) = (node for node in model.graph.node if node.name == first)
+        assert layer.input[1] not in made, target
+
+
 def test_cuda_gets_half_precision(source: Path, tmp_path: Path) -> None:
     arrays, model = written("cuda", source, tmp_path / "made.onnx")
     assert {array.dtype for array in arrays.values() if array.ndim > 1} == {np.dtype(np.float16)}

@@ -16,6 +16,7 @@ from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.networks import build_network
 from onnxdistill.quantization import scheme as module
 from onnxdistill.quantization.ladder import Loss
+from onnxdistill.quantization.workshop import Workshop
 from onnxdistill.recipe import ExportTable, QuantizeTable
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import QuantizeResult, quantize, quantize_measured
@@ -124,7 +125,7 @@ def on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(source: Path, folder: Path, judge: Scripted) -> QuantizeResult:
-    return quantize_measured(source, folder / "int8.onnx", feeds, QuantizeTable(), judge)
+    return quantize_measured(Workshop(source, feeds), folder / "int8.onnx", QuantizeTable(), judge)
 
 
 @pytest.mark.usefixtures("on_x86")
@@ -162,7 +163,8 @@ def test_a_judge_has_the_last_word(source: Path, tmp_path: Path) -> None:
         def refusal(self, loss: Loss) -> str:
             return f"{loss.points} is too much"
 
+    workshop = Workshop(source, feeds)
     result = quantize_measured(
-        source, tmp_path / "int8.onnx", feeds, QuantizeTable(activations="uint8"), Strict([FAST], [0.25])
+        workshop, tmp_path / "int8.onnx", QuantizeTable(activations="uint8"), Strict([FAST], [0.25])
     )
     assert result.refusal == "0.25 is too much"
