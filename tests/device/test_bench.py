@@ -94,7 +94,8 @@ def test_an_earlier_result_as_the_baseline(pair: tuple[Path, Path], tmp_path: Pa
     result = bench([small], earlier=earlier, max_regression=0.05)
     assert result.cases[0].compared_with == "earlier large"
     assert [verdict.outcome for verdict in result.verdicts] == ["met"]
-    assert result.cases[0].speedup.low > 2
+    # Not by how much: another process may have run at another clock frequency.
+    assert result.cases[0].speedup.low > 1
     with pytest.raises(UsageError, match=r"has no small with 2 threads, batch 1, on cpu; it has: large"):
         bench([small], threads=2, earlier=earlier)
     elsewhere = replace(earlier, host=replace(earlier.host, cpu="another"))
