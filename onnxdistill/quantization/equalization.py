@@ -192,8 +192,7 @@ def _only_reader(value: ir.Value) -> ir.Node | None:
     if len(uses) != 1 or value.is_graph_output() or uses[0].idx != 0:
         return None
     node = uses[0].node
-    further = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
-    return None if further or node.graph is not value.graph else node
+    return node if node.graph is value.graph else None
 
 
 def _repeats(node: ir.Node) -> int | None:

@@ -33,7 +33,7 @@ from onnxdistill.quantization.layers import QuantizedLayer, find_layers, observe
 _POSITIONS, _FEWEST_POSITIONS, _MULTIPLICATIONS = 64, 8, 2**28
 # Added to the diagonal of H, as a share of it: what was not seen is not zero. And more, the fewer x were seen for each
 # of their elements.
-_DAMPING, _SCARCITY = 0.01, 0.1
+_DAMPING, _SCARCITY = 0.01, 1.0
 # For the matrices H of the layers that are looked at in one pass over the samples.
 _BUDGET_BYTES = 2**28
 # Values of inputs that are multiplied at once.
@@ -49,11 +49,14 @@ def round_weights(
 ) -> onnx.ModelProto:
     """Rounds the weights of a quantized model anew. Scales and zero points stay, and so does the range of integers.
 
-    The inputs x are those that a layer gets in the quantized model. `Conv` of any rank and groups, `Gemm` and `MatMul`
-    with constant weights are rounded. As they are stay layers with another kind of scales than one for the tensor or
-    for each output, with automatic padding, with weights that several layers share, with more than 5,792 weights for
-    each output, and those whose inputs are not finite or always zero. No output gets a larger error on the samples than
-    it has with weights rounded to nearest.
+    The inputs x are those that a layer gets in the quantized model as it is given. On ResNet-20 with weights of 7 and 8
+    bits, those of the float model and those behind layers that are rounded already made no difference; W x of the float
+    model's x as the target, with inputs behind rounded layers, was 0.6 to 0.8 dB worse.
+
+    `Conv` of any rank and groups, `Gemm` and `MatMul` with constant weights are rounded. As they are stay layers with
+    another kind of scales than one for the tensor or for each output, with automatic padding, with weights that several
+    layers share, with more than 5,792 weights for each output, and those whose inputs are not finite or always zero.
+    For the x that are looked at, no output gets a larger error than it had.
 
     Args:
         quantized: In QDQ form, as ONNX Runtime's quantizer makes it of `prepared`. It is not changed.
@@ -250,10 +253,10 @@ def _round_layer(layer: QuantizedLayer, moments: Array, seen: int) -> NDArray[An
     if np.any(scale != scale[:, :, :1]) or not np.all(scale > 0) or not np.isfinite(moments).all():
         return None
     weights = as_rows(layer, layer.float_weight).astype(np.float64) / scale + zero_point
-    if not np.isfinite(weights).all() or not moments.any():
+    if not np.isfinite(weights).all():
         return None
     low, high = layer.weight.bounds()
-    rounded = round_rows(weights, moments, low, high, _DAMPING + _SCARCITY * moments.shape[1] / seen)
+    rounded = round_rows(weights, moments, low, high, _DAMPING + _SCARCITY * moments.shape[1] / max(1, seen))
     better = _squared_errors(weights - rounded, moments) < _squared_errors(weights - nearest, moments)
     return _as_weight(layer, np.where(better[:, :, None], rounded, nearest).astype(layer.weight.values.dtype))
 

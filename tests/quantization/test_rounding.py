@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,7 +65,7 @@ def gptq(weights: Array, moments: Array, damping: float) -> Array:
 
 
 @given(st.integers(1, 150), st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_it_is_gptq(size: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     inputs = generator.standard_normal((2 * size + 5, size)) @ generator.standard_normal((size, size))
@@ -81,8 +82,21 @@ def squares(error: Array, moments: Array) -> Array:
     return np.einsum("goi,gij,goj->go", error, moments, error)
 
 
+@given(st.integers(0, 2**32 - 1))
+def test_the_error_is_near_the_least_of_all_roundings(seed: int) -> None:
+    # Of the 16 ways to round four weights up or down, it is never far behind, and on average ahead.
+    generator = np.random.default_rng(seed)
+    inputs = generator.standard_normal((50, 4)) @ generator.standard_normal((4, 4))
+    moments = (inputs.T @ inputs)[np.newaxis]
+    weights = generator.uniform(-3, 3, (1, 1, 4))
+    every = [np.floor(weights) + np.array(up) for up in itertools.product((0, 1), repeat=4)]
+    errors = [squares(weights - integers, moments).item() for integers in every]
+    found = squares(weights - round_rows(weights, moments, -128, 127, damping=0.01), moments).item()
+    assert found <= np.mean(errors)
+
+
 @given(st.integers(1, 3), st.integers(1, 12), st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_groups_are_rounded_one_by_one(groups: int, size: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     inputs = generator.standard_normal((groups, 40, size))
