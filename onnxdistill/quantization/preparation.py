@@ -6,19 +6,15 @@ names nodes of it to exclude from quantization, and `finish` rewrites the quanti
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import onnx
 import onnx_ir as ir
-import onnxruntime
 from onnx import version_converter
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
-from onnxdistill.device.modelfile import explain_load_failure
 from onnxdistill.errors import ModelFileError
 from onnxdistill.quantization.gates import fold_hard_sigmoids
 from onnxdistill.quantization.hardswish import multiply_hard_swishes_in_integers, unify_hard_swishes
+from onnxdistill.quantization.optimized import optimized
 from onnxdistill.quantization.pooling import pool_globally
 from onnxdistill.quantization.shapes import infer_shapes
 
@@ -53,7 +49,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             f"The model has {model.ByteSize() / 1e9:.1f} GB, and can be quantized up to 2 GB.",
             "Quantize a smaller model, or parts of this one.",
         )
-    rewritten = ir.from_proto(infer_shapes(_simplify(_with_channel_scales(model))))
+    rewritten = ir.from_proto(infer_shapes(optimized(_with_channel_scales(model), "basic")))
     unify_hard_swishes(rewritten)
     fold_hard_sigmoids(rewritten)
     pool_globally(rewritten)
@@ -78,20 +74,6 @@ def finish(quantized: onnx.ModelProto) -> onnx.ModelProto:
 def _with_channel_scales(model: onnx.ModelProto) -> onnx.ModelProto:
     version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _LEAST_OPSET)
     return version_converter.convert_version(model, _LEAST_OPSET) if version < _LEAST_OPSET else model
-
-
-def _simplify(model: onnx.ModelProto) -> onnx.ModelProto:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.log_severity_level = 4
-    with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
-        simplified = Path(folder) / "simplified.onnx"
-        options.optimized_model_filepath = str(simplified)
-        try:
-            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises classes of its own, one for each of its status codes
-            raise explain_load_failure(None, error, onnxruntime.__version__) from error
-        return onnx.load(simplified)
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -26,7 +26,7 @@ def read(path: Path, session: Session, **table: object) -> ArraySamples | ImageS
 
 
 def npz(path: Path, **arrays: Array) -> Path:
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # a name could be an option of savez
     return path
 
 

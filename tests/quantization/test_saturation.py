@@ -27,12 +27,9 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from onnxdistill.device.host import read_processor
 from onnxdistill.errors import DataError, ModelFileError, UsageError
-from onnxdistill.quantization.saturation import (
-    IntegerLayer,
-    count_saturation,
-    find_integer_layers,
-    saturating_layers,
-)
+from onnxdistill.quantization.integergraph import find_integer_layers
+from onnxdistill.quantization.pairsums import IntegerLayer
+from onnxdistill.quantization.saturation import count_saturation, saturating_layers
 from tests.quantization.graphs import model_of, run, uniform
 
 Array = NDArray[Any]

@@ -1,0 +1,46 @@
+"""What ONNX Runtime makes of a model before it runs it, as a model again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import onnxruntime
+
+from onnxdistill.device.modelfile import explain_load_failure
+
+_LEVELS = {
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+
+
+def optimized(
+    model: onnx.ModelProto, level: Literal["basic", "extended"], config: Mapping[str, str] | None = None
+) -> onnx.ModelProto:
+    """The optimized graph of a model, for the CPU.
+
+    Args:
+        model: With its weights inside. It is not changed.
+        level: How far it is rewritten: `basic` keeps the standard operators.
+        config: Entries of the session's configuration.
+
+    Raises:
+        ModelFileError: If ONNX Runtime cannot load the model.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = _LEVELS[level]
+    options.log_severity_level = 4
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises classes of its own, one for each of its status codes
+            raise explain_load_failure(None, error, onnxruntime.__version__) from error
+        return onnx.load(path)
