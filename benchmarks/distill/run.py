@@ -1,24 +1,31 @@
 """What distillation is worth: ResNet-20 from scratch with a ResNet-56 teacher, each loss at the same fixed budget.
 
-The same images of CIFAR-10, batches, epochs, learning rate and starting weights for every loss of a seed. The teacher's
-weights are those that are given; top-1 is that of the exported file in ONNX Runtime on the 10,000 test images, of the
-epoch that scored best on validation. Losses have the settings of their papers, which are the defaults.
+The same images of CIFAR-10, epochs, order, learning rate and starting weights for every loss of a seed. The teacher's
+weights are those that are given; every epoch has new views of the images, but in the last row, where three views of
+each take turns. What the teacher says to a view is computed once and read by all losses, which changes no number.
+Top-1 is that of the exported file in ONNX Runtime on the 10,000 test images, of the epoch that scored best on
+validation. Losses have the settings of their papers, which are the defaults.
 
 Results that are there already are kept: a run that was ended goes on with the next one.
-Usage: python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER [--epochs 10] [--seeds 3]
+Usage: python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER [--epochs 6] [--seeds 3] [--processes 2]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from onnxdistill.data import load_images
 from onnxdistill.device.session import SessionSettings
@@ -34,6 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from benchmarks.summaries import this_machine, write_summary
 
+# Cross-entropy comes first: while it trains, another process lets the teacher look at the views of that seed.
 LOSSES: dict[str, dict[str, Any]] = {
     "cross-entropy": {"soft_weight": 0.0},
     "standardised-kd": {},  # the default
@@ -42,24 +50,58 @@ LOSSES: dict[str, dict[str, Any]] = {
     "dist": {"loss": "dist", "temperature": 1.0},
     "standardised-kd-stored": {"views": 3},
 }
+SEED_STEP = 1000  # no view of one seed is one of another
 FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 RESULTS = Path(__file__).parent / "results.json"
+SHARED: dict[str, Any] = {}
+"""The task and the teacher of all trainings of a process."""
 
 
-def top1(loss: str, seed: int, epochs: int, task: Classification, teacher: torch.nn.Module) -> dict[str, Any]:
+class Remembering(nn.Module):
+    """A network that keeps its answers to batches in a folder, for all processes and trainings."""
+
+    def __init__(self, network: nn.Module, folder: Path) -> None:
+        super().__init__()
+        self.network = network
+        self.folder = folder
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        file = self.folder / hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()
+        if file.is_file():
+            remembered: Tensor = torch.load(file, weights_only=True)
+            return remembered
+        output: Tensor = self.network(inputs)
+        draft = file.with_suffix(f".{os.getpid()}")
+        torch.save(output, draft)
+        draft.rename(file)
+        return output
+
+
+def start(data: Path, weights: Path, answers: Path, threads: int) -> None:
+    """Loads what all trainings of this process share."""
+    torch.set_num_threads(threads)
+    SHARED["task"] = Classification(load_images(DataTable(source="folder", root=str(data), image_size=32), seed=0))
+    network = build_network("cifar-resnet56", 10, 0)
+    network.load_state_dict(torch.load(weights / "resnet56-cifar10-jpeg.pt", weights_only=True))
+    SHARED["teacher"] = Remembering(network, answers)
+
+
+def top1(loss: str, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one student."""
-    table = DistillTable(epochs=epochs, learning_rate=0.1, crop_pad=4, flip=True, **LOSSES[loss])
+    task, teacher = SHARED["task"], SHARED["teacher"]
+    settings = {"views": epochs, **LOSSES[loss]}
+    table = DistillTable(epochs=epochs, learning_rate=0.1, crop_pad=4, flip=True, **settings)
 
     def on_status(status: TrainingStatus) -> None:
         if status.epoch_done:
             print(loss, seed, f"epoch {status.epoch}: {status.score:.2f} %", flush=True)
 
-    result = distill(build_network("cifar-resnet20", 10, seed), [teacher], task, table, seed, on_status)
+    result = distill(build_network("cifar-resnet20", 10, seed), [teacher], task, table, seed * SEED_STEP, on_status)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "student.onnx"
         names = {"input_name": task.input_name, "output_name": task.output_name}
         export(result.network, task.example_input(3), path, ExportTable(), **names)
-        score = verify(path, task, SessionSettings(threads=2), "test")
+        score = verify(path, task, SessionSettings(threads=1), "test")
     seconds = sum(record.seconds for record in result.history)
     return {"top1_percent": score.value, "validation_percent": result.best_score, "seconds": round(seconds, 1)}
 
@@ -67,21 +109,25 @@ def top1(loss: str, seed: int, epochs: int, task: Classification, teacher: torch
 @click.command()
 @click.option("--data", type=FOLDER_THERE, required=True, help="CIFAR-10 as train/ and test/ folders of classes.")
 @click.option("--weights", type=FOLDER_THERE, required=True, help="Folder of resnet56-cifar10-jpeg.pt.")
-@click.option("--epochs", default=10, show_default=True)
+@click.option("--epochs", default=6, show_default=True)
 @click.option("--seeds", default=3, show_default=True)
-def main(data: Path, weights: Path, epochs: int, seeds: int) -> None:
-    """Trains a student for every loss and seed, seed by seed."""
+@click.option("--processes", default=2, show_default=True, help="Trainings side by side, which share the processors.")
+def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int) -> None:
+    """Trains a student for every loss and seed."""
     kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     results: dict[str, Any] = kept if kept.get("epochs") == epochs else {"epochs": epochs, "students": {}}
-    table = DataTable(source="folder", root=str(data), image_size=32)
-    task = Classification(load_images(table, seed=0))
-    teacher = build_network("cifar-resnet56", 10, 0)
-    teacher.load_state_dict(torch.load(weights / "resnet56-cifar10-jpeg.pt", weights_only=True))
-    for seed in range(seeds):
-        for loss in LOSSES:
-            key = f"{loss} {seed}"
-            if key not in results["students"]:
-                results["students"][key] = top1(loss, seed, epochs, task, teacher)
+    wanted = [(loss, seed) for seed in range(seeds) for loss in LOSSES]
+    threads = max(1, torch.get_num_threads() // processes)
+    with tempfile.TemporaryDirectory() as answers:
+        arguments = (data, weights, Path(answers), threads)
+        with ProcessPoolExecutor(processes, get_context("spawn"), start, arguments) as pool:
+            jobs = {
+                pool.submit(top1, loss, seed, epochs): f"{loss} {seed}"
+                for loss, seed in wanted
+                if f"{loss} {seed}" not in results["students"]
+            }
+            for job in as_completed(jobs):
+                results["students"][jobs[job]] = job.result()
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     summarise(results, seeds)
 
