@@ -13,17 +13,17 @@ from typing import IO, Any
 
 from onnxdistill.device.jsonfile import check_place
 from onnxdistill.errors import OutputError, cannot_write
-from onnxdistill.progress import Progress
+from onnxdistill.progress import Progress, RelayedProgress
 from onnxdistill.training.records import TrainingStatus
 
 STEP_INTERVAL_S = 5.0
 
 
 def check_log_place(path: Path, inputs: Iterable[Path], run_folder: Path) -> None:
-    """Makes sure, before any work is done, that a log file would harm nothing.
+    """Makes sure, before any work is done, that a log would harm nothing.
 
     Args:
-        path: The log file.
+        path: The log file, or a folder of logs.
         inputs: Files that the run reads.
         run_folder: Where it will ship to, a folder that holds a run and nothing else.
 
@@ -36,11 +36,11 @@ def check_log_place(path: Path, inputs: Iterable[Path], run_folder: Path) -> Non
     if any(real.is_relative_to(place) for place in (folder, folder.with_name(f"{folder.name}.missed"))):
         raise OutputError(
             f"{path} lies in the run folder {run_folder}, which holds a finished run and nothing else.",
-            f"Name a file beside it, such as {run_folder}.jsonl.",
+            f"Name a place beside it, such as {run_folder}.log.",
         )
 
 
-class LoggedProgress:
+class LoggedProgress(RelayedProgress):
     """Passes everything on to another progress, and writes it down. Use it as a context manager.
 
     Every line has `time` (UTC), `event` and, but for the first and the last, `stage`. Events are `start`, `stage`,
@@ -59,7 +59,7 @@ class LoggedProgress:
     def __init__(self, progress: Progress, path: Path, name: str) -> None:
         if not path.is_file():  # one that is there need not be replaced
             check_place(path)
-        self._progress = progress
+        super().__init__(progress)
         self._name = name
         self._stage = ""
         self._last_step = 0.0
@@ -88,17 +88,13 @@ class LoggedProgress:
 
     def begin(self, stage: str, text: str) -> None:
         """See `Progress.begin`."""
-        self._progress.begin(stage, text)
+        super().begin(stage, text)
         self._stage, self._started = stage, time.monotonic()
         self._write("stage", text=text)
 
-    def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
-        """See `Progress.update`; not written down."""
-        self._progress.update(text, share, remaining_s)
-
     def training(self, status: TrainingStatus, metric_unit: str) -> None:
         """See `Progress.training`."""
-        self._progress.training(status, metric_unit)
+        super().training(status, metric_unit)
         figures: dict[str, float] = {
             "epoch": status.epoch,
             "epochs": status.epochs,
@@ -117,17 +113,17 @@ class LoggedProgress:
 
     def end(self, summary: str, score: str = "") -> None:
         """See `Progress.end`."""
-        self._progress.end(summary, score)
+        super().end(summary, score)
         self._write("result", summary=summary, score=score or None, seconds=round(time.monotonic() - self._started, 1))
 
     def note(self, text: str) -> None:
         """See `Progress.note`."""
-        self._progress.note(text)
+        super().note(text)
         self._write("note", text=text)
 
     def noted(self, text: str) -> None:
         """See `Progress.noted`."""
-        self._progress.noted(text)
+        super().noted(text)
         self._write("note", text=text)
 
     def _write(self, event: str, **figures: Any) -> None:

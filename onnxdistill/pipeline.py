@@ -46,6 +46,7 @@ def compress(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     log_file: Path | str | None = None,
+    tensorboard: Path | str | None = None,
 ) -> Report:
     """Runs a recipe and ships the student into a run folder.
 
@@ -57,6 +58,7 @@ def compress(
         overrides: Items `table.key=value` that replace keys of the recipe.
         console: Shows progress and the closing table; None is silent.
         log_file: Gets a line of JSON for everything that happens; see `LoggedProgress`.
+        tensorboard: Folder that gets the trainings' curves; see `EventFilesProgress`.
 
     Returns:
         The report, as `report.json` in the run folder holds it.
@@ -68,7 +70,8 @@ def compress(
     loaded = load_recipe(Path(recipe), overrides)
     target = Path(out) if out is not None else Path("runs") / loaded.name
     log = None if log_file is None else Path(log_file)
-    with opened(loaded.name, (Path(recipe), Path(loaded.teacher.weights)), target, console, log) as shell:
+    events = None if tensorboard is None else Path(tensorboard)
+    with opened(loaded.name, (Path(recipe), Path(loaded.teacher.weights)), target, console, log, events) as shell:
         with leading(), shell.running():
             report = _Run(loaded, shell.scratch, shell.journal, shell.progress).whole(shell.folder.work)
         shell.deliver(report, "Prune less, train longer, or change [limits].")

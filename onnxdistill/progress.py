@@ -77,6 +77,37 @@ class SilentProgress:
         pass
 
 
+class RelayedProgress:
+    """Passes everything on to another progress; what listens as well extends it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def begin(self, stage: str, text: str) -> None:
+        """See `Progress.begin`."""
+        self._progress.begin(stage, text)
+
+    def update(self, text: str, share: float | None = None, remaining_s: float | None = None) -> None:
+        """See `Progress.update`."""
+        self._progress.update(text, share, remaining_s)
+
+    def training(self, status: TrainingStatus, metric_unit: str) -> None:
+        """See `Progress.training`."""
+        self._progress.training(status, metric_unit)
+
+    def end(self, summary: str, score: str = "") -> None:
+        """See `Progress.end`."""
+        self._progress.end(summary, score)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._progress.note(text)
+
+    def noted(self, text: str) -> None:
+        """See `Progress.noted`."""
+        self._progress.noted(text)
+
+
 class ConsoleProgress:
     """A line a finished stage, and beneath them the running one; without a terminal, only finished lines.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from onnxdistill.errors import LimitsMissedError, explained
+from onnxdistill.eventfiles import EventFilesProgress
 from onnxdistill.journal import Journal
 from onnxdistill.logfile import LoggedProgress, check_log_place
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
@@ -79,7 +80,12 @@ class Shell:
 
 @contextmanager
 def opened(
-    name: str, sources: Iterable[Path], target: Path, console: Console | None, log_file: Path | None
+    name: str,
+    sources: Iterable[Path],
+    target: Path,
+    console: Console | None,
+    log_file: Path | None,
+    tensorboard: Path | None = None,
 ) -> Iterator[Shell]:
     """Opens what a run needs around it; at the end of the block, nothing is left but what was delivered.
 
@@ -89,6 +95,7 @@ def opened(
         target: The run folder.
         console: Shows progress; None is silent.
         log_file: Gets a line of JSON for everything that happens; see `LoggedProgress`.
+        tensorboard: Folder that gets the trainings' curves; see `EventFilesProgress`.
 
     Raises:
         OutputError: If a place cannot be written, or holds something else.
@@ -98,7 +105,10 @@ def opened(
         progress: Progress = screen
         if log_file is not None:
             check_log_place(log_file, sources, target)
-            progress = stack.enter_context(LoggedProgress(screen, log_file, name))
+            progress = stack.enter_context(LoggedProgress(progress, log_file, name))
+        if tensorboard is not None:
+            check_log_place(tensorboard, sources, target)
+            progress = stack.enter_context(EventFilesProgress(progress, tensorboard))
         folder = stack.enter_context(RunFolder(target))
         scratch = stack.enter_context(_scratch())
         journal = stack.enter_context(Journal(target))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onnxdistill import compress, load_student
 from onnxdistill.cli import main
@@ -145,6 +146,7 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
     command += ["--log-file", str(tmp_path / "log.jsonl"), "--time-budget", "2h"]
+    command += ["--tensorboard", str(tmp_path / "curves")]
     command += ["--set", "distill.views=2", "--set", "distill.crop_pad=1"]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr
@@ -156,6 +158,10 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     assert epochs == [(stage, epoch) for stage in ("teacher", "distill") for epoch in (1, 2, 3, 4)]
     assert process.stdout.count("teacher  ") == 2  # one line of progress and one of the table, by one process
     assert lines[-1]["event"] == "done"
+    curves = EventAccumulator(str(tmp_path / "curves"))
+    curves.Reload()
+    scores = [line["score"] for line in lines if line["event"] == "epoch" and line["stage"] == "distill"]
+    assert [point.value for point in curves.Scalars("distill/score")] == pytest.approx(scores)
 
 
 def test_the_page_needs_nothing_else(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

@@ -44,6 +44,9 @@ from onnxdistill.errors import UsageError
 @click.option(
     "--log-file", metavar="FILE", type=click.Path(path_type=Path), help="Add a line of JSON for all that happens."
 )
+@click.option(
+    "--tensorboard", metavar="DIR", type=click.Path(path_type=Path), help="Write the trainings' curves for TensorBoard."
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but errors.")
 def compress_command(
     recipe: Path | None,
@@ -54,6 +57,7 @@ def compress_command(
     minutes: float | None,
     targets: tuple[str, ...],
     log_file: Path | None,
+    tensorboard: Path | None,
     quiet: bool,
 ) -> None:
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify; or quantize an ONNX file."""
@@ -62,7 +66,7 @@ def compress_command(
         overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
     assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
     if model is not None:
-        _check_alone(recipe, data, minutes)
+        _check_alone(recipe, data, minutes, tensorboard)
         assert data is not None
         if not assists:  # nothing is trained
             onnxdistill.quantize_onnx(model, data, out=out, overrides=overrides, console=console, log_file=log_file)
@@ -78,13 +82,17 @@ def compress_command(
     if assists:
         onnxdistill.assist(recipe, settings)
         return
-    onnxdistill.compress(recipe, out=out, overrides=settings, console=console, log_file=log_file)
+    onnxdistill.compress(
+        recipe, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
+    )
 
 
-def _check_alone(recipe: Path | None, data: Path | None, minutes: float | None) -> None:
+def _check_alone(recipe: Path | None, data: Path | None, minutes: float | None, tensorboard: Path | None) -> None:
     if recipe is not None:
         raise UsageError(f"The recipe {recipe} and --onnx exclude each other.", "Leave out one of them.")
     if data is None:
         raise UsageError("--onnx needs samples for the inputs of the model.", "Name them with --data.")
     if minutes is not None:
         raise UsageError("--time-budget is for trainings, and an ONNX file is not trained.", "Leave it out.")
+    if tensorboard is not None:
+        raise UsageError("--tensorboard shows trainings, and an ONNX file is not trained.", "Leave it out.")
