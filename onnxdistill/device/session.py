@@ -137,13 +137,32 @@ class Session:
             UsageError: If a name, a dtype or a shape is not what the model takes.
             ModelFileError: If ONNX Runtime stops while it runs the model.
         """
+        return self._explained(self._native.run, feeds, feeds)
+
+    def lend(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """`run` for outputs that are many, read once and forgotten: arrays in ONNX Runtime's own memory, on the CPU.
+
+        They are not copied, and nobody may write to them; their memory is used again once the last of them is gone.
+
+        Raises:
+            UsageError: As `run` does.
+            ModelFileError: As `run` does.
+        """
+        place = runtime.load_runtime().OrtValue.ortvalue_from_numpy
+        given = {name: place(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        lent = self._explained(self._native.run_with_ort_values, feeds, given)
+        return {name: np.from_dlpack(value) for name, value in lent.items()}
+
+    def _explained(
+        self, run: Callable[..., Any], feeds: Mapping[str, Array], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         self.check_feeds(feeds)
         names = [port.name for port in self.outputs]
         try:
-            values = self._native.run(names, dict(feeds))
+            values = run(names, dict(given))
         except self._errors as error:
-            given = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-            raise ModelFileError(f"{self.label} does not run with {given}: {plain_message(error)}") from error
+            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
+            raise ModelFileError(f"{self.label} does not run with {shapes}: {plain_message(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def runner(self, feeds: Mapping[str, Array]) -> Callable[[], object]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,8 +34,11 @@ HALF = 8192
 BUDGET_BYTES = 96 * 2**20
 """For the activations that one run gives back."""
 
+CACHED_BYTES = 48 * 2**20
+"""For those of a run of several samples: what is counted while it is still in a cache is counted sooner."""
+
 Feeds = Mapping[str, NDArray[np.generic]]
-Run = Callable[[], dict[str, NDArray[Any]]]
+Work = Callable[[], None]
 
 _FLOATS: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.FLOAT16: np.dtype(np.float16)}
 # 2 to the power of this, and of its negative, are normal numbers in float32.
@@ -67,6 +71,7 @@ class Histogram:
         self.minimum = math.inf
         self.maximum = -math.inf
         self._exponent = _LEAST_EXPONENT
+        self._adding = threading.Lock()
 
     @property
     def width(self) -> float:
@@ -86,17 +91,10 @@ class Histogram:
         """
         if values.size == 0:
             return
-        flat = np.ravel(values).astype(np.float32, copy=False)
-        with np.errstate(invalid="ignore"):
-            low, high = float(flat.min()), float(flat.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ModelFileError(
-                f"The tensor {self.name!r} has values that are NaN or infinite, and so has no range to quantize it by.",
-                "Check the calibration samples for such values, and the weights.",
-            )
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self._widen(max(-low, high))
-        self._count(flat, low < 0)
+        flat = np.ravel(values)
+        with self._adding:
+            for start in range(0, flat.size, _PIECE):
+                self._add_piece(flat[start : start + _PIECE].astype(np.float32, copy=False))
 
     def magnitudes(self) -> Histogram:
         """The histogram of the absolute values."""
@@ -119,22 +117,27 @@ class Histogram:
             self.counts[HALF // 2 : -HALF // 2] = joined
         self._exponent = max(self._exponent, exponent)
 
-    def _count(self, flat: NDArray[np.float32], signed: bool) -> None:
-        factor = np.float32(math.ldexp(1.0, -self._exponent))
-        scaled = np.empty(min(_PIECE, flat.size), np.float32)
-        bins = np.empty(scaled.size, np.intp)
-        for start in range(0, flat.size, _PIECE):
-            piece = flat[start : start + _PIECE]
-            part, numbers = scaled[: piece.size], bins[: piece.size]
-            np.multiply(piece, factor, out=part)
-            if signed:
-                np.floor(part, out=part)
-                np.copyto(numbers, part, casting="unsafe")
-                numbers += HALF
-                self.counts += np.bincount(numbers, minlength=2 * HALF)
-            else:  # conversion to integers cuts what is behind the point, which rounds down here
-                np.copyto(numbers, part, casting="unsafe")
-                self.counts[HALF:] += np.bincount(numbers, minlength=HALF)
+    def _add_piece(self, values: NDArray[np.float32]) -> None:
+        with np.errstate(invalid="ignore"):
+            low, high = float(values.min()), float(values.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ModelFileError(
+                f"The tensor {self.name!r} has values that are NaN or infinite, and so has no range to quantize it by.",
+                "Check the calibration samples for such values, and the weights.",
+            )
+        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+        self._widen(max(-low, high))
+        scaled = values * np.float32(math.ldexp(1.0, -self._exponent))
+        if low < 0:
+            np.floor(scaled, out=scaled)
+            self.counts += np.bincount(_integers(scaled) + HALF, minlength=2 * HALF)
+        else:  # conversion to integers cuts what is behind the point, which rounds down here
+            self.counts[HALF:] += np.bincount(_integers(scaled), minlength=HALF)
+
+
+def _integers(values: NDArray[np.float32]) -> NDArray[np.intp]:
+    # Processors convert many at once to 32 bits, and many of these to 64; straight to 64 takes twice as long.
+    return values.astype(np.int32).astype(np.intp)
 
 
 @dataclass(frozen=True)
@@ -205,26 +208,29 @@ def collect(
         ModelFileError: If a value is NaN or infinite, or if the model does not run.
         UsageError: If an input is not what the model takes.
     """
-    workers = min(usable_cpus(), _MOST_WORKERS)
     histograms = {name: Histogram(name) for name in names}
     fed = [port.name for port in model.graph.input if port.name in histograms]
 
-    def runs() -> Iterator[Run]:
+    def count(tensors: dict[str, NDArray[Any]]) -> None:
+        while tensors:  # what has been counted is freed
+            name, values = tensors.popitem()
+            histograms[name].add(values)
+
+    def run(session: Session, part: Feeds) -> None:
+        count(session.lend(part))
+
+    def works() -> Iterator[Work]:
         watch: _Watch | None = None
         for feeds in batches:
             if watch is None:
                 watch = _Watch(model, [name for name in names if name not in fed], feeds, budget_bytes)
             for part in watch.parts(feeds):
-                for name in fed:
-                    histograms[name].add(part[name])
-                yield from (functools.partial(session.run, part) for session in watch.sessions)
+                yield functools.partial(count, {name: part[name] for name in fed})
+                yield from (functools.partial(run, session, part) for session in watch.sessions)
         if watch is None:
             raise DataError("There is no calibration sample.", "Give at least one.")
 
-    for tensors in _ahead(runs(), workers):
-        while tensors:  # what has been counted is freed
-            name, values = tensors.popitem()
-            histograms[name].add(values)
+    _side_by_side(works(), min(usable_cpus(), _MOST_WORKERS))
     return histograms
 
 
@@ -235,16 +241,16 @@ def with_outputs(model: onnx.ModelProto, names: Collection[str]) -> bytes:
     return _variant(model, [], [infos[name] for name in names])
 
 
-def _ahead(runs: Iterator[Run], workers: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """What every run returns, in order; the next ones go on meanwhile, in other threads."""
+def _side_by_side(works: Iterator[Work], workers: int) -> None:
+    """Does all works in threads; no more are begun than there are threads, so that few inputs are held."""
     with ThreadPoolExecutor(workers) as pool:
-        started: deque[Future[dict[str, NDArray[Any]]]] = deque()
-        for run in runs:
-            started.append(pool.submit(run))
-            if len(started) > workers:
-                yield started.popleft().result()
-        while started:
-            yield started.popleft().result()
+        begun: deque[Future[None]] = deque()
+        for work in works:
+            begun.append(pool.submit(work))
+            if len(begun) > workers:
+                begun.popleft().result()
+        while begun:
+            begun.popleft().result()
 
 
 class _Watch:
@@ -263,16 +269,12 @@ class _Watch:
         if not names:
             return
         settings = SessionSettings(threads=1)  # runs go on side by side; threads within one would wait for each other
-        # Sizes alone first: with all tensors as outputs, even one sample's could be too many.
-        probe = open_session(_with_sizes(model, names), settings)
-        symbols = {port.shape[0] if port.shape else 0 for port in probe.inputs}
-        self._divisible = all(isinstance(symbol, str) for symbol in symbols)
-        sample = next(self._cut(feeds, 1))
-        sizes = {name: int(size) * 4 for name, size in zip(names, probe.run(sample).values(), strict=True)}
-        del probe
+        inputs = [info.type.tensor_type.shape.dim for info in model.graph.input if info.name in feeds]
+        self._divisible = all(dims and not dims[0].HasField("dim_value") for dims in inputs)
+        sizes = _sizes(model, names, next(self._cut(feeds, 1)), settings)
         groups = list(_grouped(sizes, budget_bytes))
         if len(groups) == 1:
-            self._samples = max(1, budget_bytes // max(1, sum(sizes.values())))
+            self._samples = max(1, min(budget_bytes, CACHED_BYTES) // max(1, sum(sizes.values())))
         self.sessions = [open_session(with_outputs(model, group), settings) for group in groups]
 
     def parts(self, feeds: Feeds) -> Iterator[Feeds]:
@@ -299,6 +301,26 @@ def _grouped(sizes: Mapping[str, int], budget_bytes: int) -> Iterator[list[str]]
         taken += size
     if group:
         yield group
+
+
+def _sizes(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds, settings: SessionSettings) -> dict[str, int]:
+    """Bytes of tensors for given inputs: by their shapes, if these are known, and else by a run."""
+    known: dict[str, int] = {}
+    infos = {info.name: info.type.tensor_type.shape.dim for info in (*model.graph.value_info, *model.graph.output)}
+    lengths: dict[str, int] = {}
+    for info in model.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name in feeds and len(dims) == feeds[info.name].ndim:
+            lengths |= dict(zip((dim.dim_param for dim in dims), feeds[info.name].shape, strict=True))
+    lengths.pop("", None)
+    for name in names:
+        lengths_here = [dim.dim_value or lengths.get(dim.dim_param, 0) for dim in infos.get(name, [])]
+        known[name] = math.prod(lengths_here) * 4 if infos.get(name) else 0
+    if all(known.values()):
+        return known
+    # The sizes alone: with all tensors as outputs, even one sample's could be too many.
+    session = open_session(_with_sizes(model, names), settings)
+    return {name: int(size) * 4 for name, size in zip(names, session.run(feeds).values(), strict=True)}
 
 
 def _with_sizes(model: onnx.ModelProto, names: Sequence[str]) -> bytes:

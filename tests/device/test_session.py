@@ -37,6 +37,19 @@ def test_runs_from_names_to_arrays_as_onnx_runtime_does(make_model) -> None:
     np.testing.assert_allclose(outputs["y"], expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("elem_type", [TensorProto.FLOAT, TensorProto.FLOAT16])
+def test_lends_what_a_run_returns(make_model, elem_type: int) -> None:
+    session = open_session(make_model(elem_type=elem_type), SessionSettings())
+    (port,) = session.inputs
+    first, second = (np.random.default_rng(seed).random((2, 3, 8, 8)).astype(port.dtype) for seed in (0, 1))
+    lent = session.lend({"x": first})
+    assert not lent["y"].flags.writeable
+    session.lend({"x": second})  # has memory of its own while the first is read
+    np.testing.assert_array_equal(lent["y"], session.run({"x": first})["y"], strict=True)
+    with pytest.raises(UsageError, match="no value for its input 'x'"):
+        session.lend({})
+
+
 def test_opens_the_content_of_a_file(make_model) -> None:
     assert open_session(make_model().read_bytes()).inputs[0].name == "x"
 
