@@ -1,11 +1,14 @@
-"""Which nodes at the beginning of a network are better left in float."""
+"""Which nodes at the beginning and at the end of a network are better left in float."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 
 import onnx
 import onnx_ir as ir
+
+from onnxdistill.quantization.ranges import Range
 
 # Of a convolution: how many products make an output, up to which the integer kernel isn't faster than the float one.
 _FEW_PRODUCTS = 32
@@ -13,6 +16,10 @@ _FEW_PRODUCTS = 32
 _WIDER = 2
 # Layers whose integer kernels pay, or whose products are not read off a shape.
 _PRODUCTS = frozenset({"ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Attention"})
+# What moves values and doesn't change them.
+_MOVES = frozenset({"Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"})
+# One scale for parts of which one is so much wider than another takes two of its eight bits.
+_UNLIKE = 4.0
 
 
 def float_beginning(model: onnx.ModelProto) -> tuple[str, ...]:
@@ -93,3 +100,37 @@ def _count(value: ir.Value) -> float:
     sizes = [] if value.shape is None else list(value.shape)[1:]
     fixed = [size for size in sizes if isinstance(size, int)]
     return math.inf if value.shape is None or len(fixed) < len(sizes) else float(math.prod(fixed))
+
+
+def mixed_ends(model: onnx.ModelProto, ranges: Mapping[str, Range], operators: Collection[str]) -> frozenset[str]:
+    """Names of the nodes that put values of different kinds together for the network's outputs.
+
+    A detector's last node joins boxes of hundreds of pixels with confidences below one; at a scale of some pixels,
+    every confidence is zero (onnxruntime issue 14233). Nothing behind reads integers, so that float costs next to
+    nothing. Where a layer reads what is joined, it needs one scale in any case.
+
+    Args:
+        model: Float, with names.
+        ranges: Of its activations.
+        operators: Types of nodes that are quantized.
+    """
+    graph = ir.from_proto(model).graph
+    ends: set[ir.Node] = set()
+    for node in reversed(graph):
+        readers = [use.node for output in node.outputs for use in output.uses()]
+        if node.op_type in _MOVES and all(one in ends or one.op_type not in operators for one in readers):
+            ends.add(node)
+    chosen: set[ir.Node | None] = set()
+    for node in graph:
+        behind = any(value is not None and value.producer() in chosen for value in node.inputs)
+        if node in ends and (behind or _is_mixed(node, ranges)):
+            chosen.add(node)
+    return frozenset(node.name or "" for node in chosen if node is not None)
+
+
+def _is_mixed(node: ir.Node, ranges: Mapping[str, Range]) -> bool:
+    if node.op_type != "Concat":
+        return False
+    parts = [ranges[value.name] for value in node.inputs if value is not None and value.name in ranges]
+    widths = [part.high - part.low for part in parts]
+    return bool(widths) and max(widths) > _UNLIKE * min(widths)

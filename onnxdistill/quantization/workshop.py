@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +13,7 @@ from onnxdistill.onnxfile import save_checked
 from onnxdistill.quantization.biases import correct_biases
 from onnxdistill.quantization.calibration import Feeds, Histogram, collect, find_activations
 from onnxdistill.quantization.equalization import equalize, find_pairs
+from onnxdistill.quantization.placement import mixed_ends
 from onnxdistill.quantization.preparation import finish, prepare
 from onnxdistill.quantization.quantizer import insert_qdq
 from onnxdistill.quantization.ranges import Method, Range, find_range
@@ -118,7 +119,8 @@ class Workshop:
         prepared = self.float_model(form.equalization)
         found = find_activations(prepared)
         ranges = self.ranges(form)
-        quantized = insert_qdq(prepared, ranges, form.scheme)
+        ends = mixed_ends(prepared, ranges, form.scheme.operators)
+        quantized = insert_qdq(prepared, ranges, replace(form.scheme, float_nodes=form.scheme.float_nodes | ends))
         if form.rounded:
             quantized = round_weights(quantized, prepared, self.calibration)
         if not form.scheme.symmetric:  # which is for TensorRT, that fuses hard-swish by itself

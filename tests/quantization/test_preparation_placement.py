@@ -1,4 +1,4 @@
-"""What is left in float at the beginning of a network."""
+"""What is left in float at the beginning and at the end of a network."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxdistill.quantization.placement import float_beginning
+from onnxdistill.quantization.calibration import QUANTIZABLE
+from onnxdistill.quantization.placement import float_beginning, mixed_ends
+from onnxdistill.quantization.ranges import Range
 from onnxdistill.quantization.shapes import infer_shapes
 from tests.quantization.graphs import Constants, model_of
 
@@ -68,3 +70,31 @@ def test_where_it_ends(body: str, expected: str) -> None:
 
 def test_open_sizes_have_no_beginning() -> None:
     assert float_beginning(model_with(STEM + "[y] y = Conv (b, square)", "h, w")) == ()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        # What moves the joined values on is in float as well; what comes before has scales of its own.
+        ("[r] r = Relu(b)\n [c] c = Concat<axis = 1>(a, r)\n [t] y = Transpose(c)", "ct"),
+        ("[c] y = Concat<axis = 1>(a, b, a)", "c"),
+        # Ranges alike, by a factor of four.
+        ("[c] y = Concat<axis = 1>(a, d)", ""),
+        # A layer reads what is joined, and needs one scale; so does a function that works on integers.
+        ("[c] c = Concat<axis = 1>(a, b)\n [v] y = Conv(c, w)", ""),
+        ("[c] c = Concat<axis = 1>(a, b)\n [s] y = Sigmoid(c)", ""),
+        ("[c] c = Concat<axis = 1>(a, b)\n [s] s = Slice(c, one, two, one)\n [v] v = Conv(s, w)\n "
+         "[f] y = Concat<axis = 1>(v, c)", "f"),
+        # What reads it works on floats.
+        ("[c] c = Concat<axis = 1>(a, b)\n [t] t = Transpose(c)\n [e] y = Exp(t)", "ct"),
+        # What is joined first is alike, what comes on top is not.
+        ("[c] c = Concat<axis = 1>(a, d)\n [f] y = Concat<axis = 1>(c, b)", "f"),
+    ],
+)  # fmt: skip
+def test_ends_of_unlike_parts(body: str, expected: str) -> None:
+    head = "m (float[n, 3, 8, 8] a, float[n, 3, 8, 8] b, float[n, 3, 8, 8] d) => (float y)"
+    constants = {"w": np.zeros((2, 6, 1, 1)), "one": np.int64([1]), "two": np.int64([2])}
+    used: Constants = {name: array for name, array in constants.items() if f", {name}" in body}
+    ranges = dict.fromkeys("acrs", Range(-300.0, 300.0)) | {"b": Range(0.0, 1.0), "r": Range(0.0, 1.0)}
+    ranges |= {"d": Range(0.0, 150.0), "v": Range(0.0, 1.0)}
+    assert mixed_ends(model_of(f"{head} {{ {body} }}", used), ranges, QUANTIZABLE) == frozenset(expected)

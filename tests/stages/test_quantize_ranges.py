@@ -22,6 +22,7 @@ from onnxdistill.recipe import ExportTable, QuantizeTable
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import quantize
 from onnxdistill.tasks.classification import Classification
+from tests.fitted import FittedDigits, export_digits
 
 METHODS: tuple[Method, ...] = get_args(Method)
 
@@ -192,49 +193,6 @@ def test_calibration_samples_that_are_not_finite_are_refused(source: Path, tmp_p
         quantize(source, tmp_path / "int8.onnx", [{"input": wrong}], QuantizeTable())
 
 
-class Digits(nn.Module):
-    """Random convolutions and a classifier that is fitted to them by least squares.
-
-    Args:
-        task: Gives the training images.
-        outlier: One channel of the first convolution fires at very few places, this many times as strongly as others.
-    """
-
-    def __init__(self, task: Classification, outlier: float = 0.0) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        images, labels = task.example_input(task.training_samples), task.splits.train.labels
-        self.first = nn.Conv2d(images.shape[1], 16, 3, padding=1)
-        self.second = nn.Conv2d(16, 32, 3, padding=1)
-        with torch.no_grad():
-            if outlier:
-                inside = self.first(images)[:, 0]
-                self.first.weight[0] *= outlier
-                self.first.bias[0] *= outlier  # type: ignore[index]
-                self.first.bias[0] -= outlier * inside.max() - outlier / 2  # type: ignore[index]
-                self.second.weight[:, 0] /= outlier
-            features = self.features(images)
-            features = torch.cat((features, torch.ones(len(features), 1)), 1).double()
-            moments = features.T @ features + 0.1 * torch.eye(features.shape[1], dtype=torch.float64)
-            solved = torch.linalg.solve(moments, features.T @ nn.functional.one_hot(labels, 10).double()).float()
-            self.last = nn.Linear(features.shape[1] - 1, 10)
-            self.last.weight.copy_(solved[:-1].T)
-            self.last.bias.copy_(solved[-1])
-
-    def features(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.second(torch.relu(self.first(x))))
-        return nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.features(x))
-
-
-def export_digits(network: nn.Module, task: Classification, path: Path) -> Path:
-    names = {"input_name": task.input_name, "output_name": task.output_name}
-    export(network.eval(), task.example_input(3), path, ExportTable(), **names)
-    return path
-
-
 def accuracy_after(source: Path, task: Classification, method: str) -> tuple[float, float, float]:
     """Validation accuracy of the float file and of its int8 form in percent, and the share of images they agree on."""
     batches = ({task.input_name: batch.inputs.numpy()} for batch in task.calibration_batches(32))
@@ -248,7 +206,7 @@ def accuracy_after(source: Path, task: Classification, method: str) -> tuple[flo
 
 
 def test_digits_are_read_as_well_as_in_float(digits: Classification, tmp_path: Path) -> None:
-    source = export_digits(Digits(digits), digits, tmp_path / "float.onnx")
+    source = export_digits(FittedDigits(digits), digits, tmp_path / "float.onnx")
     for method in METHODS:
         before, after, agreement = accuracy_after(source, digits, method)
         assert before > 98
@@ -257,7 +215,7 @@ def test_digits_are_read_as_well_as_in_float(digits: Classification, tmp_path: P
 
 
 def test_outliers_ruin_the_range_of_all_values_and_not_that_of_entropy(digits: Classification, tmp_path: Path) -> None:
-    source = export_digits(Digits(digits, outlier=1000.0), digits, tmp_path / "float.onnx")
+    source = export_digits(FittedDigits(digits, outlier=1000.0), digits, tmp_path / "float.onnx")
     before, after, agreement = accuracy_after(source, digits, "minmax")
     assert after < before - 10
     assert agreement < 0.9
