@@ -131,6 +131,7 @@ def mixed_ends(model: onnx.ModelProto, ranges: Mapping[str, Range], operators: C
 def _is_mixed(node: ir.Node, ranges: Mapping[str, Range]) -> bool:
     if node.op_type != "Concat":
         return False
-    parts = [ranges[value.name] for value in node.inputs if value is not None and value.name in ranges]
+    names = [value.name or "" for value in node.inputs if value is not None]
+    parts = [ranges[name] for name in names if name in ranges]
     widths = [part.high - part.low for part in parts]
     return bool(widths) and max(widths) > _UNLIKE * min(widths)

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 
 from onnxdistill.errors import ModelFileError
 from onnxdistill.quantization.gates import fold_hard_sigmoids
+from onnxdistill.quantization.gemms import plain_gemms
 from onnxdistill.quantization.hardswish import multiply_hard_swishes_in_integers, unify_hard_swishes
 from onnxdistill.quantization.optimized import optimized
 from onnxdistill.quantization.pooling import pool_globally
@@ -28,9 +29,9 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrites a float model for quantization.
 
     In this order: an opset with scales for every channel; ONNX Runtime's own simplifications, which fold batch norms
-    and constants and leave out `Identity`, so that biases that share one are constants again; hard-swish and hard
-    sigmoid, global pooling; names for all nodes, since unnamed ones could only be excluded from quantization all
-    together; shapes.
+    and constants and leave out `Identity`, so that biases that share one are constants again; `Gemm` without factors;
+    hard-swish and hard sigmoid, global pooling; names for all nodes, since unnamed ones could only be excluded from
+    quantization all together; shapes.
 
     `Relu` and `Clip` behind a layer stay: the quantizer takes them for the range of the layer's output, and with
     unsigned activations nothing of them is left. A bias that several layers share is split by the quantizer itself.
@@ -50,6 +51,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             "Quantize a smaller model, or parts of this one.",
         )
     rewritten = ir.from_proto(infer_shapes(optimized(_with_channel_scales(model), "basic")))
+    plain_gemms(rewritten)
     unify_hard_swishes(rewritten)
     fold_hard_sigmoids(rewritten)
     pool_globally(rewritten)
