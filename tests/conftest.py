@@ -21,6 +21,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that the tests 
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test finds what another run has left."""
+    os.environ["ONNXDISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def digits() -> Classification:
     """The digits task: 1,083 train, 64 calibration, 200 validation and 450 test images."""

@@ -73,6 +73,19 @@ class Histogram:
         self._exponent = _LEAST_EXPONENT
         self._adding = threading.Lock()
 
+    @classmethod
+    def of(cls, name: str, counts: NDArray[np.int64], minimum: float, maximum: float, exponent: int) -> Histogram:
+        """A histogram with what another one came to; see its attributes."""
+        made = cls(name)
+        made.counts[:] = counts
+        made.minimum, made.maximum, made._exponent = minimum, maximum, exponent
+        return made
+
+    @property
+    def exponent(self) -> int:
+        """The width of a bin is 2 to the power of this."""
+        return self._exponent
+
     @property
     def width(self) -> float:
         """Width of a bin."""
@@ -98,8 +111,7 @@ class Histogram:
 
     def magnitudes(self) -> Histogram:
         """The histogram of the absolute values."""
-        folded = Histogram(self.name)
-        folded._exponent = self._exponent
+        folded = Histogram.of(self.name, np.zeros_like(self.counts), math.inf, -math.inf, self._exponent)
         folded.counts[HALF:] = self.counts[HALF:] + self.counts[HALF - 1 :: -1]
         if self.maximum >= self.minimum:
             folded.maximum = max(-self.minimum, self.maximum)

@@ -13,6 +13,7 @@ from onnxdistill.onnxfile import save_checked
 from onnxdistill.quantization.biases import correct_biases
 from onnxdistill.quantization.calibration import Feeds, Histogram, collect, find_activations
 from onnxdistill.quantization.equalization import equalize, find_pairs
+from onnxdistill.quantization.histogramcache import collected
 from onnxdistill.quantization.placement import mixed_ends
 from onnxdistill.quantization.preparation import finish, prepare
 from onnxdistill.quantization.quantizer import insert_qdq
@@ -79,6 +80,7 @@ class Workshop:
     Args:
         source: Its ONNX file.
         calibration: Samples that ranges, roundings and biases are taken from.
+        remembers: Whether histograms of an earlier run are found again; samples are read twice then.
 
     Attributes:
         prepared: The float model as it is quantized; see `prepare`.
@@ -88,10 +90,11 @@ class Workshop:
         ModelFileError: If ONNX Runtime cannot load the model, or if it is too large.
     """
 
-    def __init__(self, source: Path, calibration: Calibration) -> None:
+    def __init__(self, source: Path, calibration: Calibration, *, remembers: bool = True) -> None:
         model = onnx.load(source)
         self._metadata = list(model.metadata_props)
         self.calibration = calibration
+        self._remembers = remembers
         self.prepared = prepare(model)
         self._floats: dict[Equalization, onnx.ModelProto] = {"none": self.prepared}
         self._histograms: dict[Equalization, dict[str, Histogram]] = {}
@@ -147,7 +150,11 @@ class Workshop:
         model = self.float_model(form.equalization)
         found = find_activations(model)
         if form.equalization not in self._histograms:
-            self._histograms[form.equalization] = collect(model, found.observed, self.calibration())
+            self._histograms[form.equalization] = (
+                collected(model, found.observed, self.calibration)
+                if self._remembers
+                else collect(model, found.observed, self.calibration())
+            )
         ranges = {name: Range(0.0, 1.0) for name in sorted(found.bounded)}
         for name, histogram in self._histograms[form.equalization].items():
             covered = find_range(histogram, form.ranges, symmetric=form.scheme.symmetric)

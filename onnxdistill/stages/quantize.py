@@ -96,7 +96,7 @@ def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: Quan
         DataError: If there is no calibration sample.
         ModelFileError: If an activation is NaN or infinite; the message names it.
     """
-    workshop = Workshop(source, lambda: calibration)
+    workshop = Workshop(source, lambda: calibration, remembers=False)
     scheme = usual_scheme(workshop.prepared, table.activations, table.per_channel)
     return workshop.write(Form(scheme, _first_ranges(table)), path)
 

@@ -1,0 +1,55 @@
+"""Where what was measured or computed on this machine is kept from one run to the next."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder(subject: str) -> Path:
+    """The folder for one subject, which may not be there yet.
+
+    It lies in `$ONNXDISTILL_CACHE`, or else in `onnxdistill` in `$XDG_CACHE_HOME`, `%LOCALAPPDATA%` or `~/.cache`.
+    """
+    if own := os.environ.get("ONNXDISTILL_CACHE"):
+        return Path(own) / subject
+    given = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
+    return (Path(given) if given else Path("~/.cache").expanduser()) / "onnxdistill" / subject
+
+
+def keep(file: Path, content: bytes, most: int) -> None:
+    """Writes a file of a cache folder at once, and deletes those that were used longest ago.
+
+    A cache that cannot be written is none: nothing is raised.
+
+    Args:
+        file: In a cache folder.
+        content: Of the file.
+        most: How many files like it stay.
+    """
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        place, name = tempfile.mkstemp(dir=file.parent, prefix=".")
+        try:
+            with os.fdopen(place, "wb") as draft:
+                draft.write(content)
+            Path(name).replace(file)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+        others = sorted(file.parent.glob(f"*{file.suffix}"), key=lambda one: one.stat().st_mtime, reverse=True)
+        for old in others[most:]:
+            old.unlink(missing_ok=True)
+
+
+def found(file: Path) -> bytes | None:
+    """Reads a file of a cache folder, which counts as a use; None if it isn't there or cannot be read."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(file)
+    return content
