@@ -27,7 +27,7 @@ def load_digits_images(table: DataTable, rng: np.random.Generator) -> Splits:
     pixels = np.round(bundle.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
     labels = bundle.target.astype(np.int64)
     images = MemoryImages(torch.from_numpy(pixels), torch.from_numpy(labels))
-    test, rest = stratified_parts(labels, [TEST_IMAGES], np.random.default_rng(0))
+    test, rest = (np.sort(part) for part in stratified_parts(labels, [TEST_IMAGES], np.random.default_rng(0)))
     train, calibration, validation = split_training(images.subset(rest), table.validation, table.calibration, rng)
     return Splits(
         train=train,

@@ -62,7 +62,7 @@ def load_folder(table: DataTable, rng: np.random.Generator) -> Splits:
             named["train"].labels.numpy(), [_affordable(table.calibration, named["train"])], rng
         )
         pool = _load(named["train"])
-        train, calibration = pool.subset(rest), pool.subset(calibration_part)
+        train, calibration = pool.subset(np.sort(rest)), pool.subset(calibration_part)
         validation: Images = _load(named["val"])
     else:
         train, calibration, validation = split_training(_load(named["train"]), table.validation, table.calibration, rng)

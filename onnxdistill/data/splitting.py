@@ -23,7 +23,8 @@ def stratified_parts(labels: NDArray[np.int64], sizes: list[int], rng: np.random
         rng: Decides the order.
 
     Returns:
-        Sorted indices of every part, `len(sizes) + 1` of them.
+        Indices of every part, `len(sizes) + 1` of them, in the order in which they were dealt: neighbours are of
+        different classes, so that batches of a part have the class shares of the whole as well.
     """
     position = np.empty(len(labels))
     for label in np.unique(labels):
@@ -32,13 +33,16 @@ def stratified_parts(labels: NDArray[np.int64], sizes: list[int], rng: np.random
         position[members] = (np.arange(len(members)) + rng.random()) / len(members)
     order = np.argsort(position, kind="stable")
     cuts = np.cumsum(sizes)
-    return [np.sort(part).astype(np.int64) for part in np.split(order, cuts)]
+    return [part.astype(np.int64) for part in np.split(order, cuts)]
 
 
 def split_training(
     images: Images, validation: float, calibration: int, rng: np.random.Generator
 ) -> tuple[Images, Images, Images]:
     """Splits training images into train, calibration and validation.
+
+    Calibration images keep the order that deals round the classes: batch norms take their statistics batch by batch,
+    and files lie in folders of one class.
 
     Args:
         images: All training images.
@@ -58,4 +62,4 @@ def split_training(
         )
     labels = images.labels.numpy()
     held_part, calibration_part, rest = stratified_parts(labels, [held, calibration], rng)
-    return images.subset(rest), images.subset(calibration_part), images.subset(held_part)
+    return images.subset(np.sort(rest)), images.subset(calibration_part), images.subset(np.sort(held_part))

@@ -51,6 +51,17 @@ def test_parts_are_disjoint_complete_and_stratified(counts: list[int], share: fl
     for label, count in enumerate(counts):
         taken = int((labels[parts[0]] == label).sum())
         assert abs(taken - share * count) < len(counts) + 1
+    # The same holds for what comes first of a part.
+    half = parts[1][: len(parts[1]) // 2]
+    for label, count in enumerate(counts):
+        assert abs(int((labels[half] == label).sum()) - count * len(half) / len(labels)) < 2 * (len(counts) + 1)
+
+
+@pytest.mark.parametrize("splits", [{"train": 20, "test": 3}, {"train": 20, "val": 2, "test": 3}])
+def test_batches_of_calibration_images_are_of_all_classes(tmp_path: Path, splits: dict[str, int]) -> None:
+    """Files lie in folders of one class, and a batch norm takes its statistics batch by batch."""
+    labels = load_images(table(make_folder(tmp_path, splits), calibration=12), seed=0).calibration.labels
+    assert all(sorted(pair) == [0, 1] for pair in labels.reshape(-1, 2).tolist())
 
 
 def test_digits_splits_share_no_image_and_test_does_not_depend_on_the_seed() -> None:
