@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from onnxdistill.graph.blocks import least_important_blocks, removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
 from onnxdistill.graph.importance import Scores, first_order_taylor, geometric_median, magnitude, norm_scale
-from onnxdistill.graph.recalibrate import recalibrate_batch_norm
+from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
 from onnxdistill.graph.repair import Removed, layers_after, layers_that_lost_inputs, refit
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
@@ -156,9 +156,13 @@ def _losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
 def _best_repaired(
     network: nn.Module, smaller: nn.Module, removed: Removed, blocks: list[str], task: Task, table: PruneTable
 ) -> nn.Module:
-    """Of the smaller network as it is, with new statistics, and fitted to `network`, what scores best."""
+    """Of the smaller network as it is, with other statistics, and fitted to `network`, what scores best."""
     inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
-    forms = [smaller, recalibrate_batch_norm(smaller, inputs)]
+    forms = [
+        smaller,
+        recalibrate_batch_norm(smaller, inputs),
+        match_batch_norm(network, smaller, removed, inputs),
+    ]
     if table.repair:
         layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, inputs[0])]
         forms.append(refit(network, smaller, list(dict.fromkeys(layers)), removed, inputs))
