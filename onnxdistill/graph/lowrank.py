@@ -1,9 +1,10 @@
-"""Low-rank pairs in place of layers, fitted to the layer's inputs.
+"""Low-rank pairs in place of layers, fitted to the layer's inputs and to what its outputs are worth.
 
-A layer's weight, seen as a matrix `M` that acts on columns `x`, is replaced by the rank-r matrix that changes its
-outputs least on the calibration inputs: minimise E||(M - M~) x||^2 = ||(M - M~) R||_F^2 with S = E[x x^T] = R R^T.
-With M R = U D V^T that is M~ = U_r D_r V_r^T R^-1, and the error is the sum of the squared singular values left out
-(Eckart and Young 1936; for layers see Wang et al. 2024, "SVD-LLM", section 3.2). Without inputs, R is the identity.
+A layer's weight, seen as a matrix `M` that acts on columns `x`, is replaced by the rank-r matrix with which the loss
+grows least on the calibration inputs: minimise tr(G (M - M~) S (M - M~)^T) = ||Q (M - M~) R||_F^2 with S = E[x x^T] =
+R R^T and G = Q^T Q from the gradients; see `graph.pairmoments`. With Q M R = U D V^T that is M~ = Q^-1 U_r D_r V_r^T
+R^-1, and the loss grows by the sum of the squared singular values left out (Eckart and Young 1936; with R alone see
+Wang et al. 2024, "SVD-LLM", section 3.2). Without gradients, Q is the identity; without inputs, R.
 
 Schemes (Jaderberg et al. 2014, "Speeding up Convolutional Neural Networks with Low Rank Expansions"):
 
@@ -13,22 +14,20 @@ Schemes (Jaderberg et al. 2014, "Speeding up Convolutional Neural Networks with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from onnxdistill.graph.columns import Layer, input_columns, unfolded, watched
+from onnxdistill.graph.columns import Layer, watched
+from onnxdistill.graph.pairmoments import Moments, Scheme
 
-Scheme = Literal["spatial", "channel"]
-
-# Columns of a batch that enter the second moment; more do not change it visibly.
-COLUMNS_PER_BATCH = 4096
-# Directions in which the inputs hardly vary; post-ReLU inputs have many.
-EIGENVALUE_FLOOR = 1e-7
+# Relative to the largest eigenvalue: directions in which the inputs hardly vary; post-ReLU inputs have many.
+INPUT_FLOOR = 1e-7
+# Directions of the outputs on which the loss hardly depends now, but will when other layers have changed.
+WORTH_FLOOR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Factors:
     Attributes:
         left: `[rows, full]`, of the second layer of the pair.
         right: `[full, columns]`, of the first layer; `left @ right` is the layer's matrix.
-        errors: `[full + 1]`, the share of the outputs' energy that is lost at every rank.
+        errors: `[full + 1]`, by how much the loss grows at every rank; where that isn't known, the share of the
+            outputs' energy that is lost.
     """
 
     left: Tensor
@@ -65,54 +65,30 @@ def scheme_of(layer: Layer, wanted: Scheme) -> Scheme:
     return wanted if spatial else "channel"
 
 
-def second_moments(
-    network: nn.Module,
-    layers: Iterable[str],
-    batches: Iterable[Tensor],
-    scheme: Scheme,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Uncentred second moments `[columns, columns]` of what the first layer of every pair will see, in float64.
-
-    Args:
-        network: In evaluation mode.
-        layers: Names of the layers.
-        batches: Inputs `[B, ...]` of the network.
-        scheme: The scheme that is wanted for convolutions.
-        generator: Draws the columns of every batch.
-    """
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-
-    def collect(name: str, layer: Layer, inputs: Tensor, _outputs: Tensor) -> None:
-        columns = _input_columns(layer, inputs, scheme_of(layer, scheme))
-        if len(columns) > COLUMNS_PER_BATCH:
-            columns = columns[torch.randint(len(columns), (COLUMNS_PER_BATCH,), generator=generator)]
-        columns = columns.double()
-        moment = columns.T @ columns
-        totals[name] = totals[name] + moment if name in totals else moment
-        counts[name] = counts.get(name, 0) + len(columns)
-
-    with watched(network, layers, collect), torch.no_grad():
-        for inputs in batches:
-            network(inputs)
-    return {name: total / counts[name] for name, total in totals.items()}
-
-
-def decompose(layer: Layer, scheme: Scheme, moment: Tensor | None = None) -> Factors:
-    """Decomposes a layer, with the second moment of its inputs if there is one."""
+def decompose(layer: Layer, scheme: Scheme, moments: Moments | None = None) -> Factors:
+    """Decomposes a layer, with the second moments of its inputs and gradients if there are some."""
     matrix = _matrix(layer.weight.detach().double(), scheme)
-    if moment is None:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        eigenvalues, vectors = torch.linalg.eigh(moment.double())
-        roots = eigenvalues.clamp_min(EIGENVALUE_FLOOR * eigenvalues.max()).sqrt()
-        left, values, right = torch.linalg.svd(matrix @ (vectors * roots), full_matrices=False)
-        right = right @ (vectors / roots).T
+    roots, inverse = _root(moments.inputs, INPUT_FLOOR) if moments is not None else (None, None)
+    worth = None if moments is None else moments.worth
+    values_of, back = _root(worth, WORTH_FLOOR) if worth is not None else (None, None)
+    weighted = matrix if roots is None else matrix @ roots
+    weighted = weighted if values_of is None else values_of.T @ weighted
+    left, values, right = torch.linalg.svd(weighted, full_matrices=False)
+    right = right if inverse is None else right @ inverse
+    left = left if back is None else back.T @ left
     energy = values**2
     lost = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
+    if worth is None:
+        lost = lost / lost[0].clamp_min(1e-30)
     # Half of every singular value on either side keeps both layers' weights of one size.
-    return Factors(left * values.sqrt(), values.sqrt()[:, None] * right, lost / lost[0].clamp_min(1e-30))
+    return Factors(left * values.sqrt(), values.sqrt()[:, None] * right, lost)
+
+
+def _root(moment: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """R and its inverse, with R R^T the moment."""
+    eigenvalues, vectors = torch.linalg.eigh(moment.double())
+    roots = eigenvalues.clamp_min(floor * eigenvalues.max().clamp_min(1e-30)).sqrt()
+    return vectors * roots, (vectors / roots).T
 
 
 def low_rank_pair(layer: Layer, factors: Factors, rank: int, scheme: Scheme) -> nn.Sequential:
@@ -176,36 +152,40 @@ def layer_macs(layer: Layer, input_shape: tuple[int, ...]) -> int:
     return layer.weight.numel() * rows * columns
 
 
+Form = TypeVar("Form")
+"""A rank, or a scheme with a rank."""
+
+
 @dataclass(frozen=True)
-class RankOptions:
+class RankOptions(Generic[Form]):
     """What one layer can become.
 
     Attributes:
         dense: Cost of leaving it as it is.
-        ranks: Ranks to choose from.
-        costs: Cost at every rank.
-        errors: Error at every rank; 0 if left as it is.
+        ranks: Forms to choose from.
+        costs: Cost of every form.
+        errors: Error of every form; 0 if left as it is.
     """
 
     dense: float
-    ranks: list[int]
-    costs: list[float]
-    errors: list[float]
+    ranks: Sequence[Form]
+    costs: Sequence[float]
+    errors: Sequence[float]
 
-    def best(self, price: float) -> int | None:
-        """The rank that minimises error plus price times cost; None to leave the layer as it is."""
+    def best(self, price: float) -> Form | None:
+        """The form that minimises error plus price times cost; None to leave the layer as it is."""
         values = [error + price * cost for error, cost in zip(self.errors, self.costs, strict=True)]
         cheapest = min(range(len(values)), key=values.__getitem__, default=None)
         if cheapest is None or price * self.dense <= values[cheapest]:
             return None
         return self.ranks[cheapest]
 
-    def cost(self, rank: int | None) -> float:
-        """The cost at a rank."""
+    def cost(self, rank: Form | None) -> float:
+        """The cost of a form."""
         return self.dense if rank is None else self.costs[self.ranks.index(rank)]
 
 
-def choose_ranks(options: dict[str, RankOptions], budget: float) -> dict[str, int | None]:
+def choose_ranks(options: dict[str, RankOptions[Form]], budget: float) -> dict[str, Form | None]:
     """Least total error at a total cost of at most `budget`, by bisection of the price of cost.
 
     Source: Everett 1963, "Generalized Lagrange Multiplier Method": for a given price the layers decide
@@ -213,10 +193,10 @@ def choose_ranks(options: dict[str, RankOptions], budget: float) -> dict[str, in
     """
     low, high = 0.0, 1.0
 
-    def at(price: float) -> dict[str, int | None]:
+    def at(price: float) -> dict[str, Form | None]:
         return {name: option.best(price) for name, option in options.items()}
 
-    def cost(ranks: dict[str, int | None]) -> float:
+    def cost(ranks: dict[str, Form | None]) -> float:
         return sum(options[name].cost(rank) for name, rank in ranks.items())
 
     if cost(at(0.0)) <= budget:
@@ -236,14 +216,6 @@ def _matrix(weight: Tensor, scheme: Scheme) -> Tensor:
         return weight.flatten(1)
     outputs, inputs, height, width = weight.shape
     return weight.permute(0, 3, 1, 2).reshape(outputs * width, inputs * height)
-
-
-def _input_columns(layer: Layer, inputs: Tensor, scheme: Scheme) -> Tensor:
-    """What the first layer of the pair multiplies its weight with; with `channel`, it sees what the layer sees."""
-    if isinstance(layer, nn.Linear) or scheme == "channel":
-        return input_columns(layer, inputs)
-    down = int(layer.padding[0])
-    return unfolded(F.pad(inputs, (0, 0, down, down)), (layer.kernel_size[0], 1), (layer.stride[0], 1))
 
 
 def _output_size(layer: nn.Conv2d, input_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -41,6 +41,17 @@ def layers_that_lost_inputs(network: nn.Module, removed: Removed) -> list[str]:
     ]
 
 
+def layers_from(network: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
+    """Names of the layers that run after the first of some layers, that one included, and can be fitted."""
+    wanted = set(layers)
+    names = [name for name, layer in network.named_modules() if _can_be_fitted(layer) or name in wanted]
+    order: list[str] = []
+    with watched(network, names, lambda name, *_: order.append(name)), torch.no_grad():
+        network(example)
+    first = next((place for place, name in enumerate(order) if name in wanted), len(order))
+    return [name for name in order[first:] if _can_be_fitted(network.get_submodule(name))]
+
+
 def layers_after(network: nn.Module, blocks: Iterable[str], example: Tensor) -> list[str]:
     """Names of the layers that run after the first of some blocks and can be fitted."""
     names = [name for name, layer in network.named_modules() if _can_be_fitted(layer)]
@@ -59,7 +70,12 @@ def layers_after(network: nn.Module, blocks: Iterable[str], example: Tensor) -> 
 
 
 def refit(
-    whole: nn.Module, cut: nn.Module, layers: Sequence[str], removed: Removed, batches: Sequence[Tensor]
+    whole: nn.Module,
+    cut: nn.Module,
+    layers: Sequence[str],
+    removed: Removed,
+    batches: Sequence[Tensor],
+    stands_for: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Returns a copy of the cut network in which layers are fitted to the whole network's outputs.
 
@@ -69,10 +85,14 @@ def refit(
         layers: Names of the layers to fit.
         removed: What went, as `ChannelAnalysis.removed_indices` gives it.
         batches: Inputs `[B, ...]`, each gone through once a layer.
+        stands_for: Names in the whole network of layers that have other ones in the cut network: a low-rank pair's
+            second layer stands for the layer that it replaces.
     """
     repaired = copy.deepcopy(cut).eval()
     order = _in_order(repaired, layers, batches[0])
-    targets = _targets(whole, order, batches)
+    before = {name: (stands_for or {}).get(name, name) for name in order}
+    found = _targets(whole, list(before.values()), batches)
+    targets = {name: found[before[name]] for name in order}
     for name in order:
         layer = repaired.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)

@@ -47,7 +47,12 @@ class FactorizeTable(Table):
     """`[factorize]`: replace layers by low-rank pairs."""
 
     macs_ratio: Share = Field(description="Multiply-adds to keep, of the whole network.")
-    scheme: Literal["spatial", "channel"] = Field("spatial", description="Of k x k convolutions.")
+    scheme: Literal["auto", "spatial", "channel"] = Field(
+        "auto", description="Of k x k convolutions; `auto` takes for each the one that costs less."
+    )
+    repair: bool = Field(
+        True, description="Fit what follows to the outputs that it had, by least squares, if that scores better."
+    )
     multiple_of: Count = Field(8, description="Ranks are multiples of this.")
     skip: list[str] = Field([], description="Layers to leave alone, by name; `*` matches anything.")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onnxdistill.device.measuring.compare import describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
@@ -25,15 +27,26 @@ from onnxdistill.graph.lowrank import (
     low_rank_pair,
     pair_macs,
     scheme_of,
-    second_moments,
 )
+from onnxdistill.graph.pairmoments import Scheme, pair_moments
+from onnxdistill.graph.recalibrate import match_batch_norm
+from onnxdistill.graph.repair import layers_from, refit
 from onnxdistill.recipe import FactorizeTable
 from onnxdistill.tasks import Task
+from onnxdistill.tasks.base import Objective, TrainingBatch
+from onnxdistill.training import best_on_validation
 
 CALIBRATION_BATCH = 64
 
 LayerSpeedup = Callable[[nn.Module, nn.Module, tuple[int, ...]], Estimate]
 """Measures how many times faster the second layer is than the first, on inputs `[N, *shape]`, as deployed."""
+
+
+class PairForm(NamedTuple):
+    """What a layer becomes."""
+
+    scheme: Scheme
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -42,13 +55,13 @@ class FactorizeResult:
 
     Attributes:
         network: A copy.
-        layers: The rank of every replaced layer.
+        layers: The form of every replaced layer.
         notes: What the user should know.
         left_out: Why no layer was replaced; empty if some were.
     """
 
     network: nn.Module
-    layers: dict[str, int]
+    layers: dict[str, PairForm]
     notes: list[str]
     left_out: str
 
@@ -56,33 +69,68 @@ class FactorizeResult:
 def factorize(
     network: nn.Module, task: Task, table: FactorizeTable, seed: int, layer_speedup: LayerSpeedup
 ) -> FactorizeResult:
-    """Chooses ranks for a budget of multiply-adds, then keeps only the pairs that are measurably faster.
+    """Chooses schemes and ranks for a budget of multiply-adds, then keeps only the pairs that are measurably faster.
+
+    Ranks go where they cost the least loss; what follows the pairs is then fitted to the outputs that it had.
 
     Args:
         network: Not changed.
-        task: Gives calibration samples.
+        task: Gives calibration samples, whose targets are not looked at, and the score on validation.
         table: The recipe's `[factorize]`.
-        seed: Draws the input columns that the second moments are taken from.
+        seed: Draws the targets that derivatives are taken with, from what the network says.
         layer_speedup: Decides; fewer multiply-adds alone do not.
     """
     shapes = _candidates(network, task, table)
-    batches = (batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH))
-    moments = second_moments(network, shapes, batches, table.scheme, torch.Generator().manual_seed(seed))
-    factors = {
-        name: decompose(_layer(network, name), scheme_of(_layer(network, name), table.scheme), moments[name])
-        for name in shapes
+    schemes = {name: _schemes(_layer(network, name), table) for name in shapes}
+    losses = _losses(network, task, torch.Generator().manual_seed(seed))
+    moments = pair_moments(network, schemes, losses, with_worth=task.measurable)
+    # Without a gradient, the network's output does not depend on the layer, or not on calibration samples.
+    known = {key: one for key, one in moments.items() if one.worth is not None or not task.measurable}
+    factors = {(name, scheme): decompose(_layer(network, name), scheme, one) for (name, scheme), one in known.items()}
+    options = {
+        name: _options(_layer(network, name), shapes[name], factors, name, schemes[name], table) for name in shapes
     }
-    options = {name: _options(_layer(network, name), shapes[name], factors[name], table) for name in shapes}
     whole = count_macs(network, task.example_input(1))
     elsewhere = whole - sum(option.dense for option in options.values())
-    ranks = choose_ranks(options, table.macs_ratio * whole - elsewhere)
-    chosen = {name: rank for name, rank in ranks.items() if rank is not None}
+    forms = choose_ranks(options, table.macs_ratio * whole - elsewhere)
+    chosen = {name: form for name, form in forms.items() if form is not None}
     if not chosen:
         return FactorizeResult(copy.deepcopy(network), {}, [], _why_no_rank(options, table))
-    return _replace(network, table, shapes, factors, chosen, layer_speedup)
+    result = _replace(network, shapes, factors, chosen, layer_speedup)
+    if result.layers and task.measurable:
+        result = replace(result, network=_best_repaired(network, result, task, table))
+    return result
 
 
-def _why_no_rank(options: dict[str, RankOptions], table: FactorizeTable) -> str:
+def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> Iterator[Callable[[nn.Module], Tensor]]:
+    def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
+        return task.step(network, batch, Objective())["loss"]
+
+    def run(batch: TrainingBatch, network: nn.Module) -> Tensor:
+        output: Tensor = network(batch.inputs)
+        return output
+
+    batches = list(task.calibration_batches(CALIBRATION_BATCH))
+    if not task.measurable:
+        return iter([partial(run, batch) for batch in batches])
+    with torch.no_grad():
+        drawn = [task.drawn_targets(batch, network(batch.inputs), generator) for batch in batches]
+    return iter([partial(loss, batch) for batch in drawn])
+
+
+def _best_repaired(network: nn.Module, result: FactorizeResult, task: Task, table: FactorizeTable) -> nn.Module:
+    """Of the network with pairs as it is, with batch norms adapted, and fitted to `network`, what scores best."""
+    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
+    forms = [result.network, match_batch_norm(network, result.network, {}, inputs)]
+    if table.repair:
+        stands_for = {f"{name}.1": name for name in result.layers}
+        firsts = {f"{name}.0" for name in result.layers}
+        layers = [name for name in layers_from(result.network, stands_for, inputs[0]) if name not in firsts]
+        forms.append(refit(network, result.network, layers, {}, inputs, stands_for))
+    return best_on_validation(forms, task)
+
+
+def _why_no_rank(options: dict[str, RankOptions[PairForm]], table: FactorizeTable) -> str:
     if not options:
         skipped = ", or all are skipped" if table.skip else ""
         return f"there is no layer to factorize{skipped}"
@@ -100,50 +148,59 @@ def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[s
     return input_shapes(network, names, task.example_input(1))
 
 
-def _options(layer: Layer, shape: tuple[int, ...], factors: Factors, table: FactorizeTable) -> RankOptions:
+def _schemes(layer: Layer, table: FactorizeTable) -> list[Scheme]:
+    wanted: tuple[Scheme, ...] = ("spatial", "channel") if table.scheme == "auto" else (table.scheme,)
+    return list(dict.fromkeys(scheme_of(layer, scheme) for scheme in wanted))
+
+
+def _options(
+    layer: Layer,
+    shape: tuple[int, ...],
+    factors: Mapping[tuple[str, Scheme], Factors],
+    name: str,
+    schemes: Iterable[Scheme],
+    table: FactorizeTable,
+) -> RankOptions[PairForm]:
     dense = layer_macs(layer, shape)
-    scheme = scheme_of(layer, table.scheme)
-    full = len(factors.errors) - 1
-    ranks = [
-        rank
-        for rank in range(table.multiple_of, full, table.multiple_of)
-        if pair_macs(layer, shape, rank, scheme) < dense
-    ]
+    forms: list[PairForm] = []
+    for scheme in schemes:
+        full = len(factors[name, scheme].errors) - 1 if (name, scheme) in factors else 0
+        ranks = range(table.multiple_of, full, table.multiple_of)
+        forms += [PairForm(scheme, rank) for rank in ranks if pair_macs(layer, shape, rank, scheme) < dense]
     return RankOptions(
         dense=dense,
-        ranks=ranks,
-        costs=[pair_macs(layer, shape, rank, scheme) for rank in ranks],
-        errors=[float(factors.errors[rank]) for rank in ranks],
+        ranks=forms,
+        costs=[pair_macs(layer, shape, form.rank, form.scheme) for form in forms],
+        errors=[float(factors[name, form.scheme].errors[form.rank]) for form in forms],
     )
 
 
 def _replace(
     network: nn.Module,
-    table: FactorizeTable,
     shapes: dict[str, tuple[int, ...]],
-    factors: dict[str, Factors],
-    ranks: dict[str, int],
+    factors: Mapping[tuple[str, Scheme], Factors],
+    forms: dict[str, PairForm],
     layer_speedup: LayerSpeedup,
 ) -> FactorizeResult:
     changed = copy.deepcopy(network)
-    layers: dict[str, int] = {}
+    layers: dict[str, PairForm] = {}
     notes: list[str] = []
     measured: dict[tuple[object, ...], Estimate] = {}
-    for name, rank in ranks.items():
+    for name, form in forms.items():
         layer = _layer(network, name)
-        pair = low_rank_pair(layer, factors[name], rank, scheme_of(layer, table.scheme))
+        pair = low_rank_pair(layer, factors[name, form.scheme], form.rank, form.scheme)
         # Layers of one form take the same time, whatever their weights.
-        form = (str(layer), rank, shapes[name])
-        if form not in measured:
-            measured[form] = layer_speedup(layer, pair, shapes[name])
-        ratio = measured[form]
+        alike = (str(layer), form, shapes[name])
+        if alike not in measured:
+            measured[alike] = layer_speedup(layer, pair, shapes[name])
+        ratio = measured[alike]
         if not measurably_faster(ratio):
-            notes.append(f"factorize left {name} as it is: at rank {rank} it is {describe(ratio)}.")
+            notes.append(f"factorize left {name} as it is: at rank {form.rank} it is {describe(ratio)}.")
             continue
         changed.set_submodule(name, pair)
-        layers[name] = rank
-    tried = "the low-rank pair" if len(ranks) == 1 else f"none of the {len(ranks)} low-rank pairs"
-    left_out = "" if layers else f"{tried} was {'not ' * (len(ranks) == 1)}measured to be faster"
+        layers[name] = form
+    tried = "the low-rank pair" if len(forms) == 1 else f"none of the {len(forms)} low-rank pairs"
+    left_out = "" if layers else f"{tried} was {'not ' * (len(forms) == 1)}measured to be faster"
     return FactorizeResult(changed, layers, notes, left_out)
 
 

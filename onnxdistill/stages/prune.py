@@ -20,7 +20,7 @@ from onnxdistill.graph.widths import Steps, WeightCost, global_widths, most_impo
 from onnxdistill.recipe import PruneTable
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Objective, TrainingBatch
-from onnxdistill.training import module_runner
+from onnxdistill.training import best_on_validation
 
 CALIBRATION_BATCH = 64
 
@@ -166,12 +166,7 @@ def _best_repaired(
     if table.repair:
         layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, inputs[0])]
         forms.append(refit(network, smaller, list(dict.fromkeys(layers)), removed, inputs))
-    scores = [task.score(module_runner(form, task), "validation").value for form in forms]
-    best = 0
-    for index, score in enumerate(scores):
-        if task.metric.drop(score, scores[best]) > 0:
-            best = index
-    return forms[best]
+    return best_on_validation(forms, task)
 
 
 def _missed_share(

@@ -8,6 +8,7 @@ from math import sqrt
 from typing import Literal, Protocol, TypedDict
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -182,6 +183,10 @@ class Task(Scoring, Protocol):
 
     def calibration_batches(self, batch_size: int) -> Iterator[TrainingBatch]:
         """Yields the calibration samples, always the same ones in the same order."""
+        ...
+
+    def drawn_targets(self, batch: TrainingBatch, output: Tensor, generator: torch.Generator) -> TrainingBatch:
+        """The batch with targets drawn at random from what a network says of it, in the place of its own."""
         ...
 
     def metadata(self) -> dict[str, str]:

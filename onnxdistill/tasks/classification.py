@@ -115,6 +115,11 @@ class Classification:
         for pixels, labels in in_batches(self.splits.calibration, batch_size):
             yield TrainingBatch(self._normalised(pixels), labels)
 
+    def drawn_targets(self, batch: TrainingBatch, output: Tensor, generator: torch.Generator) -> TrainingBatch:
+        """See `Task.drawn_targets`: classes, by the probabilities that the logits stand for."""
+        drawn = torch.multinomial(output.detach().float().softmax(1), 1, generator=generator)
+        return TrainingBatch(batch.inputs, drawn[:, 0], batch.samples)
+
     def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
         """Top-1 accuracy in percent with its Wilson interval, and for every class."""
         images: Images = getattr(self.splits, split)
@@ -206,6 +211,10 @@ class LatencyOnlyClassification:
             count = min(batch_size, self._calibration - start)
             inputs = torch.randn(count, *self._shape, generator=generator)
             yield TrainingBatch(inputs, torch.randint(len(self.class_names), (count,), generator=generator))
+
+    def drawn_targets(self, batch: TrainingBatch, output: Tensor, generator: torch.Generator) -> TrainingBatch:
+        """The batch as it is: its targets are random."""
+        return batch
 
     @property
     def training_samples(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxdistill.training.job import Guidance
 from onnxdistill.training.records import EpochRecord, OnStatus, TrainingResult, TrainingStatus
 from onnxdistill.training.run import follow, leading, train
-from onnxdistill.training.validation import module_runner
+from onnxdistill.training.validation import best_on_validation, module_runner
 
 __all__ = [
     "EpochRecord",
@@ -13,6 +13,7 @@ __all__ = [
     "OnStatus",
     "TrainingResult",
     "TrainingStatus",
+    "best_on_validation",
     "follow",
     "leading",
     "module_runner",

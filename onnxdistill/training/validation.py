@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -22,3 +24,13 @@ def module_runner(network: nn.Module, task: Task) -> Runner:
 def validation_score(network: nn.Module, task: Task) -> float:
     """The task's metric on validation; the network is left in evaluation mode."""
     return task.score(module_runner(network.eval(), task), "validation").value
+
+
+def best_on_validation(forms: Sequence[nn.Module], task: Task) -> nn.Module:
+    """The form of a network that scores best on validation; of equal ones, the first."""
+    scores = [validation_score(form, task) for form in forms]
+    best = 0
+    for index, score in enumerate(scores):
+        if task.metric.drop(score, scores[best]) > 0:
+            best = index
+    return forms[best]

@@ -22,8 +22,8 @@ from onnxdistill.graph.lowrank import (
     low_rank_pair,
     pair_macs,
     scheme_of,
-    second_moments,
 )
+from onnxdistill.graph.pairmoments import Moments, pair_moments
 
 CONVOLUTIONS = [
     nn.Conv2d(4, 6, 3, padding=1),
@@ -39,8 +39,11 @@ def test_full_rank_is_the_layer(layer: nn.Conv2d, scheme: str) -> None:
     layer = layer.double()
     fitting = scheme_of(layer, scheme)  # type: ignore[arg-type]  # one of the two
     inputs = torch.randn(3, layer.in_channels, 9, 8, dtype=torch.float64)
-    moment = second_moments(nn.Sequential(layer), ["0"], [inputs], fitting, torch.Generator())["0"]
-    for known in (None, moment):
+    network = nn.Sequential(layer)
+    runs = [lambda net: net(inputs).square().mean()]
+    known_inputs = pair_moments(network, {"0": [fitting]}, runs, with_worth=False)["0", fitting]
+    known_both = pair_moments(network, {"0": [fitting]}, runs, with_worth=True)["0", fitting]
+    for known in (None, known_inputs, known_both):
         factors = decompose(layer, fitting, known)
         pair = low_rank_pair(layer, factors, len(factors.errors) - 1, fitting)
         assert torch.allclose(pair(inputs), layer(inputs), atol=1e-6)
@@ -57,8 +60,16 @@ def test_linear_by_hand() -> None:
     assert torch.allclose(pair[1].weight @ pair[0].weight, torch.tensor([[3.0, 0], [0, 0]], dtype=torch.float64))
     assert torch.equal(pair[1].bias, layer.bias)
     # With inputs that vary ten times as much in the second direction, it is the first that goes: 3^2 against 10.
-    factors = decompose(layer, "channel", torch.diag(torch.tensor([1.0, 10.0])))
+    factors = decompose(layer, "channel", Moments(torch.diag(torch.tensor([1.0, 10.0]))))
     assert factors.errors.tolist() == pytest.approx([1.0, 9 / 19, 0.0])
+    pair = low_rank_pair(layer, factors, 1, "channel")
+    assert torch.allclose(
+        pair[1].weight @ pair[0].weight, torch.tensor([[0.0, 0], [0, 1.0]], dtype=torch.float64), atol=1e-9
+    )
+    # Or if the loss depends a hundred times as much on the second output; what grows is the loss, 1 x 3^2.
+    moments = Moments(torch.eye(2), torch.diag(torch.tensor([1.0, 100.0])))
+    factors = decompose(layer, "channel", moments)
+    assert factors.errors.tolist() == pytest.approx([109.0, 9.0, 0.0])
     pair = low_rank_pair(layer, factors, 1, "channel")
     assert torch.allclose(
         pair[1].weight @ pair[0].weight, torch.tensor([[0.0, 0], [0, 1.0]], dtype=torch.float64), atol=1e-9
@@ -74,7 +85,7 @@ def test_the_lost_energy_is_the_predicted_one(rank: int, seed: int) -> None:
     inputs = torch.randn(50, 8, generator=generator, dtype=torch.float64) @ torch.randn(
         8, 8, generator=generator, dtype=torch.float64
     )
-    factors = decompose(layer, "channel", inputs.T @ inputs / len(inputs))
+    factors = decompose(layer, "channel", Moments(inputs.T @ inputs / len(inputs)))
     pair = low_rank_pair(layer, factors, rank, "channel")
     lost = ((pair(inputs) - layer(inputs)) ** 2).sum() / (layer(inputs) ** 2).sum()
     assert lost.item() == pytest.approx(factors.errors[rank].item(), abs=1e-6)
@@ -90,7 +101,7 @@ def test_knowing_the_inputs_helps(scheme: str) -> None:
     layer = nn.Conv2d(8, 8, 3, padding=1)
     network = nn.Sequential(mix, nn.ReLU(), layer).eval()
     inputs = torch.randn(16, 8, 10, 10, generator=generator)
-    moment = second_moments(network, ["2"], [inputs], scheme, generator)["2"]  # type: ignore[arg-type]
+    moment = pair_moments(network, {"2": [scheme]}, [lambda net: net(inputs)], with_worth=False)["2", scheme]  # type: ignore[list-item,index]
     seen = network[:2](inputs)
     errors = [
         (low_rank_pair(layer, decompose(layer, scheme, known), 6, scheme)(seen) - layer(seen)).norm()  # type: ignore[arg-type]
@@ -102,7 +113,7 @@ def test_knowing_the_inputs_helps(scheme: str) -> None:
 def test_inputs_that_never_vary_do_no_harm() -> None:
     layer = nn.Linear(4, 4)
     inputs = torch.randn(100, 4) * torch.tensor([1.0, 1.0, 0.0, 0.0])
-    factors = decompose(layer, "channel", inputs.T.double() @ inputs.double() / 100)
+    factors = decompose(layer, "channel", Moments(inputs.T.double() @ inputs.double() / 100))
     pair = low_rank_pair(layer, factors, 2, "channel")
     assert all(torch.isfinite(parameter).all() for parameter in pair.parameters())
     assert torch.allclose(pair(inputs), layer(inputs), atol=1e-4)

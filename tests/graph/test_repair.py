@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onnxdistill.graph.channels import analyse_channels
-from onnxdistill.graph.repair import layers_after, layers_that_lost_inputs, refit
+from onnxdistill.graph.lowrank import decompose, low_rank_pair
+from onnxdistill.graph.repair import layers_after, layers_from, layers_that_lost_inputs, refit
 from onnxdistill.graph.surgery import remove_channels
 from tests import tiny
 
@@ -123,3 +124,19 @@ def test_a_fit_is_never_further_off_than_the_cut(inplace: bool, bias: bool) -> N
     with torch.inference_mode():
         whole, before, after = (each[:3](batches[0]) for each in (network, cut, fitted))
     assert float((after - whole).square().mean()) < 0.1 * float((before - whole).square().mean())
+
+
+def test_a_pair_stands_for_the_layer_that_it_replaces() -> None:
+    torch.manual_seed(0)
+    network = WithNorm().eval()
+    cut = WithNorm().eval()
+    cut.load_state_dict(network.state_dict())
+    cut.conv1 = low_rank_pair(network.conv1, decompose(network.conv1, "spatial"), 3, "spatial")  # type: ignore[assignment]
+    batches = inputs()
+    layers = layers_from(cut, ["conv1.1"], batches[0])
+    assert layers == ["conv1.1", "conv2", "linear"]
+    fitted = refit(network, cut, layers, {}, batches, {"conv1.1": "conv1"})
+    with torch.inference_mode():
+        expected, before, after = (each(torch.cat(batches)) for each in (network, cut, fitted))
+    assert (after - expected).square().mean() < 0.5 * (before - expected).square().mean()
+    assert torch.equal(fitted.conv1[0].weight, cut.conv1[0].weight)  # type: ignore[index]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
 
+from onnxdistill.data import Outline
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import FactorizeTable, PruneTable, TrainingTable
 from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.prune import prune
-from onnxdistill.tasks.base import Objective
-from onnxdistill.tasks.classification import Classification
+from onnxdistill.tasks.base import Objective, TrainingBatch
+from onnxdistill.tasks.classification import Classification, LatencyOnlyClassification
 from onnxdistill.training import module_runner, train
 from tests.tiny import Unknown
 
@@ -103,3 +106,39 @@ def test_same_seed_same_pairs(digits: Classification, teacher: nn.Module) -> Non
     one, two = (factorize(teacher, digits, FactorizeTable(macs_ratio=0.5), 7, lambda *_: FASTER) for _ in range(2))
     assert one.layers == two.layers
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), two.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("scheme", ["spatial", "channel", "auto"])
+def test_repaired_pairs_score_at_least_as_well(digits: Classification, teacher: nn.Module, scheme: str) -> None:
+    scores = {}
+    for repair in (False, True):
+        table = FactorizeTable.model_validate({"macs_ratio": 0.4, "scheme": scheme, "repair": repair})
+        result = factorize(teacher, digits, table, 0, lambda *_: FASTER)
+        schemes = {form.scheme for form in result.layers.values()}
+        assert schemes == {scheme} if scheme != "auto" else schemes
+        scores[repair] = digits.score(module_runner(result.network, digits), "validation").value
+    assert scores[True] >= scores[False]
+    assert scores[True] > 90
+
+
+def test_labels_do_not_matter(digits: Classification, teacher: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = FactorizeTable(macs_ratio=0.5, repair=False)
+    before = factorize(teacher, digits, table, 0, lambda *_: FASTER)
+    real = type(digits).calibration_batches
+
+    def without_labels(self: Classification, size: int) -> Iterator[TrainingBatch]:
+        for batch in real(self, size):
+            yield TrainingBatch(batch.inputs, torch.zeros_like(batch.targets))
+
+    monkeypatch.setattr(type(digits), "calibration_batches", without_labels)
+    after = factorize(teacher, digits, table, 0, lambda *_: FASTER)
+    assert before.layers == after.layers
+    assert all(torch.equal(a, b) for a, b in zip(before.network.parameters(), after.network.parameters(), strict=True))
+
+
+def test_without_data_ranks_are_chosen_by_the_weights_and_random_inputs() -> None:
+    task = LatencyOnlyClassification(Outline(1, 8, 10), 16, 0)
+    network = build_network("digits-resnet", 10, 0).eval()
+    result = factorize(network, task, FactorizeTable(macs_ratio=0.5), 0, lambda *_: FASTER)
+    assert result.layers
+    assert count_macs(result.network, task.example_input(1)) <= 0.5 * count_macs(network, task.example_input(1))
