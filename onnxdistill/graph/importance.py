@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from onnxdistill.graph.gradients import differentiable
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -89,7 +90,8 @@ def first_order_taylor(
     totals: Scores = {}
     batches = 0
     for loss in losses:
-        gradients = torch.autograd.grad(loss(network), list(parameters.values()), allow_unused=True)
+        with differentiable(network):
+            gradients = torch.autograd.grad(loss(network), list(parameters.values()), allow_unused=True)
         products = {
             name: (parameter.detach() * gradient).double()
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True)

@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onnxdistill.graph.columns import Layer, input_columns, output_columns, sampled, unfolded, watched
+from onnxdistill.graph.gradients import differentiable
 
 Scheme = Literal["spatial", "channel"]
 """How a k x k convolution is split; see `graph.lowrank`."""
 
+# Layers with longer columns would need more memory than they are worth: 5000^2 float64 are 200 MB.
+LONGEST_COLUMN = 5000
 # Columns of a batch that enter a second moment; more do not change it visibly.
 COLUMNS_PER_BATCH = 4096
 
@@ -67,7 +70,7 @@ def pair_moments(
     def see(name: str, layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
         runs.append((name, layer, inputs.detach(), outputs))
 
-    with watched(network, layers, see):
+    with watched(network, layers, see), differentiable(network):
         for loss in losses:
             runs.clear()
             with torch.set_grad_enabled(with_worth):
@@ -89,6 +92,14 @@ def pair_moments(
     return {
         key: Moments(total / calls[key], worth[key] / batches if key in worth else None) for key, total in sums.items()
     }
+
+
+def column_length(layer: Layer, scheme: Scheme) -> int:
+    """How many numbers a column of `seen_columns` has."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    height, width = layer.kernel_size
+    return layer.in_channels * height * (width if scheme == "channel" else 1)
 
 
 def seen_columns(layer: Layer, inputs: Tensor, scheme: Scheme) -> Tensor:

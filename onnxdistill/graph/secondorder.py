@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxdistill.graph.columns import Layer, has_columns, input_columns, output_columns, sampled, watched
+from onnxdistill.graph.gradients import differentiable
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
 from onnxdistill.graph.importance import magnitude
 
@@ -130,7 +131,7 @@ def _statistics(
         calls[name] = calls.get(name, 0) + 1
         outputs.append((name, layer, result))
 
-    with watched(network, layers, see), torch.enable_grad():
+    with watched(network, layers, see), differentiable(network), torch.enable_grad():
         for loss in losses if layers else ():
             outputs.clear()
             value = loss(network)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -28,7 +28,7 @@ from onnxdistill.graph.lowrank import (
     pair_macs,
     scheme_of,
 )
-from onnxdistill.graph.pairmoments import Scheme, pair_moments
+from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Scheme, column_length, pair_moments
 from onnxdistill.graph.recalibrate import match_batch_norm
 from onnxdistill.graph.repair import layers_from, refit
 from onnxdistill.recipe import FactorizeTable
@@ -81,28 +81,43 @@ def factorize(
         layer_speedup: Decides; fewer multiply-adds alone do not.
     """
     shapes = _candidates(network, task, table)
-    schemes = {name: _schemes(_layer(network, name), table) for name in shapes}
-    losses = _losses(network, task, torch.Generator().manual_seed(seed))
-    moments = pair_moments(network, schemes, losses, with_worth=task.measurable)
-    # Without a gradient, the network's output does not depend on the layer, or not on calibration samples.
-    known = {key: one for key, one in moments.items() if one.worth is not None or not task.measurable}
-    factors = {(name, scheme): decompose(_layer(network, name), scheme, one) for (name, scheme), one in known.items()}
-    options = {
-        name: _options(_layer(network, name), shapes[name], factors, name, schemes[name], table) for name in shapes
-    }
+    too_long = [name for name in shapes if not _schemes(_layer(network, name), table)]
+    notes = [
+        f"factorize left {name} as it is: to weigh columns of {column_length(_layer(network, name), 'channel'):,} numbers "
+        "would take too much memory."
+        for name in too_long
+    ]
+    shapes = {name: shape for name, shape in shapes.items() if name not in too_long}
+    factors = _factors(network, task, table, list(shapes), torch.Generator().manual_seed(seed))
+    options = {name: _options(_layer(network, name), shapes[name], factors[name], table) for name in shapes}
     whole = count_macs(network, task.example_input(1))
     elsewhere = whole - sum(option.dense for option in options.values())
     forms = choose_ranks(options, table.macs_ratio * whole - elsewhere)
     chosen = {name: form for name, form in forms.items() if form is not None}
     if not chosen:
-        return FactorizeResult(copy.deepcopy(network), {}, [], _why_no_rank(options, table))
+        return FactorizeResult(copy.deepcopy(network), {}, notes, _why_no_rank(options, table))
     result = _replace(network, shapes, factors, chosen, layer_speedup)
+    result = replace(result, notes=[*notes, *result.notes])
     if result.layers and task.measurable:
         result = replace(result, network=_best_repaired(network, result, task, table))
     return result
 
 
-def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> Iterator[Callable[[nn.Module], Tensor]]:
+def _factors(
+    network: nn.Module, task: Task, table: FactorizeTable, names: Iterable[str], generator: torch.Generator
+) -> dict[str, dict[Scheme, Factors]]:
+    layers = {name: _layer(network, name) for name in names}
+    schemes = {name: _schemes(layer, table) for name, layer in layers.items()}
+    moments = pair_moments(network, schemes, _losses(network, task, generator), with_worth=task.measurable)
+    factors: dict[str, dict[Scheme, Factors]] = {name: {} for name in layers}
+    for (name, scheme), known in moments.items():
+        # Without a gradient, the network's output doesn't depend on the layer.
+        if known.worth is not None or not task.measurable:
+            factors[name][scheme] = decompose(layers[name], scheme, known)
+    return factors
+
+
+def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> list[Callable[[nn.Module], Tensor]]:
     def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
         return task.step(network, batch, Objective())["loss"]
 
@@ -112,10 +127,10 @@ def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> Itera
 
     batches = list(task.calibration_batches(CALIBRATION_BATCH))
     if not task.measurable:
-        return iter([partial(run, batch) for batch in batches])
+        return [partial(run, batch) for batch in batches]
     with torch.no_grad():
         drawn = [task.drawn_targets(batch, network(batch.inputs), generator) for batch in batches]
-    return iter([partial(loss, batch) for batch in drawn])
+    return [partial(loss, batch) for batch in drawn]
 
 
 def _best_repaired(network: nn.Module, result: FactorizeResult, task: Task, table: FactorizeTable) -> nn.Module:
@@ -150,35 +165,30 @@ def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[s
 
 def _schemes(layer: Layer, table: FactorizeTable) -> list[Scheme]:
     wanted: tuple[Scheme, ...] = ("spatial", "channel") if table.scheme == "auto" else (table.scheme,)
-    return list(dict.fromkeys(scheme_of(layer, scheme) for scheme in wanted))
+    fitting = dict.fromkeys(scheme_of(layer, scheme) for scheme in wanted)
+    return [scheme for scheme in fitting if column_length(layer, scheme) <= LONGEST_COLUMN]
 
 
 def _options(
-    layer: Layer,
-    shape: tuple[int, ...],
-    factors: Mapping[tuple[str, Scheme], Factors],
-    name: str,
-    schemes: Iterable[Scheme],
-    table: FactorizeTable,
+    layer: Layer, shape: tuple[int, ...], factors: Mapping[Scheme, Factors], table: FactorizeTable
 ) -> RankOptions[PairForm]:
     dense = layer_macs(layer, shape)
     forms: list[PairForm] = []
-    for scheme in schemes:
-        full = len(factors[name, scheme].errors) - 1 if (name, scheme) in factors else 0
-        ranks = range(table.multiple_of, full, table.multiple_of)
+    for scheme, known in factors.items():
+        ranks = range(table.multiple_of, len(known.errors) - 1, table.multiple_of)
         forms += [PairForm(scheme, rank) for rank in ranks if pair_macs(layer, shape, rank, scheme) < dense]
     return RankOptions(
         dense=dense,
         ranks=forms,
         costs=[pair_macs(layer, shape, form.rank, form.scheme) for form in forms],
-        errors=[float(factors[name, form.scheme].errors[form.rank]) for form in forms],
+        errors=[float(factors[form.scheme].errors[form.rank]) for form in forms],
     )
 
 
 def _replace(
     network: nn.Module,
     shapes: dict[str, tuple[int, ...]],
-    factors: Mapping[tuple[str, Scheme], Factors],
+    factors: Mapping[str, Mapping[Scheme, Factors]],
     forms: dict[str, PairForm],
     layer_speedup: LayerSpeedup,
 ) -> FactorizeResult:
@@ -188,7 +198,7 @@ def _replace(
     measured: dict[tuple[object, ...], Estimate] = {}
     for name, form in forms.items():
         layer = _layer(network, name)
-        pair = low_rank_pair(layer, factors[name, form.scheme], form.rank, form.scheme)
+        pair = low_rank_pair(layer, factors[name][form.scheme], form.rank, form.scheme)
         # Layers of one form take the same time, whatever their weights.
         alike = (str(layer), form, shapes[name])
         if alike not in measured:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from onnxdistill.graph.lowrank import _matrix, decompose, low_rank_pair, scheme_of
-from onnxdistill.graph.pairmoments import added_columns, pair_moments, seen_columns
+from onnxdistill.graph.pairmoments import added_columns, column_length, pair_moments, seen_columns
 
 LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),
@@ -27,7 +27,9 @@ def test_gradients_belong_to_the_products(layer: nn.Conv2d, scheme: str) -> None
     inputs = torch.randn(3, layer.in_channels, 9, 8, dtype=torch.float64)
     outputs = nn.functional.conv2d(inputs, layer.weight, None, layer.stride, layer.padding)
     gradient = torch.randn_like(outputs)
-    products = seen_columns(layer, inputs, fitting) @ _matrix(layer.weight, fitting).T
+    columns = seen_columns(layer, inputs, fitting)
+    assert columns.shape[1] == column_length(layer, fitting)
+    products = columns @ _matrix(layer.weight, fitting).T
     gradients = added_columns(layer, inputs, gradient, fitting)
     assert gradients.shape == products.shape
     assert (gradients * products).sum().item() == pytest.approx((gradient * outputs).sum().item())
@@ -96,3 +98,12 @@ def test_knowing_the_worth_keeps_what_the_loss_depends_on() -> None:
         pair = low_rank_pair(layer, decompose(layer, "spatial", moments), 6, "spatial")
         errors.append((read(pair(inputs)) - network(inputs)).norm().item())
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_frozen_layers_have_gradients_and_stay_frozen() -> None:
+    layer = nn.Linear(2, 2).requires_grad_(False)
+    (moments,) = pair_moments(
+        nn.Sequential(layer), {"0": ["channel"]}, [lambda net: net(torch.ones(1, 2)).sum()], with_worth=True
+    ).values()
+    assert moments.worth is not None
+    assert not layer.weight.requires_grad

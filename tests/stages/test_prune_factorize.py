@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import pytest
@@ -39,6 +40,15 @@ def test_half_of_the_channels_go_and_the_network_still_sees(
     assert count_macs(result.network, example) < 0.3 * count_macs(teacher, example)
     assert digits.score(module_runner(result.network, digits), "validation").value > 90
     assert result.notes == []
+
+
+@pytest.mark.parametrize("criterion", ["second_order", "taylor"])
+def test_a_frozen_teacher_is_pruned_as_any_other(digits: Classification, teacher: nn.Module, criterion: str) -> None:
+    frozen = copy.deepcopy(teacher).requires_grad_(False)
+    table = PruneTable.model_validate({"macs_ratio": 0.5, "criterion": criterion})
+    one, other = (prune(network, digits, table).network.state_dict() for network in (teacher, frozen))
+    assert all(torch.equal(values, other[name]) for name, values in one.items())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
 def test_what_is_skipped_stays(digits: Classification, teacher: nn.Module) -> None:
@@ -142,3 +152,10 @@ def test_without_data_ranks_are_chosen_by_the_weights_and_random_inputs() -> Non
     result = factorize(network, task, FactorizeTable(macs_ratio=0.5), 0, lambda *_: FASTER)
     assert result.layers
     assert count_macs(result.network, task.example_input(1)) <= 0.5 * count_macs(network, task.example_input(1))
+
+
+def test_layers_that_would_take_too_much_memory_are_named() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(72 * 72, 64), nn.ReLU(), nn.Linear(64, 10)).eval()
+    task = LatencyOnlyClassification(Outline(1, 72, 10), 8, 0)
+    result = factorize(network, task, FactorizeTable(macs_ratio=0.5), 0, lambda *_: FASTER)
+    assert result.notes == ["factorize left 1 as it is: to weigh columns of 5,184 numbers would take too much memory."]
