@@ -81,11 +81,14 @@ def factorize(
         layer_speedup: Decides; fewer multiply-adds alone do not.
     """
     shapes = _candidates(network, task, table)
-    too_long = [name for name in shapes if not _schemes(_layer(network, name), table)]
+    too_long = {
+        name: column_length(_layer(network, name), "channel")
+        for name in shapes
+        if not _schemes(_layer(network, name), table)
+    }
     notes = [
-        f"factorize left {name} as it is: to weigh columns of {column_length(_layer(network, name), 'channel'):,} numbers "
-        "would take too much memory."
-        for name in too_long
+        f"factorize left {name} as it is: to weigh columns of {length:,} numbers would take too much memory."
+        for name, length in too_long.items()
     ]
     shapes = {name: shape for name, shape in shapes.items() if name not in too_long}
     factors = _factors(network, task, table, list(shapes), torch.Generator().manual_seed(seed))
