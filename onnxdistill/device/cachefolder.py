@@ -7,6 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
+MOST_BYTES = 2**28
+"""Of the files of one subject."""
+
 
 def cache_folder(subject: str) -> Path:
     """The folder for one subject, which may not be there yet.
@@ -16,7 +19,11 @@ def cache_folder(subject: str) -> Path:
     if own := os.environ.get("ONNXDISTILL_CACHE"):
         return Path(own) / subject
     given = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA")
-    return (Path(given) if given else Path("~/.cache").expanduser()) / "onnxdistill" / subject
+    try:
+        folder = Path(given) if given else Path("~/.cache").expanduser()
+    except RuntimeError:  # a user without a home
+        folder = Path(tempfile.gettempdir())
+    return folder / "onnxdistill" / subject
 
 
 def keep(file: Path, content: bytes, most: int) -> None:
@@ -27,7 +34,7 @@ def keep(file: Path, content: bytes, most: int) -> None:
     Args:
         file: In a cache folder.
         content: Of the file.
-        most: How many files like it stay.
+        most: How many files like it stay, if they have no more than `MOST_BYTES`.
     """
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -36,12 +43,15 @@ def keep(file: Path, content: bytes, most: int) -> None:
             with os.fdopen(place, "wb") as draft:
                 draft.write(content)
             Path(name).replace(file)
-        except OSError:
+        except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
         others = sorted(file.parent.glob(f"*{file.suffix}"), key=lambda one: one.stat().st_mtime, reverse=True)
-        for old in others[most:]:
-            old.unlink(missing_ok=True)
+        taken = 0
+        for index, other in enumerate(others):
+            taken += other.stat().st_size
+            if index >= most or (index > 0 and taken > MOST_BYTES):
+                other.unlink(missing_ok=True)
 
 
 def found(file: Path) -> bytes | None:

@@ -148,8 +148,11 @@ class Session:
             UsageError: As `run` does.
             ModelFileError: As `run` does.
         """
+        self.check_feeds(feeds)
+        if any(array.dtype.hasobject for array in feeds.values()):  # text has no place of its own
+            return self.run(feeds)
         place = runtime.load_runtime().OrtValue.ortvalue_from_numpy
-        given = {name: place(np.ascontiguousarray(array)) for name, array in feeds.items()}
+        given = {name: place(np.require(array, requirements="C")) for name, array in feeds.items()}
         lent = self._explained(self._native.run_with_ort_values, feeds, given)
         return {name: np.from_dlpack(value) for name, value in lent.items()}
 

@@ -53,6 +53,21 @@ def sampled(columns: Tensor, count: int, seed: int) -> Tensor:
 
 
 @contextmanager
+def counting_samples(network: nn.Module) -> Iterator[list[int]]:
+    """Notes how many samples every run of a network has: the first dimension of its first input."""
+    counts: list[int] = []
+
+    def before(_network: nn.Module, received: tuple[Any, ...]) -> None:
+        counts.append(len(received[0]))
+
+    handle = network.register_forward_pre_hook(before)
+    try:
+        yield counts
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def watched(
     network: nn.Module, layers: Iterable[str], see: Callable[[str, Layer, Tensor, Tensor], None]
 ) -> Iterator[None]:

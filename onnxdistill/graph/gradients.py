@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -23,3 +24,12 @@ def differentiable(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def gradients_by(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients of a value; None by what it does not depend on, or was computed under `torch.no_grad()`."""
+    known = [tensor for tensor in tensors if tensor.requires_grad]
+    if not known or not value.requires_grad:
+        return [None] * len(tensors)
+    found = iter(torch.autograd.grad(value, known, allow_unused=True))
+    return [next(found) if tensor.requires_grad else None for tensor in tensors]

@@ -192,9 +192,12 @@ def choose_ranks(options: dict[str, RankOptions[Form]], budget: float) -> dict[s
     independently, and the result is optimal for the cost that it has. If the budget cannot be met, the cheapest.
     """
     low, high = 0.0, 1.0
+    # Whatever the units: the largest error is 1, and so is the cost of leaving everything as it is.
+    worst = max((error for option in options.values() for error in option.errors), default=0.0) or 1.0
+    dense = sum(option.dense for option in options.values()) or 1.0
 
     def at(price: float) -> dict[str, Form | None]:
-        return {name: option.best(price) for name, option in options.items()}
+        return {name: option.best(price * worst / dense) for name, option in options.items()}
 
     def cost(ranks: dict[str, Form | None]) -> float:
         return sum(options[name].cost(rank) for name, rank in ranks.items())

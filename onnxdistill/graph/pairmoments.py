@@ -21,14 +21,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from onnxdistill.graph.columns import Layer, input_columns, output_columns, sampled, unfolded, watched
-from onnxdistill.graph.gradients import differentiable
+from onnxdistill.graph.columns import (
+    Layer,
+    counting_samples,
+    input_columns,
+    output_columns,
+    sampled,
+    unfolded,
+    watched,
+)
+from onnxdistill.graph.gradients import differentiable, gradients_by
 
 Scheme = Literal["spatial", "channel"]
 """How a k x k convolution is split; see `graph.lowrank`."""
 
 # Layers with longer columns would need more memory than they are worth: 5000^2 float64 are 200 MB.
 LONGEST_COLUMN = 5000
+# Of all columns that are made at once.
+_MOST_VALUES = 2**26
 # Columns of a batch that enter a second moment; more do not change it visibly.
 COLUMNS_PER_BATCH = 4096
 
@@ -70,23 +80,24 @@ def pair_moments(
     def see(name: str, layer: Layer, inputs: Tensor, outputs: Tensor) -> None:
         runs.append((name, layer, inputs.detach(), outputs))
 
-    with watched(network, layers, see), differentiable(network):
-        for loss in losses:
+    with watched(network, layers, see), counting_samples(network) as samples, differentiable(network):
+        for loss in losses if layers else ():
             runs.clear()
             with torch.set_grad_enabled(with_worth):
                 value = loss(network)
-            gradients: Sequence[Tensor | None] = [None] * len(runs)
-            if with_worth:
-                gradients = torch.autograd.grad(value, [outputs for *_, outputs in runs], allow_unused=True)
+            gradients = gradients_by(value, [outputs for *_, outputs in runs])
             for (name, layer, inputs, _), gradient in zip(runs, gradients, strict=True):
                 for scheme in layers[name]:
                     key = name, scheme
-                    _add(sums, key, _moment(seen_columns(layer, inputs, scheme), batches))
+                    few = _few(layer, inputs, scheme)
+                    _add(sums, key, _moment(seen_columns(layer, inputs[:few], scheme), batches))
                     calls[key] += 1
                     if gradient is not None:
-                        # The loss is a mean over the batch: a sample's own gradient is that many times larger.
-                        each = added_columns(layer, inputs, gradient * len(inputs), scheme)
-                        _add(worth, key, 0.5 * len(each) / len(inputs) * _moment(each, batches))
+                        # The loss is a mean over the batch: a sample's own gradient is that many times larger. The
+                        # layer may see windows or tokens of a sample as if they were samples.
+                        each = added_columns(layer, inputs[:few], gradient[:few] * samples[-1], scheme)
+                        products = len(each) / few * len(inputs) / samples[-1]
+                        _add(worth, key, 0.5 * products * _moment(each, batches))
             batches += 1
     # Of a layer that runs twice, inputs are averaged; a change of it counts in both places.
     return {
@@ -94,12 +105,20 @@ def pair_moments(
     }
 
 
-def column_length(layer: Layer, scheme: Scheme) -> int:
-    """How many numbers a column of `seen_columns` has."""
+def longest_column(layer: Layer, scheme: Scheme) -> int:
+    """How many numbers a column of `seen_columns` or of `added_columns` has, whichever is longer."""
     if isinstance(layer, nn.Linear):
-        return layer.in_features
+        return max(layer.in_features, layer.out_features)
     height, width = layer.kernel_size
-    return layer.in_channels * height * (width if scheme == "channel" else 1)
+    if scheme == "channel":
+        return max(layer.in_channels * height * width, layer.out_channels)
+    return max(layer.in_channels * height, layer.out_channels * width)
+
+
+def _few(layer: Layer, inputs: Tensor, scheme: Scheme) -> int:
+    """Of how many samples columns are made: no more than fit, since few of them are looked at."""
+    positions = inputs[0].numel() / inputs.shape[-1 if isinstance(layer, nn.Linear) else 1]
+    return min(len(inputs), max(1, int(_MOST_VALUES / (positions * longest_column(layer, scheme)))))
 
 
 def seen_columns(layer: Layer, inputs: Tensor, scheme: Scheme) -> Tensor:

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from onnxdistill.graph.groups import Channels
 
-# Values of inputs that go through the network at once: a few hundred images of 96 pixels, 55 of 224.
-_MOST_INPUTS = 2**23
+# Inputs go through the network at once, as many as have so many values: 341 images of 32 pixels; but at least so many.
+_MOST_INPUTS, _FEWEST_SAMPLES = 2**20, 64
 # Relative to the mean of the variances: less is that of a dead channel, and no measure for another.
 _LEAST_VARIANCE = 1e-6
 
@@ -77,7 +77,7 @@ def match_batch_norm(
         if name not in before or norm.running_mean is None or norm.running_var is None:
             return
         mean, variance, known_mean, known_variance = before[name]
-        kept = torch.from_numpy(np.setdiff1d(np.arange(len(mean)), removed.get((f"{name}.weight", 0), [])))
+        kept = torch.from_numpy(np.setdiff1d(np.arange(len(mean)), removed.get((f"{name}.running_mean", 0), [])))
         mean, variance, known_mean, known_variance = (
             values[kept] for values in (mean, variance, known_mean, known_variance)
         )
@@ -141,7 +141,8 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
 def _at_once(batches: Sequence[Tensor]) -> Tensor:
     taken = [batches[0]]
     for inputs in batches[1:]:
-        if sum(map(torch.numel, taken)) + inputs.numel() > _MOST_INPUTS:
+        values = sum(map(torch.numel, taken)) + inputs.numel()
+        if values > _MOST_INPUTS and sum(map(len, taken)) >= _FEWEST_SAMPLES:
             break
         taken.append(inputs)
     return torch.cat(taken)

@@ -27,6 +27,8 @@ Removed = Mapping[tuple[str, int], Channels]
 
 # Relative to the mean of the diagonal of the inputs' second moment.
 DAMPING = 1e-2
+# Of all batches: the targets of all layers are held at once. Of one batch, so many all the same.
+_MOST_ROWS, _FEWEST_ROWS = 2**15, 256
 
 
 def layers_that_lost_inputs(network: nn.Module, removed: Removed) -> list[str]:
@@ -121,14 +123,20 @@ def _in_order(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> list
 
 def _targets(whole: nn.Module, layers: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
     parts: dict[str, list[Tensor]] = {name: [] for name in layers}
+    rows = _rows(batches)
 
     def see(name: str, layer: Layer, _inputs: Tensor, outputs: Tensor) -> None:
-        parts[name].append(sampled(output_columns(layer, outputs), COLUMNS_PER_BATCH, len(parts[name])))
+        parts[name].append(sampled(output_columns(layer, outputs), rows, len(parts[name])))
 
     with watched(whole, layers, see), torch.no_grad():
         for inputs in batches:
             whole(inputs)
     return {name: torch.cat(found) for name, found in parts.items()}
+
+
+def _rows(batches: Sequence[Tensor]) -> int:
+    """Rows of a batch that a fit looks at, the same ones of inputs and targets."""
+    return max(_FEWEST_ROWS, min(COLUMNS_PER_BATCH, _MOST_ROWS // len(batches)))
 
 
 class _SeenEnoughError(Exception):
@@ -137,9 +145,10 @@ class _SeenEnoughError(Exception):
 
 def _seen(network: nn.Module, name: str, batches: Sequence[Tensor]) -> Tensor:
     parts: list[Tensor] = []
+    rows = _rows(batches)
 
     def see(_name: str, layer: Layer, inputs: Tensor, _outputs: Tensor) -> None:
-        parts.append(sampled(input_columns(layer, inputs), COLUMNS_PER_BATCH, len(parts)))
+        parts.append(sampled(input_columns(layer, inputs), rows, len(parts)))
         raise _SeenEnoughError
 
     with watched(network, [name], see), torch.no_grad():

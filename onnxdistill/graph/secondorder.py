@@ -22,8 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.graph.columns import Layer, has_columns, input_columns, output_columns, sampled, watched
-from onnxdistill.graph.gradients import differentiable
+from onnxdistill.graph.columns import (
+    Layer,
+    counting_samples,
+    has_columns,
+    input_columns,
+    output_columns,
+    sampled,
+    watched,
+)
+from onnxdistill.graph.gradients import differentiable, gradients_by
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Member
 from onnxdistill.graph.importance import magnitude
 
@@ -131,19 +139,25 @@ def _statistics(
         calls[name] = calls.get(name, 0) + 1
         outputs.append((name, layer, result))
 
-    with watched(network, layers, see), differentiable(network), torch.enable_grad():
+    with (
+        watched(network, layers, see),
+        counting_samples(network) as samples,
+        differentiable(network),
+        torch.enable_grad(),
+    ):
         for loss in losses if layers else ():
             outputs.clear()
             value = loss(network)
             if not outputs:
                 continue
-            gradients = torch.autograd.grad(value, [result for _, _, result in outputs], allow_unused=True)
-            for (name, layer, result), gradient in zip(outputs, gradients, strict=True):
+            gradients = gradients_by(value, [result for _, _, result in outputs])
+            for (name, layer, _), gradient in zip(outputs, gradients, strict=True):
                 if gradient is None:
                     continue
-                # The loss is a mean over the batch: a sample's own gradient is that many times larger.
-                each = output_columns(layer, gradient.double()) * len(result)
-                positions = len(each) / len(result)
+                # The loss is a mean over the batch: a sample's own gradient is that many times larger. The layer may
+                # see windows or tokens of a sample as if they were samples.
+                each = output_columns(layer, gradient.double()) * samples[-1]
+                positions = len(each) / samples[-1]
                 square = 0.5 * positions * (each**2).mean(0)
                 worth[name] = worth[name] + square if name in worth else square
             batches += 1

@@ -237,7 +237,7 @@ def collect(
             if watch is None:
                 watch = _Watch(model, [name for name in names if name not in fed], feeds, budget_bytes)
             for part in watch.parts(feeds):
-                yield functools.partial(count, {name: part[name] for name in fed})
+                yield functools.partial(count, {name: part[name] for name in fed if name in part})
                 yield from (functools.partial(run, session, part) for session in watch.sessions)
         if watch is None:
             raise DataError("There is no calibration sample.", "Give at least one.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -38,6 +37,8 @@ def collected(
         ModelFileError: As `collect` does.
         UsageError: As `collect` does.
     """
+    if not names:
+        return {}
     file = cache_folder("calibrations") / f"{_key(model, names, calibration())}.npz"
     content = found(file)
     kept = None if content is None else _read(content, names)
@@ -58,6 +59,9 @@ def _key(model: onnx.ModelProto, names: Sequence[str], batches: Iterable[Feeds])
     for feeds in batches:
         for name, values in feeds.items():
             content = inputs.setdefault(name, hashlib.sha256())
+            # Inputs of unequal lengths belong together batch by batch.
+            if len(feeds) > 1:
+                content.update(f"{values.shape[:1]}".encode())
             if kinds.get(name) != (kind := f"{values.dtype.str} {values.shape[1:]}"):
                 kinds[name] = kind
                 content.update(kind.encode())
@@ -83,5 +87,5 @@ def _read(content: bytes, names: Sequence[str]) -> dict[str, Histogram] | None:
         parts = zip(known.tolist(), ends.tolist(), counts, strict=True)
         made = {name: Histogram.of(name, each, low, high, int(exponent)) for name, (low, high, exponent), each in parts}
         return {name: made[name] for name in names}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001  # a damaged file can make the reader raise anything
         return None

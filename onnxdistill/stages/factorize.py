@@ -28,7 +28,7 @@ from onnxdistill.graph.lowrank import (
     pair_macs,
     scheme_of,
 )
-from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Scheme, column_length, pair_moments
+from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Moments, Scheme, longest_column, pair_moments
 from onnxdistill.graph.recalibrate import match_batch_norm
 from onnxdistill.graph.repair import layers_from, refit
 from onnxdistill.recipe import FactorizeTable
@@ -82,7 +82,7 @@ def factorize(
     """
     shapes = _candidates(network, task, table)
     too_long = {
-        name: column_length(_layer(network, name), "channel")
+        name: longest_column(_layer(network, name), "channel")
         for name in shapes
         if not _schemes(_layer(network, name), table)
     }
@@ -112,11 +112,14 @@ def _factors(
     layers = {name: _layer(network, name) for name in names}
     schemes = {name: _schemes(layer, table) for name, layer in layers.items()}
     moments = pair_moments(network, schemes, _losses(network, task, generator), with_worth=task.measurable)
+    # Losses and shares of energy do not compare. Without gradients are layers that run under `torch.no_grad`; and of a
+    # network that is sure of everything, all gradients are zero.
+    weighed = all(one.worth is not None for one in moments.values()) and any(
+        one.worth is not None and bool(one.worth.any()) for one in moments.values()
+    )
     factors: dict[str, dict[Scheme, Factors]] = {name: {} for name in layers}
     for (name, scheme), known in moments.items():
-        # Without a gradient, the network's output doesn't depend on the layer.
-        if known.worth is not None or not task.measurable:
-            factors[name][scheme] = decompose(layers[name], scheme, known)
+        factors[name][scheme] = decompose(layers[name], scheme, known if weighed else Moments(known.inputs))
     return factors
 
 
@@ -169,7 +172,7 @@ def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[s
 def _schemes(layer: Layer, table: FactorizeTable) -> list[Scheme]:
     wanted: tuple[Scheme, ...] = ("spatial", "channel") if table.scheme == "auto" else (table.scheme,)
     fitting = dict.fromkeys(scheme_of(layer, scheme) for scheme in wanted)
-    return [scheme for scheme in fitting if column_length(layer, scheme) <= LONGEST_COLUMN]
+    return [scheme for scheme in fitting if longest_column(layer, scheme) <= LONGEST_COLUMN]
 
 
 def _options(

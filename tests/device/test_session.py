@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto
@@ -46,8 +47,21 @@ def test_lends_what_a_run_returns(make_model, elem_type: int) -> None:
     assert not lent["y"].flags.writeable
     session.lend({"x": second})  # has memory of its own while the first is read
     np.testing.assert_array_equal(lent["y"], session.run({"x": first})["y"], strict=True)
-    with pytest.raises(UsageError, match="no value for its input 'x'"):
-        session.lend({})
+    for wrong, message in (({}, "no value for its input 'x'"), ({"x": first.astype(np.float64)}, "given as float64")):
+        with pytest.raises(UsageError, match=message):
+            session.lend(wrong)
+
+
+def test_lends_numbers_and_text() -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (float[n] x, float s) => (float t, float[n] y) {'
+    model = onnx.parser.parse_model(text + " t = Add(s, s)\n y = Mul(x, s) }")
+    feeds = {"x": np.ones(3, np.float32), "s": np.array(2, np.float32)}
+    session = open_session(model.SerializeToString())
+    assert session.lend(feeds)["t"].shape == session.run(feeds)["t"].shape == ()
+    text = '<ir_version: 10, opset_import: ["" : 20]> g (string[n] x) => (string[n] y) { y = Identity(x) }'
+    session = open_session(onnx.parser.parse_model(text).SerializeToString())
+    words = np.array(["a", "b"], object)
+    assert session.lend({"x": words})["y"].tolist() == ["a", "b"]
 
 
 def test_opens_the_content_of_a_file(make_model) -> None:

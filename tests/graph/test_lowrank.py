@@ -140,6 +140,16 @@ def test_what_can_be_factorized() -> None:
     assert not can_factorize(nn.BatchNorm2d(4))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1.0, 1e12])
+def test_units_of_errors_do_not_matter(scale: float) -> None:
+    errors = [[0.2, 0.05, 0.01], [0.9, 0.8, 0.3], [0.02, 0.01, 0.005]]
+    options = {
+        str(index): RankOptions(1e7, [1, 2, 3], [1e6, 4e6, 8e6], [scale * error for error in each])
+        for index, each in enumerate(errors)
+    }
+    assert choose_ranks(options, 1.5e7) == {"0": 2, "1": None, "2": 1}
+
+
 def test_ranks_by_hand() -> None:
     options = {
         "a": RankOptions(dense=10, ranks=[1, 2], costs=[2, 6], errors=[0.2, 0.05]),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from onnxdistill.graph.lowrank import _matrix, decompose, low_rank_pair, scheme_of
-from onnxdistill.graph.pairmoments import added_columns, column_length, pair_moments, seen_columns
+from onnxdistill.graph.pairmoments import added_columns, longest_column, pair_moments, seen_columns
 
 LAYERS = [
     nn.Conv2d(4, 6, 3, padding=1),
@@ -28,10 +28,10 @@ def test_gradients_belong_to_the_products(layer: nn.Conv2d, scheme: str) -> None
     outputs = nn.functional.conv2d(inputs, layer.weight, None, layer.stride, layer.padding)
     gradient = torch.randn_like(outputs)
     columns = seen_columns(layer, inputs, fitting)
-    assert columns.shape[1] == column_length(layer, fitting)
     products = columns @ _matrix(layer.weight, fitting).T
     gradients = added_columns(layer, inputs, gradient, fitting)
     assert gradients.shape == products.shape
+    assert longest_column(layer, fitting) == max(columns.shape[1], gradients.shape[1])
     assert (gradients * products).sum().item() == pytest.approx((gradient * outputs).sum().item())
 
 
@@ -98,6 +98,50 @@ def test_knowing_the_worth_keeps_what_the_loss_depends_on() -> None:
         pair = low_rank_pair(layer, decompose(layer, "spatial", moments), 6, "spatial")
         errors.append((read(pair(inputs)) - network(inputs)).norm().item())
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_nothing_is_asked_of_no_layer() -> None:
+    assert pair_moments(nn.Linear(2, 2), {}, [lambda net: net(torch.ones(1, 2)).sum()], with_worth=True) == {}
+
+
+def test_layers_without_gradients_have_no_worth() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                x = self.first(x)
+            return self.last(x)
+
+    layers = {"first": ["channel"], "last": ["channel"]}
+    found = pair_moments(Frozen(), layers, [lambda net: net(torch.ones(3, 2)).sum()], with_worth=True)  # type: ignore[arg-type]
+    assert found["first", "channel"].worth is None
+    assert found["last", "channel"].worth is not None
+
+
+@pytest.mark.parametrize("few", [2**26, 40])
+def test_windows_of_a_sample_are_no_samples(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Windows(nn.Module):
+        def __init__(self, apart: bool) -> None:
+            super().__init__()
+            self.layer, self.apart = nn.Linear(2, 2), apart
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(0, 1) if self.apart else x).reshape(x.shape)
+
+    worth = []
+    for apart in (False, True):
+        network = Windows(apart)
+        monkeypatch.setattr("onnxdistill.graph.pairmoments._MOST_VALUES", few)
+        runs = [lambda net: net(torch.ones(4, 5, 2)).sum((1, 2)).mean()]
+        (moments,) = pair_moments(network, {"layer": ["channel"]}, runs, with_worth=True).values()
+        assert moments.worth is not None
+        worth.append(moments.worth)
+    # Five products a sample, each with a gradient of one.
+    assert torch.allclose(worth[0], torch.full((2, 2), 2.5, dtype=torch.float64))
+    assert torch.allclose(worth[1], worth[0])
 
 
 def test_frozen_layers_have_gradients_and_stay_frozen() -> None:

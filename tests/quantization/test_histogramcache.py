@@ -96,6 +96,35 @@ def test_a_damaged_file_is_made_anew(collections: list[str], damage: bytes, tmp_
     assert file.read_bytes() == content
 
 
+def test_no_damage_of_a_byte_is_a_traceback_or_another_histogram(collections: list[str], tmp_path: Path) -> None:
+    x = uniform(12, 4)
+    first = collected(model(), NAMES, samples(x))
+    (file,) = (tmp_path / "cache" / "calibrations").iterdir()
+    content = file.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in rng.choice(len(content), 300, replace=False):
+        broken = bytearray(content)
+        broken[place] ^= int(rng.integers(1, 256))
+        found = histogramcache._read(bytes(broken), NAMES)
+        assert found is None or same(first, found)
+
+
+def test_inputs_of_unequal_lengths_belong_together(collections: list[str]) -> None:
+    text = "g (float[n, 1] a, float[m, 1] b) => (float[n, m] y) { t = Transpose(b)\n y = MatMul(a, t) }"
+    net = model_of(text)
+    net.graph.value_info.extend([net.graph.output[0]])
+    a, b = uniform(4, 1), uniform(4, 1, seed=1)
+    for cut in (1, 3):
+        batches = [{"a": a[:cut], "b": b[:2]}, {"a": a[cut:], "b": b[2:]}]
+        collected(net, ["y"], lambda batches=batches: iter(batches))  # type: ignore[misc]
+    assert len(collections) == 2
+
+
+def test_without_tensors_nothing_is_looked_for(collections: list[str]) -> None:
+    assert collected(model(), [], samples(uniform(12, 4))) == {}
+    assert collections == []
+
+
 def test_a_cache_that_cannot_be_written_is_none(collections: list[str], tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     collected(model(), NAMES, samples(uniform(12, 4)))
