@@ -111,12 +111,15 @@ def top1(loss: str, seed: int, epochs: int) -> dict[str, Any]:
 @click.option("--data", type=FOLDER_THERE, required=True, help="CIFAR-10 as train/ and test/ folders of classes.")
 @click.option("--weights", type=FOLDER_THERE, required=True, help="Folder of resnet56-cifar10-jpeg.pt.")
 @click.option("--epochs", default=6, show_default=True)
-@click.option("--seeds", default=3, show_default=True)
+@click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True)
 @click.option("--processes", default=2, show_default=True, help="Trainings side by side, which share the processors.")
 def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int) -> None:
     """Trains a student for every loss and seed."""
-    kept = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results: dict[str, Any] = kept if kept.get("epochs") == epochs else {"epochs": epochs, "students": {}}
+    results: dict[str, Any] = (
+        json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"epochs": epochs, "students": {}}
+    )
+    if results["epochs"] != epochs:
+        raise click.UsageError(f"{RESULTS} is of {results['epochs']} epochs: move it away, or train for as many.")
     wanted = [(loss, seed) for losses in (LOSSES, STORED) for seed in range(seeds) for loss in losses]
     threads = max(1, torch.get_num_threads() // processes)
     with tempfile.TemporaryDirectory() as answers:
@@ -127,15 +130,27 @@ def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int) -> 
                 for loss, seed in wanted
                 if f"{loss} {seed}" not in results["students"]
             }
-            for job in as_completed(jobs):
-                results["students"][jobs[job]] = job.result()
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-                if all(f"{loss} {seed}" in results["students"] for loss in LOSSES for seed in range(seeds)):
+            try:
+                for job in as_completed(jobs):
+                    results["students"][jobs[job]] = job.result()
+                    write(results)
                     summarise(results, seeds)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    summarise(results, seeds)
+
+
+def write(results: dict[str, Any]) -> None:
+    draft = RESULTS.with_suffix(".new")
+    draft.write_text(json.dumps(results, indent=1) + "\n")
+    draft.replace(RESULTS)
 
 
 def summarise(results: dict[str, Any], seeds: int) -> None:
-    """Means and sample standard deviations over the seeds."""
+    """Means and sample standard deviations over the seeds, once all losses have been trained with all of them."""
+    if any(f"{loss} {seed}" not in results["students"] for loss in LOSSES for seed in range(seeds)):
+        return
     figures, spread = {}, {}
     for loss in LOSSES | STORED:
         students = [results["students"].get(f"{loss} {seed}") for seed in range(seeds)]
@@ -160,7 +175,9 @@ def summarise(results: dict[str, Any], seeds: int) -> None:
         f"ResNet-20 from scratch, {results['epochs']} epochs of CIFAR-10 with a ResNet-56 teacher, {seeds} seeds: "
         f"the default loss is {gain:.2f} points above cross-entropy"
     )
-    command = f"python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER --epochs {results['epochs']}"
+    command = (
+        f"python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER --epochs {results['epochs']} --seeds {seeds}"
+    )
     write_summary("distill", claim, command, figures, holds, this_machine())
 
 
