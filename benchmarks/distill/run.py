@@ -135,7 +135,7 @@ def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int) -> 
                     results["students"][jobs[job]] = job.result()
                     write(results)
                     summarise(results, seeds)
-            except BaseException:
+            except BaseException:  # whatever ends it: no training begins whose result nobody waits for
                 pool.shutdown(cancel_futures=True)
                 raise
     summarise(results, seeds)

@@ -43,7 +43,7 @@ def keep(file: Path, content: bytes, most: int) -> None:
             with os.fdopen(place, "wb") as draft:
                 draft.write(content)
             Path(name).replace(file)
-        except BaseException:
+        except BaseException:  # a user who ends the run leaves no half of a file either
             Path(name).unlink(missing_ok=True)
             raise
         others = sorted(file.parent.glob(f"*{file.suffix}"), key=lambda one: one.stat().st_mtime, reverse=True)

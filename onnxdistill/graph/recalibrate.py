@@ -60,7 +60,7 @@ def match_batch_norm(
         var' = var v_cut / v_whole        mean' = m_cut - sqrt(var' / var) (m_whole - mean)
 
     with the means m and variances v of its inputs in either network. Statistics of `batches` alone would forget the
-    crops, paddings and flips of the training: the ResNet-20 for CIFAR-10 whose weights were adapted to JPEG loses 4
+    crops, paddings and flips of the training: the ResNet-20 for CIFAR-10 whose weights were adapted to JPEG loses 5
     points by `recalibrate_batch_norm` with nothing cut at all, and none by this.
 
     Args:
