@@ -9,7 +9,7 @@ from typing import Literal, get_args, get_origin
 import tomli_w
 from pydantic.fields import FieldInfo
 
-from onnxdistill.recipe import Recipe, TrainingTable, table_type
+from onnxdistill.recipe import GuidedTable, Recipe, table_type
 from onnxdistill.report import Report, load_report
 from onnxdistill.report.table import count, latency
 
@@ -79,15 +79,15 @@ def results() -> str:
 def recipe_keys() -> str:
     """A row for every key of a recipe, from the recipe's own definition."""
     lines = ["| key | default | |", "|---|---|---|"]
-    shared = TrainingTable.model_fields
+    shared = GuidedTable.model_fields
     for name, field in Recipe.model_fields.items():
         table = table_type(field.annotation)
         if table is None:
             lines.append(_key_row(name, field))
             continue
-        if issubclass(table, TrainingTable):
+        if issubclass(table, GuidedTable):
             lines += [_key_row(f"{name}.{key}`, `teacher.train.{key}", inner) for key, inner in shared.items()]
-        inherited = shared if issubclass(table, TrainingTable) else {}
+        inherited = shared if issubclass(table, GuidedTable) else {}
         own = {key: inner for key, inner in table.model_fields.items() if key not in inherited}
         lines += [row for key, inner in own.items() for row in _own_rows(f"{name}.{key}", inner)]
     return "\n".join(lines)
@@ -98,7 +98,7 @@ def _own_rows(name: str, field: FieldInfo) -> list[str]:
     table = table_type(field.annotation)
     if table is None:
         return [_key_row(name, field)]
-    if issubclass(table, TrainingTable):
+    if issubclass(table, GuidedTable):
         return []
     return [row for key, inner in table.model_fields.items() for row in _own_rows(f"{name}.{key}", inner)]
 

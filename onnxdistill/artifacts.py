@@ -17,6 +17,7 @@ from onnxdistill.report.page import render_page
 from onnxdistill.student import save_student
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Feeds
+from onnxdistill.tensorfile import save_tensors
 
 SAMPLES = 16
 """Real inputs in `samples.npz`, for `onnxdistill bench --inputs`."""
@@ -44,6 +45,22 @@ def write_module(student: nn.Module, network: str, task: Task, folder: Path) -> 
     except OSError as error:
         raise cannot_write(f"The run folder in {folder.parent}", error) from error
     return []
+
+
+def write_teacher(network: nn.Module, folder: Path) -> None:
+    """The weights of a teacher that was trained in the run, as `teacher.weights` takes them.
+
+    Args:
+        network: The teacher.
+        folder: The run folder; gets `teacher.pt`, a state dict.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    try:
+        save_tensors(network.state_dict(), folder / "teacher.pt")
+    except OSError as error:
+        raise cannot_write(f"The run folder in {folder.parent}", error) from error
 
 
 def write_files(samples: Feeds, steps: list[Step], targets: list[TargetFile], report: Report, folder: Path) -> None:

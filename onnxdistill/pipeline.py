@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onnxdistill.artifacts import SAMPLES, write_files, write_module
+from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
 from onnxdistill.errors import TrainingError
 from onnxdistill.fakequant import FakeQuantized, UnsupportedOperatorError
@@ -90,8 +90,7 @@ def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
     """
     loaded = load_recipe(Path(recipe), overrides)
     task: Task = TASKS[loaded.task](loaded)
-    further = loaded.distill.teachers if loaded.distill is not None else []
-    for name in {loaded.teacher.network, *(table.network for table in further)}:
+    for name in loaded.network_names:
         build_network(name, len(task.class_names), loaded.seed)  # classes of the user's own have to be known here, too
     follow(task)
 
@@ -122,6 +121,8 @@ class _Run:
         self._quantize(student, original)
         timings = self.record.bench()
         self.record.note(*write_module(student.module, self.recipe.teacher.network, self.task, folder))
+        if self.recipe.teacher.train is not None:
+            write_teacher(original.module, folder)
         report = self.record.report(timings, time.monotonic() - started)
         samples = {self.task.input_name: self.task.example_input(SAMPLES).numpy()}
         write_files(samples, self.record.steps, self.record.targets, report, folder)
@@ -137,7 +138,9 @@ class _Run:
     def _teacher(self) -> Candidate:
         table = self.recipe.teacher
         self.record.begin("teacher", f"building {table.network}")
-        self.further = further_teachers(self.recipe, self.task)  # refused now rather than after a training
+        further = self.recipe.distill.teachers if self.recipe.distill is not None else []
+        # Refused now rather than after a training.
+        self.further = further_teachers(further, "distill.teachers", self.task, self.recipe.seed)
         result = teacher(self.recipe, self.task, self.record.show_training, self.journal.checkpoint("teacher"))
         self.record.log("teacher", result.training)
         fresh = "from scratch" if table.train is not None else "no weights"

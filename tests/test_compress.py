@@ -26,6 +26,8 @@ from onnxdistill.device.session import SessionSettings, most_threads, open_sessi
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import LimitCheck, Report, load_report
+from onnxdistill.stages.teacher import teacher
+from onnxdistill.tasks import TASKS
 
 Refuse = Callable[..., None]
 
@@ -78,7 +80,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess
 def test_a_run_ships_everything(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, process = finished
     assert process.returncode == 0, process.stderr
-    names = ["recipe.toml", "report.html", "report.json", "samples.npz", "student.onnx", "student.pt", "teacher.onnx"]
+    models = ["student.onnx", "student.pt", "teacher.onnx", "teacher.pt"]
+    names = ["recipe.toml", "report.html", "report.json", "samples.npz", *models]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
@@ -117,6 +120,18 @@ def test_the_shipped_file_gives_the_reported_accuracy(
     score = load_report(folder / "report.json").student.score
     assert score is not None
     assert score.value == pytest.approx(accuracy, abs=1e-4)
+
+
+def test_the_weights_of_a_trained_teacher_are_those_of_its_file(
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = finished
+    recipe = load_recipe(folder / "recipe.toml", [f"teacher.weights={folder / 'teacher.pt'}", "teacher.train="])
+    task = TASKS[recipe.task](recipe)
+    inputs = task.example_input(4)
+    loaded = teacher(recipe, task).network(inputs).detach().numpy()
+    shipped = open_session(folder / "teacher.onnx", SessionSettings()).run({"image": inputs.numpy()})["logits"]
+    assert loaded == pytest.approx(shipped, abs=1e-4)
 
 
 def assert_same_student(one: Path, other: Path) -> None:

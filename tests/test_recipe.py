@@ -56,7 +56,7 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
     [
         ('loss = "dkd"\nmixup = 0.2', "distill.loss = 'dkd' needs one right class"),
         ("views = 4\ncutmix = 1.0", "distill.views stores what teachers say to images that are not mixed"),
-        ('views = 4\nfeatures.layers = ["layer1"]', "distill.features needs the teacher in every step"),
+        ('views = 1\nfeatures.layers = ["layer1"]', "distill.features needs the teacher in every step"),
         ("features.layers = []", "distill.features.layers = []: list should have at least 1 item"),
         ("teachers = [{network = 'a'}]", "distill.teachers.0.weights: missing"),
         (
@@ -111,6 +111,20 @@ def test_paths_of_further_teachers_are_relative_to_the_recipe(tmp_path: Path) ->
     first, second = recipe.distill.teachers
     assert (first.network, first.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
     assert (second.network, second.weights) == ("torchvision:vgg16", "V1")
+
+
+def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
+    text = MINIMAL + "[teacher.train]\nepochs = 1\n"
+    assert "teacher.train.views needs a network to learn from" in refusal(write(tmp_path, text + "views = 1\n"))
+    text += 'teachers = [{network = "nets.py:make", weights = "w/a.pt"}]\n'
+    recipe = load_recipe(write(tmp_path, text + "views = 1\n"))
+    assert recipe.teacher.train is not None
+    (followed,) = recipe.teacher.train.teachers
+    assert (followed.network, followed.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
+    assert recipe.network_names == {recipe.teacher.network, followed.network}
+    assert "teacher.train.views stores" in refusal(write(tmp_path, text + "views = 1\nmixup = 1.0\n"))
+    nothing = "hard_weight = 0.0\nsoft_weight = 0.0\n"
+    assert "teacher.train.hard_weight and .soft_weight are 0" in refusal(write(tmp_path, text + nothing))
 
 
 def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:

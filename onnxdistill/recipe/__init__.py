@@ -10,7 +10,13 @@ from __future__ import annotations
 from onnxdistill.recipe.compression import FactorizeTable, PruneTable, QuantizeTable, Target
 from onnxdistill.recipe.data import FOLDER_IMAGE_SIZE, DataTable
 from onnxdistill.recipe.deployment import BenchTable, ExportTable, LimitsTable
-from onnxdistill.recipe.distillation import DistillTable, FeaturesTable, FurtherTeacherTable
+from onnxdistill.recipe.distillation import (
+    DistillTable,
+    FeaturesTable,
+    FurtherTeacherTable,
+    GuidedTable,
+    TeacherTrainingTable,
+)
 from onnxdistill.recipe.loading import load_recipe, onnx_recipe
 from onnxdistill.recipe.messages import table_type
 from onnxdistill.recipe.onnxalone import OnnxRecipe, SamplesTable
@@ -27,6 +33,7 @@ __all__ = [
     "FactorizeTable",
     "FeaturesTable",
     "FurtherTeacherTable",
+    "GuidedTable",
     "LimitsTable",
     "OnnxRecipe",
     "PruneTable",
@@ -35,6 +42,7 @@ __all__ = [
     "SamplesTable",
     "Target",
     "TeacherTable",
+    "TeacherTrainingTable",
     "TrainingTable",
     "load_recipe",
     "onnx_recipe",

@@ -1,8 +1,8 @@
-"""The table `[distill]` and the tables within it."""
+"""What students learn from beside labels: the table `[distill]`, the tables within it, and `[teacher.train]`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ class FeaturesTable(Table):
 
 
 class FurtherTeacherTable(Table):
-    """An item of `[[distill.teachers]]`: one more network to learn from."""
+    """An item of `[[distill.teachers]]` or `[[teacher.train.teachers]]`: one more network to learn from."""
 
     network: str = Field(description="As in `teacher.network`.")
     weights: str = Field(description="As in `teacher.weights`, but not `none`.")
@@ -31,12 +31,15 @@ class FurtherTeacherTable(Table):
     @model_validator(mode="after")
     def _knows_something(self) -> FurtherTeacherTable:
         if self.weights == "none":
-            raise ValueError("distill.teachers: a network without weights has nothing to teach; give it weights")
+            raise ValueError("teachers: a network without weights has nothing to teach; give it weights")
         return self
 
 
-class DistillTable(TrainingTable):
-    """`[distill]`: fine-tune the student with the teacher's logits."""
+class GuidedTable(TrainingTable):
+    """A training that may follow the logits of other networks."""
+
+    place: ClassVar[str]
+    """The table's name in a recipe."""
 
     loss: Literal["kd", "dkd", "dist"] = Field(
         "kd",
@@ -54,9 +57,10 @@ class DistillTable(TrainingTable):
         description="Random views of every image, which the teacher looks at once; its answers are stored. 0: new "
         "views in every epoch, and the teacher runs in every step.",
     )
-    features: FeaturesTable | None = Field(None, description="Layers that follow the teacher's.")
     teachers: list[FurtherTeacherTable] = Field(
-        [], description="Tables of further teachers, each with `network` and `weights`; the loss is the mean over all."
+        [],
+        description="Further networks to learn from: tables with `network` and `weights`, as in `[teacher]`, whose "
+        "training has these alone. The loss is the mean over all.",
     )
     hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
     standardise: bool = Field(
@@ -66,31 +70,64 @@ class DistillTable(TrainingTable):
     )
 
     @model_validator(mode="after")
-    def _goes_together(self) -> DistillTable:
+    def _goes_together(self) -> GuidedTable:
         mixes = self.mixup > 0 or self.cutmix > 0
-        if self.hard_weight == 0 and self.soft_weight == 0 and self.features is None:
-            raise ValueError("distill.hard_weight and distill.soft_weight are 0: there is nothing to learn from")
         if self.loss == "dkd" and mixes:
-            raise ValueError("distill.loss = 'dkd' needs one right class; leave out distill.mixup and distill.cutmix")
+            raise ValueError(
+                f"{self.place}.loss = 'dkd' needs one right class; leave out {self.place}.mixup and {self.place}.cutmix"
+            )
         if self.views and mixes:
             raise ValueError(
-                "distill.views stores what teachers say to images that are not mixed; leave out "
-                "distill.views, or distill.mixup and distill.cutmix"
+                f"{self.place}.views stores what teachers say to images that are not mixed; leave out "
+                f"{self.place}.views, or {self.place}.mixup and {self.place}.cutmix"
             )
-        if self.views and self.features is not None:
-            raise ValueError("distill.features needs the teacher in every step; leave out distill.views")
         return self
 
     @model_validator(mode="after")
-    def _has_effect(self) -> DistillTable:
+    def _has_effect(self) -> GuidedTable:
         dkd = ("target_weight", "others_weight")
         without = {"kd": dkd, "dkd": (), "dist": ("standardise", *dkd)}
         for key in without[self.loss]:
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"distill.{key} has no effect on distill.loss = {self.loss!r}; leave it out")
+                raise ValueError(f"{self.place}.{key} has no effect on {self.place}.loss = {self.loss!r}; leave it out")
         if self.views > 1 and not (self.crop_pad or self.flip or self.rand_augment):
             raise ValueError(
-                f"distill.views = {self.views} has no effect without random changes to the images, since all views of "
-                "an image are the same; add distill.crop_pad, distill.flip or distill.rand_augment, or leave it out"
+                f"{self.place}.views = {self.views} has no effect without random changes to the images, since all "
+                f"views of an image are the same; add {self.place}.crop_pad, {self.place}.flip or "
+                f"{self.place}.rand_augment, or leave it out"
             )
+        return self
+
+
+class DistillTable(GuidedTable):
+    """`[distill]`: fine-tune the student with the teacher's logits."""
+
+    place: ClassVar[str] = "distill"
+
+    features: FeaturesTable | None = Field(None, description="Layers that follow the teacher's.")
+
+    @model_validator(mode="after")
+    def _has_something_to_learn(self) -> DistillTable:
+        if self.hard_weight == 0 and self.soft_weight == 0 and self.features is None:
+            raise ValueError("distill.hard_weight and distill.soft_weight are 0: there is nothing to learn from")
+        if self.views and self.features is not None:
+            raise ValueError("distill.features needs the teacher in every step; leave out distill.views")
+        return self
+
+
+class TeacherTrainingTable(GuidedTable):
+    """`[teacher.train]`: train the teacher on labels, and on the logits of other networks where there are some."""
+
+    place: ClassVar[str] = "teacher.train"
+
+    @model_validator(mode="after")
+    def _has_somebody_to_follow(self) -> TeacherTrainingTable:
+        if not self.teachers:
+            for key, field in GuidedTable.model_fields.items():
+                if key not in TrainingTable.model_fields and getattr(self, key) != field.get_default():
+                    raise ValueError(
+                        f"teacher.train.{key} needs a network to learn from: add [[teacher.train.teachers]]"
+                    )
+        elif self.hard_weight == 0 and self.soft_weight == 0:
+            raise ValueError("teacher.train.hard_weight and .soft_weight are 0: there is nothing to learn from")
         return self

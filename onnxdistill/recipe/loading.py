@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -82,15 +83,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
-    data, distill = tables.get("data"), tables.get("distill")
+    data, teacher = tables.get("data"), tables.get("teacher")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
         data["root"] = _anchored(data["root"], folder)
-    further = distill.get("teachers") if isinstance(distill, dict) else None
-    for teacher in (tables.get("teacher"), *(further if isinstance(further, list) else ())):
+    further = [_teachers_of(table) for table in (_inner(teacher, "train"), tables.get("distill"))]
+    for network in (teacher, *chain.from_iterable(further)):
         for key in ("weights", "network"):
-            value = teacher.get(key) if isinstance(teacher, dict) else None
+            value = _inner(network, key)
             if isinstance(value, str) and _is_path(key, value):
-                teacher[key] = _anchored(value, folder)
+                network[key] = _anchored(value, folder)
+
+
+def _inner(table: Any, key: str) -> Any:  # anything, as long as it isn't validated
+    return table.get(key) if isinstance(table, dict) else None
+
+
+def _teachers_of(training: Any) -> list[Any]:
+    teachers = _inner(training, "teachers")
+    return teachers if isinstance(teachers, list) else []
 
 
 def _anchored(path: str, folder: Path) -> str:

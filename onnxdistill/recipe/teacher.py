@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from onnxdistill.recipe.base import Table
-from onnxdistill.recipe.training import TrainingTable
+from onnxdistill.recipe.distillation import TeacherTrainingTable
 
 
 class TeacherTable(Table):
@@ -19,7 +19,7 @@ class TeacherTable(Table):
         False,
         description="Train new layers in the place of those that have another number of outputs in `weights`.",
     )
-    train: TrainingTable | None = Field(None, description="Train the teacher first, from `weights`.")
+    train: TeacherTrainingTable | None = Field(None, description="Train the teacher first, from `weights`.")
 
     @model_validator(mode="after")
     def _trains_its_head(self) -> TeacherTable:

@@ -1,4 +1,4 @@
-"""What every training shares: the table `[teacher.train]`, and the larger part of `[distill]`."""
+"""What every training shares: the larger part of `[distill]` and of `[teacher.train]`."""
 
 from __future__ import annotations
 

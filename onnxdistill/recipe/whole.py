@@ -31,6 +31,12 @@ class Recipe(Table):
     limits: LimitsTable = LimitsTable()
 
     @property
+    def network_names(self) -> set[str]:
+        """Of all networks that are compressed or learned from."""
+        trainings = [training for training in (self.teacher.train, self.distill) if training is not None]
+        return {self.teacher.network, *(table.network for training in trainings for table in training.teachers)}
+
+    @property
     def latency_only(self) -> bool:
         """True if the teacher has neither weights nor training, so that no accuracy can be measured."""
         return self.teacher.weights == "none" and self.teacher.train is None

@@ -9,11 +9,7 @@ from torch import nn
 
 from onnxdistill.recipe import DistillTable
 from onnxdistill.tasks import Task
-from onnxdistill.tasks.base import Objective
-from onnxdistill.training import Guidance, OnStatus, TrainingResult, train
-
-SOFT_WEIGHTS = {"kd": 9.0, "dkd": 1.0, "dist": 2.0}
-"""Those of the papers: Sun et al. 2024 for standardised logits, Zhao et al. 2022, Huang et al. 2022."""
+from onnxdistill.training import OnStatus, TrainingResult, train_guided
 
 
 def distill(
@@ -40,17 +36,4 @@ def distill(
         TrainingError: If training diverges.
         RecipeError: If a layer of `[distill.features]` isn't there.
     """
-    objective = Objective(
-        hard_weight=table.hard_weight,
-        label_smoothing=table.label_smoothing,
-        soft_weight=SOFT_WEIGHTS[table.loss] if table.soft_weight is None else table.soft_weight,
-        soft_loss=table.loss,
-        temperature=table.temperature,
-        standardise=table.standardise,
-        target_weight=table.target_weight,
-        others_weight=table.others_weight,
-    )
-    # One that nobody listens to need not speak; layers follow the first one.
-    heard = len(teachers) if objective.soft_weight > 0 else int(table.features is not None)
-    guidance = Guidance(tuple(teachers[:heard]), table.views, table.features)
-    return train(student, task, table, seed, objective, guidance, on_status, checkpoint)
+    return train_guided(student, teachers, task, table, seed, on_status, checkpoint, table.features)

@@ -17,7 +17,8 @@ from onnxdistill.errors import OutputError, cannot_write
 from onnxdistill.recipe import Target
 
 FILES = (
-    *("teacher.onnx", "student.onnx", "student.pt", "report.json", "report.html", "recipe.toml", "samples.npz"),
+    *("teacher.onnx", "teacher.pt", "student.onnx", "student.pt", "report.json", "report.html", "recipe.toml"),
+    "samples.npz",
     *(f"student-{target}.onnx" for target in get_args(Target)),
 )
 """What a run writes."""

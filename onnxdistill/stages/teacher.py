@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,9 @@ from torch import nn
 from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.networks import build_network, probe
 from onnxdistill.networks.weights import load_weights
-from onnxdistill.recipe import Recipe
+from onnxdistill.recipe import FurtherTeacherTable, Recipe
 from onnxdistill.tasks import Task
-from onnxdistill.tasks.base import Objective
-from onnxdistill.training import OnStatus, TrainingResult, train
+from onnxdistill.training import OnStatus, TrainingResult, train_guided
 from onnxdistill.training.features import check_layers
 
 PROBED_BATCH = 2
@@ -50,24 +50,30 @@ def teacher(
         check_layers(network, recipe.distill.features.layers, "teacher")
     if table.train is None:
         return TeacherResult(network, None)
-    objective = Objective(label_smoothing=table.train.label_smoothing)
-    training = train(network, task, table.train, recipe.seed, objective, on_status=on_status, checkpoint=checkpoint)
+    followed = further_teachers(table.train.teachers, "teacher.train.teachers", task, recipe.seed)
+    training = train_guided(network, followed, task, table.train, recipe.seed, on_status, checkpoint)
     return TeacherResult(training.network, training)
 
 
-def further_teachers(recipe: Recipe, task: Task) -> list[nn.Module]:
-    """The networks of `[[distill.teachers]]`, in evaluation mode.
+def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Task, seed: int) -> list[nn.Module]:
+    """The networks of a recipe's `teachers`, in evaluation mode.
+
+    Args:
+        tables: Name the networks and their weights.
+        place: Their key in the recipe, for messages.
+        task: Gives the number of classes.
+        seed: Seeds what weights don't cover.
 
     Raises:
         NetworkError: As `teacher`.
         WeightsError: As `teacher`.
     """
     networks = []
-    for place, table in enumerate(recipe.distill.teachers if recipe.distill is not None else ()):
+    for number, table in enumerate(tables):
         try:
-            networks.append(_loaded(table.network, table.weights, task, recipe.seed))
+            networks.append(_loaded(table.network, table.weights, task, seed))
         except (NetworkError, WeightsError) as error:
-            named = [text.replace("teacher.", f"distill.teachers.{place}.") for text in (error.what, error.fix)]
+            named = [text.replace("teacher.", f"{place}.{number}.") for text in (error.what, error.fix)]
             raise type(error)(*named) from error
     return networks
 

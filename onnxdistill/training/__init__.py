@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from onnxdistill.training.guided import train_guided
 from onnxdistill.training.job import Guidance
 from onnxdistill.training.records import EpochRecord, OnStatus, TrainingResult, TrainingStatus
 from onnxdistill.training.run import follow, leading, train
@@ -18,4 +19,5 @@ __all__ = [
     "leading",
     "module_runner",
     "train",
+    "train_guided",
 ]

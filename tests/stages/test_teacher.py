@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.recipe import Recipe
 from onnxdistill.stages.teacher import teacher
 from onnxdistill.tasks.classification import Classification, build_classification
+from onnxdistill.training import TrainingResult
 
 NETS = """
 import torch
@@ -84,6 +85,25 @@ def test_a_network_that_fits_is_trained(digits: Classification, nets: Path, func
     assert result.training is not None
     assert result.training.best_score > result.training.start_score
     assert not any(parameter.is_inference() for parameter in result.network.parameters())
+
+
+def test_a_network_that_is_followed_is_heard(digits: Classification, nets: Path, tmp_path: Path) -> None:
+    known = teacher(recipe(f"{nets}:right"), digits).network.state_dict()
+    torch.save(known, tmp_path / "w.pt")
+
+    def trained(weights: str | None) -> TrainingResult:
+        followed = [] if weights is None else [{"network": f"{nets}:right", "weights": weights}]
+        # No labels are read: what is learned is what the other network says.
+        train = {"epochs": 2} if weights is None else {"epochs": 2, "teachers": followed, "hard_weight": 0.0}
+        training = teacher(recipe("", teacher={"network": f"{nets}:right", "train": train}), digits).training
+        assert training is not None
+        return training
+
+    alone, following = trained(None), trained(str(tmp_path / "w.pt"))
+    assert following.best_score > following.start_score + 10
+    assert not torch.equal(*(result.network.state_dict()["linear.weight"] for result in (alone, following)))
+    with pytest.raises(WeightsError, match=r"teacher\.train\.teachers\.0\.weights = .*does not exist"):
+        trained(str(tmp_path / "none.pt"))
 
 
 def test_weights_are_loaded(digits: Classification, nets: Path, tmp_path: Path) -> None:

@@ -1,0 +1,63 @@
+"""Trainings that follow labels and the logits of other networks, as a recipe's table says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from onnxdistill.recipe import FeaturesTable, GuidedTable
+from onnxdistill.tasks.base import Objective, Task
+from onnxdistill.training.job import Guidance
+from onnxdistill.training.records import OnStatus, TrainingResult
+from onnxdistill.training.run import train
+
+SOFT_WEIGHTS = {"kd": 9.0, "dkd": 1.0, "dist": 2.0}
+"""Those of the papers: Sun et al. 2024 for standardised logits, Zhao et al. 2022, Huang et al. 2022."""
+
+
+def train_guided(
+    network: nn.Module,
+    teachers: Sequence[nn.Module],
+    task: Task,
+    table: GuidedTable,
+    seed: int,
+    on_status: OnStatus | None = None,
+    checkpoint: Path | None = None,
+    features: FeaturesTable | None = None,
+) -> TrainingResult:
+    """Trains a copy of `network`; the weights that score best on validation are kept.
+
+    Args:
+        network: Not changed.
+        teachers: The networks whose logits it follows; without any, it learns from labels alone.
+        task: Gives batches, loss and score.
+        table: The recipe's `[distill]` or `[teacher.train]`.
+        seed: Seeds order and augmentation.
+        on_status: Called a few times a second.
+        checkpoint: Where the training keeps its state, and goes on from.
+        features: Layers that follow those of the first teacher.
+
+    Raises:
+        TrainingError: If training diverges.
+        RecipeError: If one of the layers to follow isn't there.
+    """
+    if not teachers:
+        return train(
+            network, task, table, seed, Objective(label_smoothing=table.label_smoothing), None, on_status, checkpoint
+        )
+    objective = Objective(
+        hard_weight=table.hard_weight,
+        label_smoothing=table.label_smoothing,
+        soft_weight=SOFT_WEIGHTS[table.loss] if table.soft_weight is None else table.soft_weight,
+        soft_loss=table.loss,
+        temperature=table.temperature,
+        standardise=table.standardise,
+        target_weight=table.target_weight,
+        others_weight=table.others_weight,
+    )
+    # One that nobody listens to need not speak; layers follow the first one.
+    heard = len(teachers) if objective.soft_weight > 0 else int(features is not None)
+    guidance = Guidance(tuple(teachers[:heard]), table.views, features)
+    return train(network, task, table, seed, objective, guidance, on_status, checkpoint)
