@@ -19,7 +19,7 @@ _INT, _INTS = 2, 7  # AttributeProto.AttributeType
 
 @dataclass(frozen=True)
 class Node:
-    """One operator of the default domain.
+    """One operator of the default domain, named like its first output.
 
     Attributes:
         op_type: As the ONNX standard calls it.
@@ -78,6 +78,7 @@ def _node(node: Node) -> bytes:
     return (
         b"".join(_text(1, name) for name in node.inputs)
         + b"".join(_text(2, name) for name in node.outputs)
+        + _text(3, node.outputs[0])
         + _text(4, node.op_type)
         + b"".join(_bytes(5, _attribute(name, value)) for name, value in node.attributes.items())
     )

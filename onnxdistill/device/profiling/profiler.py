@@ -132,6 +132,7 @@ def record(
     runs: int,
     warmup: int,
     clock: Clock,
+    settling: int = 1,
 ) -> Recording:
     """Times a model in turns without and with the profiler.
 
@@ -140,10 +141,10 @@ def record(
         settings: How it is opened.
         plain: The model, opened without the profiler.
         feeds: Its inputs by name, which it has run with.
-        runs: How many runs of each are timed. Before each comes one that is not, since the other session has emptied
-            the caches.
+        runs: How many runs of each are timed.
         warmup: How many runs of each come first.
         clock: Returns nanoseconds.
+        settling: How many runs come before each timed one, since the other session has emptied the caches.
 
     Raises:
         UsageError: If there are more runs than the profiler can record.
@@ -158,19 +159,52 @@ def record(
                 without()
                 with_profiler()
             for run in range(runs):
-                wall_ms[run] = _second_ms(without, clock)
-                profiled_ms[run] = _second_ms(with_profiler, clock)
+                wall_ms[run] = _settled_ms(without, settling, clock)
+                profiled_ms[run] = _settled_ms(with_profiler, settling, clock)
         finally:
             file = profiled.end_profiling()
         calls = read_profile(file, plain.label)
     # A runner with fixed places for its outputs has run once more, to find their shapes.
     skipped = warmup + (1 if settings.io_binding else 0)
-    if len(calls) != skipped + 2 * runs:
+    turn = settling + 1
+    if len(calls) != skipped + turn * runs:
+        wanted = skipped + turn * runs
         raise UsageError(
-            f"{plain.label}: the profiler of ONNX Runtime has no room for {2 * runs + warmup} runs of so many nodes.",
-            f"Ask for fewer runs; {max(1, len(calls) // 3)} fit.",
+            f"{plain.label}: the profiler of ONNX Runtime has no room for {wanted} runs of so many nodes.",
+            f"Ask for fewer runs; {max(1, (len(calls) - skipped) // turn)} fit.",
         )
-    return Recording(wall_ms, profiled_ms, calls[skipped + 1 :: 2])
+    return Recording(wall_ms, profiled_ms, calls[skipped + settling :: turn])
+
+
+def record_calls(
+    model: Path | bytes, settings: SessionSettings, feeds: Mapping[str, Array], *, runs: int, warmup: int
+) -> list[list[Call]]:
+    """The calls of every run with the profiler, where nobody asks what a run takes without it.
+
+    Args:
+        model: An .onnx file, or its content.
+        settings: How it is opened.
+        feeds: Its inputs by name.
+        runs: How many runs are recorded.
+        warmup: How many runs come first.
+
+    Raises:
+        UsageError: If the inputs do not fit, or if there are more runs than the profiler can record.
+        ModelFileError: If ONNX Runtime cannot load or run the model, or if the profile cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
+        profiled = _open(model, settings, Path(folder), packed=True)
+        try:
+            profiled.check_feeds(feeds)
+            runner = profiled.runner(feeds)
+            for _ in range(warmup + runs):
+                runner()
+        finally:
+            file = profiled.end_profiling()
+        calls = read_profile(file, profiled.label)
+    if len(calls) < warmup + runs:
+        raise UsageError(f"{profiled.label}: the profiler of ONNX Runtime has no room for {warmup + runs} runs.")
+    return calls[-runs:]
 
 
 def read_operands(
@@ -200,8 +234,9 @@ def read_operands(
     return operands
 
 
-def _second_ms(runner: Callable[[], object], clock: Clock) -> float:
-    runner()
+def _settled_ms(runner: Callable[[], object], settling: int, clock: Clock) -> float:
+    for _ in range(settling):
+        runner()
     begin = clock()
     runner()
     return (clock() - begin) / _NS_PER_MS

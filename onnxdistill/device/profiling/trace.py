@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxdistill.device import runtime
+from onnxdistill.device.measuring.timing import settling_calls
 from onnxdistill.device.profiling.profiler import (
     Clock,
     Key,
@@ -37,9 +38,9 @@ SCHEMA_VERSION = 1
 
 _NS_PER_MS, _US_PER_MS, _MS_PER_S = 1e6, 1e3, 1e3
 
-# Bounds of the number of runs where none is asked for. A timed run is one of four: with the profiler and without it,
-# and each after one that is not timed.
-_SECONDS, _RUNS_AT_LEAST, _RUNS_AT_MOST = 3.0, 10, 100
+# Bounds of the number of runs where none is asked for, with the profiler and without it. Each comes after some that are
+# not timed, whose calls of nodes the profiler writes down as well.
+_SECONDS, _RUNS_AT_LEAST, _RUNS_AT_MOST, _CALLS_AT_MOST = 3.0, 10, 100, 100_000
 
 # Below this, a microsecond more or less counts, and a preemption is rare.
 _SHORT_US = 20.0
@@ -191,19 +192,25 @@ def trace(
     plain = open_session(model, settings)
     plain.run(feeds)
     operands = read_operands(model, settings, plain, feeds)
+    one_ms = _one_ms(plain.runner(feeds), clock)
+    settling = settling_calls(one_ms)
     if runs is None:
-        runs = _fitting_runs(plain.runner(feeds), clock)
-    recording = record(model, settings, plain, feeds, runs=runs, warmup=warmup, clock=clock)
+        runs = _fitting_runs(one_ms, settling, len(operands))
+    recording = record(model, settings, plain, feeds, runs=runs, warmup=warmup, clock=clock, settling=settling)
     cost = measure_cost(settings.threads, clock)
     return summarize(recording, cost, operands, plain.label, plain.provider, settings)
 
 
-def _fitting_runs(runner: Callable[[], object], clock: Clock) -> int:
+def _one_ms(runner: Callable[[], object], clock: Clock) -> float:
     begin = clock()
     runner()
-    one_ms = (clock() - begin) / _NS_PER_MS
-    fitting = _RUNS_AT_MOST if one_ms == 0 else int(_SECONDS * _MS_PER_S / (4 * one_ms))
-    return min(_RUNS_AT_MOST, max(_RUNS_AT_LEAST, fitting))
+    return (clock() - begin) / _NS_PER_MS
+
+
+def _fitting_runs(one_ms: float, settling: int, nodes: int) -> int:
+    turn = settling + 1
+    fitting = _RUNS_AT_MOST if one_ms == 0 else int(_SECONDS * _MS_PER_S / (2 * turn * one_ms))
+    return max(_RUNS_AT_LEAST, min(_RUNS_AT_MOST, fitting, _CALLS_AT_MOST // (turn * max(1, nodes))))
 
 
 def summarize(
@@ -266,13 +273,13 @@ def _nodes(recording: Recording, cost: Cost, operands: Mapping[Key, Operands]) -
             depth=len(key) - 1,
             **operands.get(key, Operands()).__dict__,
             calls_per_run=count[key] / runs,
-            time_ms=max(0.0, _counted_mean(times_us, quiet) / _US_PER_MS - added_ms[key]),
+            time_ms=max(0.0, counted_mean(times_us, quiet) / _US_PER_MS - added_ms[key]),
             mean_ms=float(times_us.mean()) / _US_PER_MS,
             median_ms=float(np.median(times_us)) / _US_PER_MS,
         )
 
 
-def _counted_mean(values_us: npt.NDArray[np.float64], quiet: npt.NDArray[np.intp]) -> float:
+def counted_mean(values_us: npt.NDArray[np.float64], quiet: npt.NDArray[np.intp]) -> float:
     """Mean of times that were counted in whole microseconds, one a run.
 
     That of the lower half; but of short times that of the quiet runs without the outermost of them, since the lower

@@ -1,10 +1,10 @@
-"""What a benchmark on another machine needs there: put together here by `pack`, and read there by `read_request`.
+"""What work on another machine needs there: put together here by `pack`, and read there by `read_request`.
 
 In the folder there:
 
     package/onnxdistill/   the device half of this package
-    request.json           the models by name, and the keyword arguments of `bench`
-    inputs.npz             the arrays of its argument `inputs`, if there are any
+    request.json           what is to be done, the models by name, and the keyword arguments
+    inputs.npz             the arrays of the argument `inputs`, if there are any
     models/0/              the models of a folder here, with the files of their external data
 """
 
@@ -79,12 +79,13 @@ class Parcel:
         return text
 
 
-def pack(models: Mapping[str, Path], options: Mapping[str, Any], scratch: Path) -> Parcel:
+def pack(work: str, models: Mapping[str, Path], options: Mapping[str, Any], scratch: Path) -> Parcel:
     """Puts together what to send.
 
     Args:
+        work: What is to be done; see `runner.WORK`.
         models: Files by name.
-        options: Keyword arguments of `bench`, all but `on_progress`.
+        options: Its keyword arguments, all but `on_progress`.
         scratch: A folder for what is too large for the memory until it is sent.
 
     Raises:
@@ -105,14 +106,19 @@ def pack(models: Mapping[str, Path], options: Mapping[str, Any], scratch: Path) 
     inputs = options.get("inputs")
     if inputs is not None:
         files[_INPUTS] = _save(inputs, scratch / _INPUTS)
-    request = {"models": names, "options": _plain(options), "inputs": None if inputs is None else list(inputs)}
+    request = {
+        "work": work,
+        "models": names,
+        "options": _plain(options),
+        "inputs": None if inputs is None else list(inputs),
+    }
     files[_REQUEST] = json.dumps(request).encode()
     sizes = {name: len(one) if isinstance(one, bytes) else one.stat().st_size for name, one in files.items()}
     return Parcel(files, sizes, places)
 
 
-def read_request(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
-    """The inverse of `pack`, in the folder there: the models by name, and the keyword arguments of `bench`."""
+def read_request(folder: Path) -> tuple[str, dict[str, Path], dict[str, Any]]:
+    """The inverse of `pack`, in the folder there: what is to be done, the models by name, and keyword arguments."""
     request = json.loads((folder / _REQUEST).read_text(encoding="utf-8"))
     options = request["options"]
     if options.get("slo") is not None:
@@ -122,7 +128,7 @@ def read_request(folder: Path) -> tuple[dict[str, Path], dict[str, Any]]:
     if request["inputs"] is not None:
         with np.load(folder / _INPUTS, allow_pickle=False) as file:
             options["inputs"] = dict(zip(request["inputs"], (file[key] for key in file.files), strict=True))
-    return {name: folder / path for name, path in request["models"].items()}, options
+    return request["work"], {name: folder / path for name, path in request["models"].items()}, options
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,17 +1,31 @@
-"""The benchmark on the other machine, in a process that `receiver` starts: tells its progress, then result or error."""
+"""The work on the other machine, in a process that `receiver` starts: tells its progress, then result or error."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from onnxdistill.device.bench import bench
+from onnxdistill.device.costs.models import profile_models
 from onnxdistill.device.remote.parcel import read_request
 from onnxdistill.device.remote.receiver import tell
 from onnxdistill.errors import OnnxDistillError, UsageError, explained
+
+
+class Result(Protocol):
+    """What work comes to."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        ...
+
+
+WORK: dict[str, Callable[..., Result]] = {"bench": bench, "profile": profile_models}
+"""What can be asked for."""
 
 # Sending a line is work for this machine, too, which a timed call should seldom meet.
 _SECONDS_BETWEEN = 1.0
@@ -23,8 +37,8 @@ def main(folder: Path) -> None:
     # Whatever libraries print goes where it does not mix with events.
     os.dup2(2, 1)
     try:
-        models, options = read_request(folder)
-        result = bench(models, **options, on_progress=_Progress(events))
+        work, models, options = read_request(folder)
+        result = WORK[work](models, **options, on_progress=_Progress(events))
     except OnnxDistillError as error:
         _tell_error(events, error)
     except MemoryError:

@@ -63,6 +63,26 @@ def test_every_round_runs_each_function_in_a_random_order() -> None:
     assert measured[::2] == measured[1::2]
 
 
+def test_a_turn_begins_once_the_caches_are_its_own_again() -> None:
+    clock = FakeTime()
+    calls_since_other = 0
+
+    def large() -> None:
+        nonlocal calls_since_other
+        calls_since_other = 0
+        clock.now_ns += 9 * MS
+
+    def small() -> None:
+        nonlocal calls_since_other
+        calls_since_other += 1
+        # What the other one has read stays for seven calls.
+        clock.now_ns += (3 if calls_since_other <= 7 else 2) * MS
+
+    times = timed({"large": large, "small": small}, calls=40, clock=clock)
+    assert np.all(times["small"] == 2.0)
+    assert np.all(times["large"] == 9.0)
+
+
 def test_a_single_function_settles_once() -> None:
     clock = FakeTime()
     timed({"a": clock.runner("a", 1.0)}, calls=16, warmup_calls=0, clock=clock)
@@ -80,7 +100,7 @@ def test_exactly_the_calls_that_were_asked_for(calls: int) -> None:
 def test_seconds_bound_the_time() -> None:
     clock = FakeTime()
     times = timed({"a": clock.runner("a", 20.0)}, seconds=1.0, warmup_calls=1, clock=clock)
-    assert times["a"].shape == (50, 1)
+    assert times["a"].shape == (25, 2)  # turns of 40 ms
 
 
 def test_seconds_too_short_still_make_five_rounds_and_long_ones_end() -> None:

@@ -1,0 +1,177 @@
+"""Latency predicted from the device profile against latency measured, of networks at random widths.
+
+Five networks in float32 and in int8. Of each, channel groups are cut to random widths; the file that comes out is
+timed in turns with the whole network, in ONNX Runtime with one thread. The prediction knows the whole network's trace,
+the profile of the machine, and the new widths; nothing of the cut network is measured for it.
+
+Usage: python benchmarks/profile/run.py [--plans 4] [--seconds 4] [--only NAME ...]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from onnxdistill.device.bench import bench
+from onnxdistill.device.costs.deviceprofile import profile_device
+from onnxdistill.device.costs.layers import read_exported
+from onnxdistill.device.costs.network import deployed_layers, network_costs
+from onnxdistill.device.profiling.trace import trace
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
+from onnxdistill.graph.surgery import remove_channels
+from onnxdistill.networks import build_network
+from onnxdistill.recipe import ExportTable, QuantizeTable
+from onnxdistill.stages.export import export
+from onnxdistill.stages.quantize import quantize
+
+sys.path.insert(0, str(Path(__file__).parent.parent.parent))
+
+from benchmarks.random_networks import build, images
+from benchmarks.summaries import this_machine, write_summary
+
+NETWORKS = {
+    "cifar-resnet20": 32,
+    "cifar-resnet56": 32,
+    "cifar-vgg16": 32,
+    "torchvision:resnet18": 224,
+    "torchvision:mobilenet_v2": 224,
+}
+PRECISIONS = ("float32", "int8")
+MULTIPLE = 8
+NARROWEST = 0.25
+WITHIN = 0.10
+SHARE_ASKED = 0.9
+RESULTS = Path(__file__).parent / "results.json"
+
+
+def network_of(name: str, size: int) -> nn.Module:
+    """With random weights."""
+    kind, _, model = name.rpartition(":")
+    return build(model, size) if kind else build_network(name, 10, 0)
+
+
+def random_widths(analysis: ChannelAnalysis, seed: int) -> dict[str, list[int]]:
+    """Channels to keep, of every group: a random share of them, in whole multiples."""
+    random = np.random.default_rng(seed)
+    kept = {}
+    for group in analysis.free:
+        width = max(MULTIPLE, MULTIPLE * round(group.size * random.uniform(NARROWEST, 1) / MULTIPLE))
+        if width < group.size:
+            kept[group.name] = list(range(width))
+    return kept
+
+
+def written(network: nn.Module, size: int, folder: Path, name: str, precision: str) -> tuple[Path, Path]:
+    """The exported file, and the deployed one."""
+    path = folder / f"{name}.onnx"
+    export(network.eval(), torch.from_numpy(images(2, size, 2)), path, ExportTable())
+    if precision == "float32":
+        return path, path
+    samples: list[dict[str, NDArray[np.float32]]] = [{"input": images(2, size, 0)}]
+    quantize(path, folder / f"{name}-int8.onnx", samples, QuantizeTable())
+    return path, folder / f"{name}-int8.onnx"
+
+
+def rows(name: str, size: int, precision: str, plans: int, seconds: float) -> Iterator[dict[str, Any]]:
+    """Predicts and measures random plans of one network."""
+    network, settings = network_of(name, size), SessionSettings()
+    example = torch.from_numpy(images(2, size, 2))
+    feeds = {"input": images(1, size, 3)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        exported, deployed = written(network, size, folder, "whole", precision)
+        before = read_exported(exported.read_bytes(), feeds)
+        traced = trace(deployed, feeds, settings)
+        layers = deployed_layers(before.layers, traced)
+        started = time.monotonic()
+        profile = profile_device(layers, settings)
+        profiled_s = time.monotonic() - started
+        alone = bench({"whole": deployed}, threads=1, batch=1, seconds=seconds).cases[0].latency_ms.median.value
+        costs = network_costs(layers, traced, profile, alone)
+        kinds = {layer.name: layer.kind for layer in layers}
+        analysis = analyse_channels(network, example)
+        for seed in range(plans):
+            smaller = remove_channels(network, analysis, random_widths(analysis, seed), example)
+            exported, other = written(smaller, size, folder, f"plan{seed}", precision)
+            after = read_exported(exported.read_bytes(), feeds)
+            plan = [
+                replace(layer, kind=replace(layer.kind, precision=kinds[layer.name].precision))
+                for layer in after.layers
+            ]
+            ratios = {node: after.sizes[node] / count for node, count in before.sizes.items() if node in after.sizes}
+            predicted_ms = costs.time_ms(profile, plan, ratios)
+            timed = bench({"whole": deployed, "plan": other}, threads=1, batch=1, seconds=seconds, seed=seed)
+            whole, cut = (case.latency_ms.median.value for case in timed.cases)
+            yield {
+                "network": name,
+                "precision": precision,
+                "plan": seed,
+                "whole_ms": whole,
+                "predicted_ms": predicted_ms,
+                "measured_ms": cut,
+                "error": predicted_ms / cut - 1,
+                "profile_seconds": round(profiled_s, 2),
+            }
+
+
+@click.command()
+@click.option("--plans", default=4, show_default=True, help="Random widths of every network and precision.")
+@click.option("--seconds", default=4.0, show_default=True, help="Of timing for each plan.")
+@click.option("--only", multiple=True, help="Only these networks.")
+def main(plans: int, seconds: float, only: tuple[str, ...]) -> None:
+    """Makes results.json, and summary.json from all that it holds."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    for name, size in NETWORKS.items():
+        for precision in PRECISIONS:
+            key = f"{name} {precision}"
+            if (only and name not in only) or key in found:
+                continue
+            measured = []
+            for row in rows(name, size, precision, plans, seconds):
+                measured.append(row)
+                print(
+                    f"{key} plan {row['plan']}: predicted {row['predicted_ms']:.3f} ms, measured "
+                    f"{row['measured_ms']:.3f} ms of {row['whole_ms']:.3f} ({row['error']:+.1%})",
+                    flush=True,
+                )
+            found[key] = measured
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    if not only:
+        summarise(found)
+
+
+def summarise(found: dict[str, Any]) -> None:
+    """What it came to, all plans together."""
+    plans = [row for measured in found.values() for row in measured]
+    errors = np.array([abs(row["error"]) for row in plans])
+    share = float((errors <= WITHIN).mean())
+    figures = {
+        "plans": len(plans),
+        "within_10_percent_share": share,
+        "median_error_percent": 100 * float(np.median(errors)),
+        "worst_error_percent": 100 * float(errors.max()),
+    }
+    claim = (
+        "The latency of a network at random widths, predicted from the device profile and the trace of the whole "
+        "network, is within 10 % of the measured one for at least 18 of 20 plans."
+    )
+    command = "python benchmarks/profile/run.py"
+    holds = {"within_10_percent_share": share >= SHARE_ASKED}
+    write_summary("profile", claim, command, figures, holds, this_machine())
+
+
+if __name__ == "__main__":
+    main()

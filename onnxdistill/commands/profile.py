@@ -1,0 +1,88 @@
+"""`onnxdistill profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from onnxdistill.commands.options import Several, Shape
+from onnxdistill.device.cases import name_models
+from onnxdistill.device.costs.layers import Precision
+from onnxdistill.device.costs.models import PRECISIONS, profile_models
+from onnxdistill.device.display import BenchProgress
+from onnxdistill.device.jsonfile import check_place, write_json
+from onnxdistill.device.profiledisplay import show_profile
+from onnxdistill.device.remote.profile import remote_profile
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("profile")
+@click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx...", type=_FILE)
+@click.option("--threads", default=1, show_default=True, help="Threads inside one operator.")
+@click.option("--batch", default=1, show_default=True, help="Items per call.")
+@click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt, openvino, coreml, ...")
+@click.option(
+    "--precision",
+    "precisions",
+    default=",".join(PRECISIONS),
+    show_default=True,
+    type=Several(click.Choice(PRECISIONS)),
+    help="What layers are measured in.",
+)
+@click.option("--step", default=8, show_default=True, help="Measure widths that are whole multiples of it.")
+@click.option(
+    "--shape",
+    "shapes",
+    metavar="NAME=1x3x32x32",
+    multiple=True,
+    type=Shape(),
+    help="Whole shape of an input; repeatable.",
+)
+@click.option(
+    "--remote",
+    metavar="[USER@]HOST[:PYTHON]",
+    help="Measure on another machine, over ssh; Python, numpy and onnxruntime are needed there.",
+)
+@click.option("--out", metavar="FILE", type=_FILE, help="Also write all times as JSON.")
+def profile_command(
+    models: tuple[Path, ...],
+    threads: int,
+    batch: int,
+    provider: str,
+    precisions: list[Precision],
+    step: int,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    remote: str | None,
+    out: Path | None,
+) -> None:
+    """Measure what the layers of ONNX models cost on this machine, at the widths that they have and at smaller ones.
+
+    What was measured is kept, and is not measured again.
+    """
+    if out is not None:
+        check_place(out, models)
+    asked: dict[str, Any] = {
+        "threads": threads,
+        "batch": batch,
+        "provider": provider,
+        "precisions": precisions,
+        "step": step,
+        "shapes": dict(shapes),
+    }
+    named = name_models(models)
+    with BenchProgress(Console(stderr=True)) as progress:
+
+        def on_progress(phase: str, done: float, total: float) -> None:
+            progress(phase if phase == "send" else "layers", done, total)
+
+        if remote is None:
+            profile = profile_models(named, **asked, on_progress=on_progress)
+        else:
+            profile = remote_profile(remote, named, asked, on_progress)
+    if out is not None:
+        write_json(out, profile.to_json())
+    show_profile(profile, Console(highlight=False))

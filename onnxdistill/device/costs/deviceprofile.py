@@ -1,0 +1,213 @@
+"""What layers cost on a machine: measured once, kept, and read by whoever plans a network for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onnxdistill.device.cachefolder import cache_folder, found, keep
+from onnxdistill.device.costs.coldness import Coldness, measure_coldness
+from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
+from onnxdistill.device.costs.measuring import LayerClock
+from onnxdistill.device.costs.probes import Widths
+from onnxdistill.device.costs.surface import Surface, axis, pairs
+from onnxdistill.device.host import HostFacts, read_host
+from onnxdistill.device.schema import reading
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import DataError
+
+SCHEMA_VERSION = 1
+
+_MOST_FILES = 16
+
+OnKind = Callable[[LayerKind, int], None]
+"""Gets every kind of layer before it is measured, and at how many widths that is done."""
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """Times of layers on a machine.
+
+    Attributes:
+        host: The machine.
+        threads: Threads inside one operator.
+        provider: Execution provider, as it was asked for.
+        activations: Type of what goes into layers of 8-bit integers.
+        coldness: How far weights push each other out of the caches.
+        surfaces: Times of every kind of layer, with its weights in the caches.
+    """
+
+    host: HostFacts
+    threads: int
+    provider: str
+    activations: str
+    coldness: Coldness
+    surfaces: Mapping[LayerKind, Surface]
+
+    @property
+    def settings(self) -> SessionSettings:
+        """How the layers were run."""
+        return SessionSettings(threads=self.threads, provider=self.provider)
+
+    def time_ms(self, layer: Layer) -> float:
+        """The time of a layer.
+
+        Raises:
+            KeyError: If layers of its kind have not been measured.
+        """
+        return self.surfaces[layer.kind].time_ms(layer.inputs, layer.outputs)
+
+    def extended(self, layers: Iterable[Layer], step: int, on_kind: OnKind | None = None) -> DeviceProfile:
+        """The profile with what it lacks for these layers, and for narrower ones of their kinds.
+
+        Args:
+            layers: Of networks as they are now.
+            step: Widths will be whole multiples of it, or what they are now.
+            on_kind: See `OnKind`.
+
+        Raises:
+            ModelFileError: If ONNX Runtime does not take such a layer.
+        """
+        wanted: dict[LayerKind, dict[Widths, None]] = {}
+        for layer in layers:
+            wanted.setdefault(layer.kind, {}).update(dict.fromkeys(_points(layer, step)))
+        surfaces = dict(self.surfaces)
+        clock: LayerClock | None = None
+        for kind, widths in wanted.items():
+            known = surfaces[kind].points_ms if kind in surfaces else {}
+            lacking = [pair for pair in widths if pair not in known]
+            if not lacking:
+                continue
+            clock = clock or LayerClock(self.settings, self.activations)
+            if on_kind is not None:
+                on_kind(kind, len(lacking))
+            measured = clock.times_ms(kind, lacking)
+            surfaces[kind] = Surface({**known, **measured})
+        return replace(self, surfaces=surfaces)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "host": self.host.to_json(),
+            "threads": self.threads,
+            "provider": self.provider,
+            "activations": self.activations,
+            "coldness": self.coldness.to_json(),
+            "layers": [
+                {
+                    **kind.to_json(),
+                    "points": [[*pair, time_ms] for pair, time_ms in sorted(surface.points_ms.items())],
+                }
+                for kind, surface in self.surfaces.items()
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DeviceProfile:
+        """The inverse of `to_json`.
+
+        Raises:
+            DataError: If the data is of another schema version or is not a device profile.
+        """
+        with reading("device profile", data, SCHEMA_VERSION):
+            surfaces = {}
+            for item in data["layers"]:
+                kind = LayerKind.from_json({key: item[key] for key in item.keys() - {"points"}})
+                points = {(int(one), int(other)): float(time_ms) for one, other, time_ms in item["points"]}
+                surfaces[kind] = Surface(points)
+            return cls(
+                HostFacts.from_json(data["host"]),
+                int(data["threads"]),
+                str(data["provider"]),
+                str(data["activations"]),
+                Coldness.from_json(data["coldness"]),
+                surfaces,
+            )
+
+
+def profile_device(
+    layers: Sequence[Layer],
+    settings: SessionSettings,
+    step: int = 8,
+    activations: str | None = None,
+    on_kind: OnKind | None = None,
+    *,
+    cached: bool = True,
+) -> DeviceProfile:
+    """Measures layers on this machine, or takes what was measured here before.
+
+    What was measured is kept by processor, version of ONNX Runtime and settings.
+
+    Args:
+        layers: Of networks as they are now; narrower ones are measured, too.
+        settings: How layers are run.
+        step: Widths will be whole multiples of it, or what they are now.
+        activations: Type of what goes into layers of 8-bit integers; by default what this processor's kernels take.
+        on_kind: See `OnKind`.
+        cached: Take what was measured here before, and keep what is measured now.
+
+    Raises:
+        ModelFileError: If ONNX Runtime does not take such a layer.
+    """
+    if activations is None:
+        activations = "uint8" if platform.machine().lower() in ("x86_64", "amd64", "i386", "i686") else "int8"
+    empty = DeviceProfile(read_host(), settings.threads, settings.provider, activations, Coldness((), ()), {})
+    file = cache_folder("devices") / f"{_key(empty)}.json"
+    kept = _kept(file) if cached else None
+    if kept is None:
+        profile = replace(empty, coldness=measure_coldness(LayerClock(settings, activations)))
+    else:
+        profile = replace(empty, coldness=kept.coldness, surfaces=kept.surfaces)
+    extended = profile.extended(layers, step, on_kind)
+    if cached and extended.surfaces != profile.surfaces:
+        keep(file, json.dumps(extended.to_json()).encode(), _MOST_FILES)
+    return extended
+
+
+def read_device_profile(path: Path) -> DeviceProfile:
+    """Reads what `onnxdistill profile` wrote.
+
+    Raises:
+        DataError: If the file is missing, no JSON, or no profile of this schema version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}.", "Write one with onnxdistill profile.") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path} is no device profile.", "Write one with onnxdistill profile.")
+    return DeviceProfile.from_json(data)
+
+
+def _points(layer: Layer, step: int) -> list[Widths]:
+    if layer.kind.groups == DEPTHWISE:
+        return [(width, width) for width in axis(layer.outputs, step)]
+    ins, outs = axis(layer.inputs, step), axis(layer.outputs, step)
+    of_a_group = max(1, layer.kind.groups)
+    return [pair for pair in pairs(ins, outs) if not (pair[0] % of_a_group or pair[1] % of_a_group)]
+
+
+def _key(profile: DeviceProfile) -> str:
+    host = profile.host
+    machine = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.os}"
+    runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
+    text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(file: Path) -> DeviceProfile | None:
+    content = found(file)
+    if content is None:
+        return None
+    try:
+        return DeviceProfile.from_json(json.loads(content))
+    except (ValueError, AttributeError, DataError):  # damaged, or of another release: measured again
+        return None

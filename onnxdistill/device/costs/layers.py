@@ -1,0 +1,249 @@
+"""The layers whose widths can change: convolutions and matrix products, as a model runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from onnxdistill.device.profiling.operators import Operation
+from onnxdistill.device.profiling.profiler import Operands, read_operands
+from onnxdistill.device.session import Array, SessionSettings, open_session
+
+Precision = Literal["float32", "int8"]
+
+DEPTHWISE = 0
+"""In the place of a number of groups: as many as there are channels."""
+
+# In which precision, and where the weights are among the inputs.
+_CONVOLUTIONS: dict[str, tuple[Precision, int]] = {
+    "Conv": ("float32", 1),
+    "FusedConv": ("float32", 1),
+    "NhwcConv": ("float32", 1),
+    "NhwcFusedConv": ("float32", 1),
+    "QLinearConv": ("int8", 3),
+}
+_PRODUCTS: dict[str, tuple[Precision, int]] = {
+    "Gemm": ("float32", 1),
+    "FusedGemm": ("float32", 1),
+    "MatMul": ("float32", 1),
+    "QGemm": ("int8", 3),
+    "QLinearMatMul": ("int8", 3),
+}
+_IMAGE_RANK, _MATRIX_RANK = 4, 2
+
+# Of channels, which ONNX Runtime's own layout of memory fills up.
+_BLOCK, _COLOURS = 16, 4
+
+
+@dataclass(frozen=True, order=True)
+class LayerKind:
+    """All of a layer that its widths leave open.
+
+    Attributes:
+        precision: What it computes in.
+        kernel: Height and width; 1 and 1 of a matrix product.
+        stride: Down and across.
+        groups: Of channels that do not meet; `DEPTHWISE` if every channel is one of its own.
+        places: Samples, height and width of what goes in; of a matrix product rows, 1 and 1.
+        product: Whether it is a matrix product.
+    """
+
+    precision: Precision
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    groups: int
+    places: tuple[int, int, int]
+    product: bool = False
+
+    def __str__(self) -> str:
+        if self.product:
+            return f"{self.precision} product of {self.places[0]} rows"
+        groups = {1: "", DEPTHWISE: " depthwise"}.get(self.groups, f" in {self.groups} groups")
+        stride = "" if self.stride == (1, 1) else f" stride {_times(self.stride)}"
+        batch = "" if self.places[0] == 1 else f"{self.places[0]} of "
+        return f"{self.precision} {_times(self.kernel)}{groups}{stride} on {batch}{_times(self.places[1:])}"
+
+    @property
+    def outputs(self) -> tuple[int, int]:
+        """Height and width of what comes out, with the paddings that keep the size at stride 1."""
+        return cast(
+            tuple[int, int], tuple(-(-size // step) for size, step in zip(self.places[1:], self.stride, strict=True))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerKind:
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a model.
+
+    Attributes:
+        name: As the model calls the node.
+        kind: What its widths leave open.
+        inputs: Channels that go in.
+        outputs: Channels that come out.
+    """
+
+    name: str
+    kind: LayerKind
+    inputs: int
+    outputs: int
+
+    @property
+    def weights(self) -> int:
+        """How many there are."""
+        groups = self.inputs if self.kind.groups == DEPTHWISE else self.kind.groups
+        return self.inputs // groups * self.outputs * prod(self.kind.kernel)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Size of its weights."""
+        return self.weights * (1 if self.kind.precision == "int8" else 4)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of one call."""
+        kind = self.kind
+        return self.weights * kind.places[0] * (1 if kind.product else prod(kind.outputs))
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model as it was exported.
+
+    Attributes:
+        layers: In the order in which they run.
+        sizes: How many numbers every node makes, layers included, by its name.
+    """
+
+    layers: tuple[Layer, ...]
+    sizes: Mapping[str, int]
+
+
+def read_exported(model: Path | bytes, feeds: Mapping[str, Array]) -> Exported:
+    """What a model does before ONNX Runtime rewrites it.
+
+    What is neither a convolution of images nor a product with a matrix of weights is no layer. A dilation cannot be
+    told from a trace; such a layer counts as one without.
+
+    Args:
+        model: An .onnx file, in float or with Q/DQ pairs, or its content.
+        feeds: Its inputs by name.
+
+    Raises:
+        UsageError: If the inputs do not fit.
+        ModelFileError: If ONNX Runtime cannot load or run the model, or if its profile cannot be read.
+    """
+    settings = SessionSettings(optimization_level="disabled")
+    operands = read_operands(model, settings, open_session(model, settings), feeds)
+    nodes = {key[-1][1]: (key[-1][2], one) for key, one in operands.items() if len(key) == 1}
+    found = (layer_of(name, op_type, one) for name, (op_type, one) in nodes.items())
+    sizes = {name: sum(prod(out.shape) for out in one.outputs) for name, (_, one) in nodes.items()}
+    return Exported(tuple(layer for layer in found if layer is not None), sizes)
+
+
+def layer_of(name: str, op_type: str, operands: Operands) -> Layer | None:
+    """A node as a layer; None if it is something else.
+
+    Args:
+        name: Of the node.
+        op_type: Of the node; also a fused one.
+        operands: What it works on, in the layout of the standard.
+    """
+    if op_type in _CONVOLUTIONS:
+        return _convolution(name, *_CONVOLUTIONS[op_type], operands)
+    if op_type in _PRODUCTS:
+        return _product(name, *_PRODUCTS[op_type], operands)
+    return None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What tells a layer from others wherever it is found, whatever the memory layout and the precision.
+
+    Attributes:
+        kernel: Height and width.
+        inputs: Channels that one output reads, in blocks.
+        outputs: Channels that come out, in blocks.
+        places: Of the output, all samples together.
+    """
+
+    kernel: tuple[int, int]
+    inputs: int
+    outputs: int
+    places: int
+
+
+def work_of_layer(layer: Layer) -> Work:
+    """The work of a layer."""
+    kind = layer.kind
+    groups = layer.inputs if kind.groups == DEPTHWISE else kind.groups
+    places = kind.places[0] if kind.product else kind.places[0] * prod(kind.outputs)
+    return Work(kind.kernel, _blocks(layer.inputs // groups), _blocks(layer.outputs), places)
+
+
+def work_of_node(node: Operation) -> tuple[Precision, Work] | None:
+    """The precision and the work of a node of an optimized graph, whose channels may have been filled up.
+
+    None if it is no layer, or if the trace lacks its weights.
+    """
+    if node.op_type in _CONVOLUTIONS:
+        precision, place = _CONVOLUTIONS[node.op_type]
+        if len(node.inputs) > place and len(weight := node.inputs[place].shape) == _IMAGE_RANK:
+            places = prod(node.outputs[0].shape) // weight[0]
+            return precision, Work((weight[2], weight[3]), _blocks(weight[1]), _blocks(weight[0]), places)
+    if node.op_type in _PRODUCTS:
+        precision, place = _PRODUCTS[node.op_type]
+        if len(node.inputs) > place and len(node.inputs[place].shape) == _MATRIX_RANK:
+            out = node.outputs[0].shape
+            return precision, Work((1, 1), _blocks(node.inputs[0].shape[-1]), _blocks(out[-1]), prod(out[:-1]))
+    return None
+
+
+def _blocks(channels: int) -> int:
+    """Whole blocks; 0 for the colours of an image, whose layout is never blocked."""
+    return 0 if channels <= _COLOURS else -(-channels // _BLOCK)
+
+
+def _convolution(name: str, precision: Precision, place: int, operands: Operands) -> Layer | None:
+    shapes = [tensor.shape for tensor in operands.inputs]
+    if len(shapes) <= place or len(shapes[0]) != _IMAGE_RANK or len(shapes[place]) != _IMAGE_RANK:
+        return None
+    (batch, inputs, height, width), weight, out = shapes[0], shapes[place], operands.outputs[0].shape
+    outputs, of_a_group, *kernel = weight
+    groups = inputs // of_a_group
+    stride = tuple(max(1, round(before / after)) for before, after in zip((height, width), out[2:], strict=True))
+    kind = LayerKind(
+        precision=precision,
+        kernel=cast(tuple[int, int], tuple(kernel)),
+        stride=cast(tuple[int, int], stride),
+        groups=DEPTHWISE if groups == inputs == outputs and groups > 1 else groups,
+        places=(batch, height, width),
+    )
+    return Layer(name, kind, inputs, outputs)
+
+
+def _product(name: str, precision: Precision, place: int, operands: Operands) -> Layer | None:
+    shapes = [tensor.shape for tensor in operands.inputs]
+    if len(shapes) <= place or len(shapes[place]) != _MATRIX_RANK or len(shapes[0]) < _MATRIX_RANK:
+        return None
+    inputs, out = shapes[0][-1], operands.outputs[0].shape
+    kind = LayerKind(precision, (1, 1), (1, 1), 1, (prod(shapes[0][:-1]), 1, 1), product=True)
+    return Layer(name, kind, inputs, out[-1])
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))

@@ -1,0 +1,98 @@
+"""How long layers of one kind take at some widths: their nodes in a probe, timed by ONNX Runtime's profiler."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from onnxdistill.device.costs.layers import LayerKind
+from onnxdistill.device.costs.probes import WidthProbe, Widths, width_probe
+from onnxdistill.device.profiling.profiler import Call, Clock, record_calls
+from onnxdistill.device.profiling.profilercost import Cost, measure_cost
+from onnxdistill.device.profiling.trace import counted_mean
+from onnxdistill.device.session import SessionSettings
+
+# Layers share a probe while their weights stay so few that all of them are in the caches closest to the processor: what
+# a network does to the caches is another matter, and is seen in the trace of the network.
+_MOST_WEIGHTS, _MOST_LAYERS = 1 << 17, 64
+
+_RUNS, _WARMUP = 24, 4
+_US_PER_MS = 1e3
+_LAYER = re.compile(r"layer(\d+)\.")
+
+
+class LayerClock:
+    """Times layers in small models, without what the profiler adds.
+
+    Args:
+        settings: How they are run.
+        activations: Type of what goes into layers of 8-bit integers.
+        clock: Returns nanoseconds.
+    """
+
+    def __init__(self, settings: SessionSettings, activations: str, clock: Clock = time.perf_counter_ns) -> None:
+        self._settings = settings
+        self._activations = activations
+        self._cost: Cost = measure_cost(settings.threads, clock)
+
+    def times_ms(self, kind: LayerKind, widths: Sequence[Widths]) -> dict[Widths, float]:
+        """The time of a layer at each of the given widths.
+
+        Raises:
+            ModelFileError: If ONNX Runtime does not take such a layer.
+        """
+        measured: dict[Widths, float] = {}
+        for part in _parts(kind, widths):
+            probe = width_probe(kind, part, self._activations)
+            # What is less than the price of calling a node is rounding of the profiler's clock.
+            floor_ms = self._cost.call_us / _US_PER_MS
+            measured |= {
+                pair: max(time_ms, floor_ms) for pair, time_ms in zip(part, self._times_ms(probe), strict=True)
+            }
+        return measured
+
+    def repeated_ms(self, kind: LayerKind, widths: Widths, count: int) -> float:
+        """The mean time of a layer in a model of so many of them, each with weights of its own.
+
+        Raises:
+            ModelFileError: If ONNX Runtime does not take such a layer.
+        """
+        return sum(self._times_ms(width_probe(kind, [widths] * count, self._activations))) / count
+
+    def _times_ms(self, probe: WidthProbe) -> list[float]:
+        """The times of the layers of a probe."""
+        runs = record_calls(probe.content, self._settings, probe.feeds, runs=_RUNS, warmup=_WARMUP)
+        times_us: defaultdict[int, list[float]] = defaultdict(lambda: [0.0] * len(runs))
+        added_us: defaultdict[int, float] = defaultdict(float)
+        for index, calls in enumerate(runs):
+            for call in calls:
+                if place := _LAYER.search(call.key[-1][1]):
+                    times_us[int(place[1])][index] += call.own_us
+                    added_us[int(place[1])] += self._cost.inside_us(call) / len(runs)
+        quiet = np.argsort([_length_us(calls) for calls in runs], kind="stable")[: (len(runs) + 1) // 2]
+        return [
+            (counted_mean(np.array(times_us[place]), quiet) - added_us[place]) / _US_PER_MS
+            for place in range(len(probe.widths))
+        ]
+
+
+def _length_us(calls: Sequence[Call]) -> int:
+    return calls[-1].end_us - calls[0].begin_us
+
+
+def _parts(kind: LayerKind, widths: Sequence[Widths]) -> Iterator[list[Widths]]:
+    part: list[Widths] = []
+    weights = 0
+    for pair in widths:
+        size = pair[0] * pair[1] * kind.kernel[0] * kind.kernel[1] // max(1, kind.groups)
+        if part and (weights + size > _MOST_WEIGHTS or len(part) == _MOST_LAYERS):
+            yield part
+            part, weights = [], 0
+        part.append(pair)
+        weights += size
+    if part:
+        yield part

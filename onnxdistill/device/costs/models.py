@@ -1,0 +1,90 @@
+"""The profile of this machine for the layers of some models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from onnxdistill.device.cases import name_models
+from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
+from onnxdistill.device.costs.layers import Layer, LayerKind, Precision, read_exported
+from onnxdistill.device.feeds import random_feeds
+from onnxdistill.device.modelfile import check_model_file
+from onnxdistill.device.session import SessionSettings, open_session
+from onnxdistill.errors import UsageError
+
+PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
+
+OnProgress = Callable[[str, float, float], None]
+"""Gets a kind of layers, and how many kinds have been measured, of how many."""
+
+
+def profile_models(
+    models: Sequence[Path | str] | Mapping[str, Path | str],
+    *,
+    threads: int = 1,
+    batch: int = 1,
+    provider: str = "cpu",
+    precisions: Sequence[Precision] = PRECISIONS,
+    step: int = 8,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    cached: bool = True,
+    on_progress: OnProgress | None = None,
+) -> DeviceProfile:
+    """Measures the layers of models, and narrower ones, on this machine.
+
+    Args:
+        models: Files, in float or with Q/DQ pairs.
+        threads: Threads inside one operator.
+        batch: Items per call.
+        provider: Short or full name of the execution provider.
+        precisions: What layers are measured in.
+        step: Widths will be whole multiples of it, or what they are now.
+        shapes: Whole shapes by input name, where a model leaves more open than the batch.
+        cached: Take what was measured here before, and keep what is measured now.
+        on_progress: See `OnProgress`.
+
+    Returns:
+        All that is known of this machine with these settings, these layers included.
+
+    Raises:
+        UsageError: If a model has no layers, if a shape is missing, or if a number makes no sense.
+        ModelFileError: If ONNX Runtime cannot load or run a model.
+        ProviderError: If the provider is unknown or not usable here.
+    """
+    if batch < 1:
+        raise UsageError(f"A batch has at least 1 item, and {batch} were asked for.")
+    if step < 1:
+        raise UsageError(f"Widths are multiples of at least 1, and {step} was asked for.")
+    settings = SessionSettings(threads=threads, provider=provider)
+    layers: list[Layer] = []
+    for name, path in name_models(models).items():
+        check_model_file(path)
+        found = _layers(path, batch, {key: tuple(shape) for key, shape in (shapes or {}).items()})
+        if not found:
+            raise UsageError(f"{name} has neither convolutions nor products with weights.", "There is nothing to plan.")
+        layers += [replace(one, kind=replace(one.kind, precision=other)) for one in found for other in precisions]
+    return profile_device(layers, settings, step, on_kind=_told(layers, on_progress), cached=cached)
+
+
+def _layers(path: Path, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
+    session = open_session(path, SessionSettings(optimization_level="disabled"))
+    own = {port.name: shapes[port.name] for port in session.inputs if port.name in shapes}
+    feeds = random_feeds(session, batch, own, np.random.default_rng(0))
+    return read_exported(path, feeds).layers
+
+
+def _told(layers: Sequence[Layer], on_progress: OnProgress | None) -> Callable[[LayerKind, int], None] | None:
+    if on_progress is None:
+        return None
+    total = len({layer.kind for layer in layers})
+    done: list[LayerKind] = []
+
+    def on_kind(kind: LayerKind, _widths: int) -> None:
+        on_progress(str(kind), float(len(done)), float(total))
+        done.append(kind)
+
+    return on_kind

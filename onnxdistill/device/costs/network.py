@@ -1,0 +1,140 @@
+"""What a network will cost at other widths: the trace of the network as it is, scaled layer by layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from onnxdistill.device.costs.deviceprofile import DeviceProfile
+from onnxdistill.device.costs.layers import Layer, Precision, Work, work_of_layer, work_of_node
+from onnxdistill.device.profiling.trace import Trace
+
+# Below this share of weights that are not in the caches, something else makes layers slower.
+_COLD = 0.05
+
+
+@dataclass(frozen=True)
+class OtherNode:
+    """A node whose time goes with the size of what it works on, down to the price of calling any node.
+
+    Attributes:
+        name: As the optimized graph calls it.
+        time_ms: In the network as it is.
+        call_ms: What a node takes that has nothing to do.
+    """
+
+    name: str
+    time_ms: float
+    call_ms: float
+
+    def scaled_ms(self, ratio: float) -> float:
+        """Its time for so many times as much data."""
+        fixed_ms = min(self.time_ms, self.call_ms)
+        return fixed_ms + (self.time_ms - fixed_ms) * ratio
+
+
+@dataclass(frozen=True)
+class NetworkCosts:
+    """What a network costs, and would cost with other widths.
+
+    Attributes:
+        layers: As they are deployed: of the precision that they have there.
+        corrections: By layer: its time in the network as a multiple of that in the device profile, where its weights
+            are in the caches.
+        others: All other nodes.
+        overhead_ms: What a run takes outside its nodes.
+    """
+
+    layers: tuple[Layer, ...]
+    corrections: Mapping[str, float]
+    others: tuple[OtherNode, ...]
+    overhead_ms: float
+
+    def layer_ms(self, profile: DeviceProfile, layer: Layer, weight_bytes: int | None = None) -> float:
+        """The time of one of the network's layers at other widths.
+
+        What a layer takes longer in the network than alone comes from the weights of all others, which push its own out
+        of the caches, as far as the network's weights do that.
+
+        Args:
+            profile: Of the machine.
+            layer: With its name in the network, and its new widths.
+            weight_bytes: Size of all weights then; by default what it is now.
+        """
+        correction = self.corrections[layer.name]
+        cold = profile.coldness.at(self.weight_bytes)
+        if weight_bytes is not None and correction > 1 and cold > _COLD:
+            correction = 1 + (correction - 1) * min(1.0, profile.coldness.at(weight_bytes) / cold)
+        return profile.time_ms(layer) * correction
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Size of all weights now."""
+        return sum(layer.weight_bytes for layer in self.layers)
+
+    def time_ms(self, profile: DeviceProfile, layers: Iterable[Layer], ratios: Mapping[str, float]) -> float:
+        """The latency of the network with other widths.
+
+        Args:
+            profile: Of the machine.
+            layers: Those that are left, by the names that they have here, with their new widths.
+            ratios: By the names of the exported network's nodes: how many times as much data they make as now. A node
+                that isn't there has gone.
+        """
+        left = list(layers)
+        weight_bytes = sum(layer.weight_bytes for layer in left)
+        total = self.overhead_ms + sum(self.layer_ms(profile, layer, weight_bytes) for layer in left)
+        mean = sum(ratios.values()) / len(ratios) if ratios else 1.0
+        for node in self.others:
+            total += node.scaled_ms(_ratio(node.name, ratios, mean))
+        return total
+
+
+def deployed_layers(layers: Sequence[Layer], traced: Trace) -> tuple[Layer, ...]:
+    """The layers of an exported network, in the precision that they have in a trace of the deployed one."""
+    seen: dict[Work, list[str]] = defaultdict(list)
+    for precision, work in filter(None, map(work_of_node, traced.nodes)):
+        seen[work].append(precision)
+    result = []
+    for layer in layers:
+        precisions = seen.get(work_of_layer(layer), ["float32"])
+        deployed: Precision = "int8" if 2 * precisions.count("int8") > len(precisions) else "float32"
+        result.append(replace(layer, kind=replace(layer.kind, precision=deployed)))
+    return tuple(result)
+
+
+def network_costs(
+    layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, latency_ms: float | None = None
+) -> NetworkCosts:
+    """Puts a network's trace beside the profile of the machine.
+
+    Args:
+        layers: As `deployed_layers` returns them.
+        traced: Of the deployed network.
+        profile: Of the machine, with all kinds of these layers.
+        latency_ms: What the network takes by a more careful measurement than the trace's: all times are scaled to it.
+    """
+    scale = 1.0 if latency_ms is None or traced.run_ms <= 0 else latency_ms / traced.run_ms
+    seen_ms: dict[Work, list[float]] = defaultdict(list)
+    others = []
+    for node in traced.nodes:
+        found = work_of_node(node)
+        if found is None:
+            others.append(OtherNode(node.name, scale * node.time_ms, traced.call_ms))
+        else:
+            seen_ms[found[1]].append(scale * max(node.time_ms, traced.call_ms))
+    corrections = {}
+    for layer in layers:
+        seen, expected_ms = seen_ms.get(work_of_layer(layer)), profile.time_ms(layer)
+        corrections[layer.name] = sum(seen) / len(seen) / expected_ms if seen and expected_ms > 0 else 1.0
+    return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms)
+
+
+def _ratio(name: str, ratios: Mapping[str, float], mean: float) -> float:
+    if name in ratios:
+        return ratios[name]
+    # Optimized nodes have names that begin as those that they were made of.
+    begun = [one for one in ratios if name.startswith(one)]
+    return ratios[max(begun, key=len)] if begun else mean

@@ -1,0 +1,162 @@
+"""Small models that hold one kind of layer at many widths, each where a network would have it: between convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxdistill.device.costs.layers import DEPTHWISE, LayerKind
+from onnxdistill.device.onnxbytes import Node, Value, model_bytes
+from onnxdistill.device.session import Array
+
+Widths = tuple[int, int]
+"""Channels that go into a layer, and that come out of it."""
+
+# Channels of the model's input and of its outputs, which take next to no time.
+_BASE, _TAP = 16, 8
+_SCALES = ("s", "z")
+
+
+@dataclass(frozen=True)
+class WidthProbe:
+    """A model of layers of one kind.
+
+    Attributes:
+        content: Of the .onnx file.
+        feeds: Its input.
+        widths: Of its layers; that at place i makes the value `layer_name(i)`.
+    """
+
+    content: bytes
+    feeds: dict[str, Array]
+    widths: tuple[Widths, ...]
+
+
+def layer_name(index: int) -> str:
+    """What the value is called that comes out of a layer of a probe."""
+    return f"layer{index}."
+
+
+def width_probe(kind: LayerKind, widths: Sequence[Widths], activations: str = "uint8") -> WidthProbe:
+    """A model with a layer of each width, side by side.
+
+    A thin convolution of 1x1 makes the input of each layer, which is in the caches then, as in a network; another one
+    reads a few places of its output.
+
+    Args:
+        kind: Of the layers.
+        widths: Of the layers.
+        activations: Type of what goes into layers of 8-bit integers: `uint8` or `int8`.
+    """
+    writer = _Products(kind, activations) if kind.product else _Convolutions(kind, activations)
+    nodes, outputs = [], []
+    for index, (inputs, made) in enumerate(widths):
+        before, after, out = f"before{index}", layer_name(index), f"out{index}"
+        nodes += [*writer.adapter("x", before, inputs), *writer.layer(before, after, inputs, made)]
+        nodes += writer.tap(after, out, made)
+        outputs.append(Value(out, writer.dtype, writer.tap_shape))
+    x = writer.input()
+    content = model_bytes(nodes, [Value("x", writer.dtype, x.shape)], outputs, writer.constants)
+    return WidthProbe(content, {"x": x}, tuple(widths))
+
+
+class _Writer:
+    """Nodes of one precision, and the constants that they need."""
+
+    def __init__(self, kind: LayerKind, activations: str) -> None:
+        self.kind = kind
+        self.dtype = "float32" if kind.precision == "float32" else activations
+        self.constants: dict[str, Array] = {}
+        self._random = np.random.default_rng(0)
+        if self.dtype != "float32":
+            self.constants |= {"s": np.array(0.05, np.float32), "z": np.zeros((), self.dtype)}
+
+    def values(self, shape: tuple[int, ...]) -> Array:
+        """Of activations."""
+        if self.dtype == "float32":
+            return self._random.standard_normal(shape, dtype=np.float32)
+        return self._random.integers(0, 100, shape).astype(self.dtype)
+
+    def weight(self, shape: tuple[int, ...], channels_at: int) -> list[str]:
+        """Weights with what belongs to them, as inputs of a node."""
+        name = f"w{len(self.constants)}"
+        if self.dtype == "float32":
+            self.constants[name] = self._random.standard_normal(shape, dtype=np.float32) / 16
+            return [name]
+        self.constants[name] = self._random.integers(-100, 100, shape).astype(np.int8)
+        scale, zero = f"{name}s", f"{name}z"
+        self.constants[scale] = np.full(shape[channels_at], 0.01, np.float32)
+        self.constants[zero] = np.zeros(shape[channels_at], np.int8)
+        return [name, scale, zero]
+
+
+class _Convolutions(_Writer):
+    @property
+    def tap_shape(self) -> tuple[int, ...]:
+        return (self.kind.places[0], _TAP, 1, 1)
+
+    def input(self) -> Array:
+        batch, height, width = self.kind.places
+        return self.values((batch, _BASE, height, width))
+
+    def adapter(self, before: str, after: str, channels: int) -> Iterator[Node]:
+        return self._convolution(before, after, (channels, _BASE, 1, 1), {})
+
+    def layer(self, before: str, after: str, inputs: int, outputs: int) -> Iterator[Node]:
+        kind = self.kind
+        groups = inputs if kind.groups == DEPTHWISE else kind.groups
+        # What keeps the size at stride 1.
+        begins = [(size - 1) // 2 for size in kind.kernel]
+        ends = [size - 1 - begin for size, begin in zip(kind.kernel, begins, strict=True)]
+        attributes: dict[str, int | list[int]] = {
+            "pads": [*begins, *ends],
+            "strides": list(kind.stride),
+            "group": groups,
+        }
+        return self._convolution(before, after, (outputs, inputs // groups, *kind.kernel), attributes)
+
+    def tap(self, before: str, after: str, channels: int) -> Iterator[Node]:
+        return self._convolution(before, after, (_TAP, channels, 1, 1), {"strides": list(self.kind.outputs)})
+
+    def _convolution(
+        self, before: str, after: str, shape: tuple[int, ...], attributes: dict[str, int | list[int]]
+    ) -> Iterator[Node]:
+        bias = f"b{len(self.constants)}"
+        if self.dtype != "float32":
+            self.constants[bias] = np.zeros(shape[0], np.int32)
+            inputs = [before, *_SCALES, *self.weight(shape, 0), *_SCALES, bias]
+            yield Node("QLinearConv", inputs, (after,), attributes)
+            return
+        self.constants[bias] = np.zeros(shape[0], np.float32)
+        raw = f"{after}raw"
+        yield Node("Conv", [before, *self.weight(shape, 0), bias], (raw,), attributes)
+        yield Node("Relu", (raw,), (after,))
+
+
+class _Products(_Writer):
+    @property
+    def tap_shape(self) -> tuple[int, ...]:
+        return (self.kind.places[0], _TAP)
+
+    def input(self) -> Array:
+        return self.values((self.kind.places[0], _BASE))
+
+    def adapter(self, before: str, after: str, channels: int) -> Iterator[Node]:
+        return self._product(before, after, _BASE, channels)
+
+    def layer(self, before: str, after: str, inputs: int, outputs: int) -> Iterator[Node]:
+        return self._product(before, after, inputs, outputs)
+
+    def tap(self, before: str, after: str, channels: int) -> Iterator[Node]:
+        return self._product(before, after, channels, _TAP)
+
+    def _product(self, before: str, after: str, inputs: int, outputs: int) -> Iterator[Node]:
+        weight = self.weight((inputs, outputs), 1)
+        if self.dtype == "float32":
+            bias = f"b{len(self.constants)}"
+            self.constants[bias] = np.zeros(outputs, np.float32)
+            yield Node("Gemm", [before, *weight, bias], (after,))
+        else:
+            yield Node("QLinearMatMul", [before, *_SCALES, *weight, *_SCALES], (after,))

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxdistill.device.costs.coldness import Coldness
+from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device, read_device_profile
+from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
+from onnxdistill.device.costs.models import profile_models
+from onnxdistill.device.jsonfile import write_json
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import DataError, UsageError
+from tests.device.costs.models import network
+
+KIND = LayerKind("int8", (3, 3), (1, 1), 1, (1, 4, 4))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.kinds: dict[LayerKind, int] = {}
+
+    def __call__(self, kind: LayerKind, widths: int) -> None:
+        self.kinds[kind] = widths
+
+
+def test_only_what_is_lacking_is_measured() -> None:
+    first, second, third = Heard(), Heard(), Heard()
+    layer = Layer("a", KIND, 16, 32)
+    profile = profile_device([layer, Layer("b", KIND, 16, 32)], SessionSettings(), 16, on_kind=first)
+    assert first.kinds == {KIND: 2}
+    again = profile_device([layer], SessionSettings(), 16, on_kind=second)
+    assert second.kinds == {}
+    assert again.surfaces == profile.surfaces
+    assert again.coldness == profile.coldness
+    wider = profile_device([Layer("a", KIND, 16, 64)], SessionSettings(), 16, on_kind=third)
+    assert third.kinds == {KIND: 2}
+    assert wider.surfaces[KIND].points_ms.keys() == {(16, 16), (16, 32), (16, 48), (16, 64)}
+    assert wider.time_ms(layer) == profile.time_ms(layer)
+
+
+def test_what_does_not_fit_groups_is_left_out_and_a_depthwise_layer_has_one_width() -> None:
+    grouped, depthwise = replace(KIND, groups=16), replace(KIND, groups=DEPTHWISE)
+    layers = [Layer("a", grouped, 32, 32), Layer("b", depthwise, 32, 32)]
+    profile = profile_device(layers, SessionSettings(), 8, cached=False)
+    assert profile.surfaces[grouped].points_ms.keys() == {(16, 16), (16, 32), (32, 16), (32, 32)}
+    assert all(one == other for one, other in profile.surfaces[depthwise].points_ms)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 1, "layers": 3}'])
+def test_a_damaged_cache_is_measured_anew(cache: Path, content: str) -> None:
+    layer = Layer("a", KIND, 16, 16)
+    profile_device([layer], SessionSettings(), 16)
+    (file,) = (cache / "devices").iterdir()
+    file.write_text(content)
+    heard = Heard()
+    assert profile_device([layer], SessionSettings(), 16, on_kind=heard).time_ms(layer) > 0
+    assert heard.kinds == {KIND: 1}
+
+
+def test_the_cache_is_not_touched_where_nothing_shall_stay(cache: Path) -> None:
+    profile_device([Layer("a", KIND, 16, 16)], SessionSettings(), 16, cached=False)
+    assert not cache.exists()
+
+
+def test_other_settings_are_another_machine(cache: Path) -> None:
+    for threads in (1, 2):
+        profile_device([Layer("a", KIND, 16, 16)], SessionSettings(threads=threads), 16)
+    assert len(list((cache / "devices").iterdir())) == 2
+
+
+def test_a_profile_is_written_and_read(tmp_path: Path) -> None:
+    profile = profile_device([Layer("a", KIND, 16, 16)], SessionSettings(), 16)
+    write_json(tmp_path / "device.json", profile.to_json())
+    assert read_device_profile(tmp_path / "device.json") == DeviceProfile.from_json(
+        json.loads(json.dumps(profile.to_json()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot be read: No such file"),
+        ("{", "is no JSON"),
+        ("[]", "is no device profile"),
+        ("{}", "has schema version None; this release reads 1"),
+        ('{"schema_version": 1}', "The device profile is damaged"),
+    ],
+)
+def test_what_is_no_profile(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        read_device_profile(tmp_path / "x.json")
+
+
+def test_all_layers_of_models_in_all_precisions(tmp_path: Path) -> None:
+    told: list[tuple[float, float]] = []
+    profile = profile_models(
+        [network(tmp_path / "m.onnx", 16)],
+        batch=2,
+        step=16,
+        on_progress=lambda _kind, done, total: told.append((done, total)),
+    )
+    assert len(profile.surfaces) == 10
+    assert {kind.places[0] for kind in profile.surfaces} == {2}
+    assert told == [(float(done), 10.0) for done in range(10)]
+
+
+def test_models_without_layers_and_numbers_without_sense(tmp_path: Path, make_model: object) -> None:
+    model = network(tmp_path / "m.onnx")
+    for asked, message in (({"batch": 0}, "at least 1 item"), ({"step": 0}, "multiples of at least 1")):
+        with pytest.raises(UsageError, match=message):
+            profile_models([model], **asked)  # type: ignore[arg-type]  # one of both
+
+
+def test_coldness_rises_from_nothing_to_all() -> None:
+    coldness = Coldness([1e6, 2e6, 4e6], [0.0, 0.5, 1.0])
+    assert [coldness.at(size) for size in (0, 1e6, 1.5e6, 3e6, 9e9)] == [0.0, 0.0, 0.25, 0.75, 1.0]
+    assert Coldness((), ()).at(5.0) == 1.0

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind, read_exported, work_of_layer, work_of_node
+from onnxdistill.device.costs.network import deployed_layers
+from onnxdistill.device.profiling.trace import trace
+from onnxdistill.recipe import QuantizeTable
+from onnxdistill.stages.quantize import quantize
+from tests.device.costs.models import FEEDS, network
+
+PLAIN = LayerKind("float32", (3, 3), (1, 1), 1, (1, 8, 8))
+
+
+def test_all_kinds_of_layers_are_read(tmp_path: Path) -> None:
+    found = read_exported(network(tmp_path / "m.onnx"), FEEDS)
+    assert [layer.name for layer in found.layers] == ["stem", "strided", "depthwise", "grouped", "head"]
+    kinds = {layer.name: layer.kind for layer in found.layers}
+    assert kinds["stem"] == LayerKind("float32", (3, 3), (1, 1), 1, (2, 16, 16))
+    assert kinds["strided"] == LayerKind("float32", (3, 3), (2, 2), 1, (2, 16, 16))
+    assert kinds["depthwise"] == LayerKind("float32", (5, 5), (1, 1), DEPTHWISE, (2, 8, 8))
+    assert kinds["grouped"] == LayerKind("float32", (1, 1), (1, 1), 2, (2, 8, 8))
+    assert kinds["head"] == LayerKind("float32", (1, 1), (1, 1), 1, (2, 1, 1), product=True)
+    widths = {layer.name: (layer.inputs, layer.outputs) for layer in found.layers}
+    assert widths == {
+        "stem": (3, 32),
+        "strided": (32, 64),
+        "depthwise": (64, 64),
+        "grouped": (64, 64),
+        "head": (64, 10),
+    }
+    assert found.sizes["stem.relu"] == 2 * 32 * 16 * 16
+    assert found.sizes["pool"] == 2 * 64
+
+
+@pytest.mark.parametrize(
+    ("kind", "widths", "weights", "macs"),
+    [
+        (PLAIN, (16, 32), 9 * 16 * 32, 9 * 16 * 32 * 64),
+        (replace(PLAIN, stride=(2, 2)), (16, 32), 9 * 16 * 32, 9 * 16 * 32 * 16),
+        (replace(PLAIN, groups=DEPTHWISE), (16, 16), 9 * 16, 9 * 16 * 64),
+        (replace(PLAIN, groups=4), (16, 32), 9 * 4 * 32, 9 * 4 * 32 * 64),
+        (LayerKind("int8", (1, 1), (1, 1), 1, (5, 1, 1), product=True), (16, 32), 16 * 32, 5 * 16 * 32),
+    ],
+)
+def test_weights_and_multiply_adds(kind: LayerKind, widths: tuple[int, int], weights: int, macs: int) -> None:
+    layer = Layer("", kind, *widths)
+    assert (layer.weights, layer.macs) == (weights, macs)
+    assert layer.weight_bytes == weights * (1 if kind.precision == "int8" else 4)
+
+
+def test_every_layer_is_found_again_in_the_optimized_graph(tmp_path: Path) -> None:
+    """Float32 is in blocks of channels there, and int8 has the channels last."""
+    exported = network(tmp_path / "m.onnx")
+    quantize(exported, tmp_path / "int8.onnx", [FEEDS], QuantizeTable())
+    layers = read_exported(exported, FEEDS).layers
+    for path, precision in ((exported, "float32"), (tmp_path / "int8.onnx", "int8")):
+        traced = trace(path, FEEDS, runs=1)
+        seen = {found[1] for node in traced.nodes if (found := work_of_node(node)) is not None}
+        assert seen == {work_of_layer(layer) for layer in layers}
+        deployed = deployed_layers(layers, traced)
+        assert {layer.kind.precision for layer in deployed[1:4]} == {precision}
+        assert [replace(layer.kind, precision="float32") for layer in deployed] == [layer.kind for layer in layers]
+
+
+def test_a_kind_says_what_it_is() -> None:
+    assert str(PLAIN) == "float32 3x3 on 8x8"
+    assert str(replace(PLAIN, stride=(2, 2), groups=DEPTHWISE)) == "float32 3x3 depthwise stride 2x2 on 8x8"
+    assert str(replace(PLAIN, groups=4, places=(2, 8, 4))) == "float32 3x3 in 4 groups on 2 of 8x4"
+    assert str(replace(PLAIN, product=True, places=(7, 1, 1))) == "float32 product of 7 rows"
+    assert LayerKind.from_json(PLAIN.to_json()) == PLAIN

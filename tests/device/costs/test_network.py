@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from onnxdistill.device.costs.coldness import Coldness
+from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
+from onnxdistill.device.costs.layers import Layer, LayerKind, read_exported
+from onnxdistill.device.costs.network import NetworkCosts, OtherNode, deployed_layers, network_costs
+from onnxdistill.device.costs.surface import Surface
+from onnxdistill.device.host import read_host
+from onnxdistill.device.profiling.trace import trace
+from onnxdistill.device.session import SessionSettings
+from tests.device.costs.models import FEEDS, network
+
+KIND = LayerKind("float32", (1, 1), (1, 1), 1, (1, 10, 10))
+# Half of the weights in the caches at 16 KiB, none at 64.
+PROFILE = DeviceProfile(
+    host=read_host(),
+    threads=1,
+    provider="cpu",
+    activations="uint8",
+    coldness=Coldness([0, 16384, 65536], [0.0, 0.5, 1.0]),
+    surfaces={KIND: Surface({(64, 64): 4.0, (32, 64): 2.0, (64, 32): 2.0, (32, 32): 1.0})},
+)
+WIDE = Layer("a", KIND, 64, 64)  # 16 KiB
+COSTS = NetworkCosts((WIDE,), {"a": 1.5}, (OtherNode("add_1", 0.5, 0.1),), 0.25)
+
+
+def test_the_network_as_it_is() -> None:
+    assert COSTS.weight_bytes == 16384
+    assert COSTS.time_ms(PROFILE, [WIDE], {"add": 1.0}) == pytest.approx(1.5 * 4 + 0.5 + 0.25)
+
+
+def test_narrower_layers_have_more_of_the_caches_and_other_nodes_less_to_do() -> None:
+    narrow = replace(WIDE, inputs=32, outputs=32)  # 4 KiB: an eighth is out of the caches, a quarter of what was
+    expected = 1.0 * (1 + 0.5 / 4) + 0.1 + 0.4 * 0.5 + 0.25
+    assert COSTS.time_ms(PROFILE, [narrow], {"add": 0.5}) == pytest.approx(expected)
+    # A layer that is gone costs nothing; a node of another name changes as the mean of all.
+    assert COSTS.time_ms(PROFILE, [], {"x": 0.2, "y": 0.4}) == pytest.approx(0.1 + 0.4 * 0.3 + 0.25)
+
+
+@pytest.mark.parametrize("correction", [0.8, 1.0])
+def test_what_is_not_slower_than_alone_stays_as_it_is(correction: float) -> None:
+    costs = replace(COSTS, corrections={"a": correction})
+    assert costs.layer_ms(PROFILE, replace(WIDE, inputs=32, outputs=32), 4096) == pytest.approx(correction)
+
+
+def test_a_real_network_adds_up_to_what_it_takes(tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx")
+    exported, traced = read_exported(path, FEEDS), trace(path, FEEDS, runs=10)
+    layers = deployed_layers(exported.layers, traced)
+    profile = profile_device(layers, SessionSettings(), 16, cached=False)
+    as_it_is = dict.fromkeys(exported.sizes, 1.0)
+    costs = network_costs(layers, traced, profile)
+    assert costs.time_ms(profile, layers, as_it_is) == pytest.approx(traced.run_ms, rel=1e-2)
+    doubled = network_costs(layers, traced, profile, 2 * traced.run_ms)
+    assert doubled.time_ms(profile, layers, as_it_is) == pytest.approx(2 * traced.run_ms, rel=1e-2)
+
+
+def test_a_narrower_network_is_predicted(tmp_path: Path) -> None:
+    """Half as wide: a third of the multiply-adds, and the same nodes. Loosely, since others may run meanwhile."""
+    wide, narrow = network(tmp_path / "wide.onnx", 64), network(tmp_path / "narrow.onnx", 32)
+    before, after = read_exported(wide, FEEDS), read_exported(narrow, FEEDS)
+    traced = trace(wide, FEEDS)
+    layers = deployed_layers(before.layers, traced)
+    profile = profile_device(layers, SessionSettings(), 16, cached=False)
+    ratios = {name: after.sizes[name] / size for name, size in before.sizes.items()}
+    predicted_ms = network_costs(layers, traced, profile).time_ms(profile, after.layers, ratios)
+    assert predicted_ms == pytest.approx(trace(narrow, FEEDS).run_ms, rel=0.3)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxdistill.device.costs.layers import DEPTHWISE, LayerKind, read_exported
+from onnxdistill.device.costs.measuring import LayerClock
+from onnxdistill.device.costs.probes import width_probe
+from onnxdistill.device.session import SessionSettings, open_session
+
+PLAIN = LayerKind("float32", (3, 3), (1, 1), 1, (1, 8, 8))
+KINDS = [
+    (PLAIN, [(16, 32), (8, 24), (3, 16)]),
+    (replace(PLAIN, kernel=(1, 7), stride=(1, 2)), [(16, 32), (20, 8)]),
+    (replace(PLAIN, kernel=(2, 2), places=(2, 7, 9)), [(16, 32)]),
+    (replace(PLAIN, groups=DEPTHWISE), [(16, 16), (24, 24)]),
+    (replace(PLAIN, groups=2), [(16, 32), (32, 16)]),
+    (LayerKind("float32", (1, 1), (1, 1), 1, (3, 1, 1), product=True), [(16, 32), (40, 10)]),
+]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(("kind", "widths"), KINDS, ids=lambda value: str(value))
+def test_a_probe_has_the_layers_that_were_asked_for(
+    kind: LayerKind, widths: list[tuple[int, int]], precision: str
+) -> None:
+    kind = replace(kind, precision=precision)  # type: ignore[arg-type]  # one of both
+    probe = width_probe(kind, widths)
+    found = [layer for layer in read_exported(probe.content, probe.feeds).layers if layer.name.startswith("layer")]
+    assert sorted((layer.inputs, layer.outputs) for layer in found) == sorted(widths)
+    assert {layer.kind for layer in found} == {kind}
+
+
+def test_activations_of_either_sign() -> None:
+    probe = width_probe(replace(PLAIN, precision="int8"), [(16, 16)], "int8")
+    assert probe.feeds["x"].dtype == np.int8
+    assert open_session(probe.content).run(probe.feeds)["out0"].dtype == np.int8
+
+
+def test_more_work_takes_longer() -> None:
+    clock = LayerClock(SessionSettings(), "uint8")
+    kind = replace(PLAIN, places=(1, 32, 32))
+    times_ms = clock.times_ms(kind, [(16, 16), (64, 64)])
+    assert 4 * times_ms[16, 16] < times_ms[64, 64] < 64 * times_ms[16, 16]
+    # Each of several alike takes as long as one of them alone; loosely, since others may run.
+    assert times_ms[64, 64] / 3 < clock.repeated_ms(kind, (64, 64), 3) < 3 * times_ms[64, 64]
+
+
+def test_nothing_takes_less_than_calling_a_node() -> None:
+    kind = LayerKind("float32", (1, 1), (1, 1), 1, (1, 1, 1), product=True)
+    times_ms = LayerClock(SessionSettings(), "uint8").times_ms(kind, [(1, 1), (4, 4)])
+    assert min(times_ms.values()) > 0

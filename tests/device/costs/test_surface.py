@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxdistill.device.costs.surface import BLOCK, Surface, axis, pairs
+
+WIDTHS = st.integers(1, 16).map(lambda blocks: blocks * BLOCK)
+
+
+def test_axes() -> None:
+    assert axis(3) == [3]
+    assert axis(10, 8) == [10]
+    assert axis(64) == [16, 32, 48, 64]
+    assert axis(512) == [64, 128, 256, 384, 512]
+    # Of each remainder, up to what is there now.
+    assert axis(64, 8) == [8, 16, 24, 32, 48, 56, 64]
+    assert axis(20, 4) == [4, 8, 12, 16, 20]
+
+
+@given(most=st.integers(1, 2048), step=st.sampled_from([4, 8, 16]))
+def test_an_axis_ends_at_what_is_there_and_has_every_remainder(most: int, step: int) -> None:
+    points = axis(most, step)
+    assert points[-1] == most
+    assert points == sorted(set(points))
+    assert min(points) > 0
+    if most >= 2 * BLOCK:
+        assert {point % BLOCK for point in points} >= {left_over % BLOCK for left_over in range(0, BLOCK, step)}
+
+
+def test_measured_points_are_returned_as_they_are() -> None:
+    points = {(16, 16): 1.0, (16, 32): 5.0, (32, 16): 2.0, (32, 32): 2.5}
+    surface = Surface(points)
+    assert {pair: surface.time_ms(*pair) for pair in points} == points
+
+
+@given(
+    coefficients=st.tuples(*[st.floats(0.01, 5)] * 4), inputs=WIDTHS, outputs=WIDTHS, step=st.sampled_from([4, 8, 16])
+)
+def test_between_points_it_is_straight(
+    coefficients: tuple[float, float, float, float], inputs: int, outputs: int, step: int
+) -> None:
+    """A call, reading, writing, and multiplying: exact, if times are made of these."""
+    one, two, three, four = coefficients
+
+    def time_ms(ins: int, outs: int) -> float:
+        return one + two * ins + three * outs + four * ins * outs
+
+    surface = Surface({pair: time_ms(*pair) for pair in pairs(axis(256, step), axis(256, step))})
+    assert surface.time_ms(inputs, outputs) == pytest.approx(time_ms(inputs, outputs), rel=1e-9)
+
+
+def test_widths_are_compared_with_those_of_the_same_remainder() -> None:
+    blocks = {(width, width): width / 16 for width in (16, 32, 64)}
+    left_over = {(width, width): 2 * (width + 8) / 16 for width in (24, 56)}
+    surface = Surface(blocks | left_over)
+    assert surface.time_ms(48, 48) == pytest.approx(3.0)
+    assert surface.time_ms(40, 40) == pytest.approx(6.0)
+    # What has not been measured counts as the next that has: 44 is filled up to whole blocks.
+    assert surface.time_ms(44, 44) == pytest.approx(44 / 16)
+
+
+def test_colours_and_classes_stay() -> None:
+    surface = Surface({(3, 16): 1.0, (3, 64): 4.0})
+    assert surface.time_ms(3, 32) == pytest.approx(2.0)
+    head = Surface({(16, 10): 1.0, (64, 10): 4.0})
+    assert head.time_ms(32, 10) == pytest.approx(2.0)
+
+
+def test_beyond_the_points_it_goes_on_and_never_falls_to_nothing() -> None:
+    surface = Surface({(16, 16): 1.0, (32, 32): 4.0, (16, 32): 2.0, (32, 16): 2.0})
+    assert surface.time_ms(64, 32) == pytest.approx(8.0)
+    assert Surface({(32, 32): 1.0, (64, 64): 9.0}).time_ms(16, 16) == 0.5
+    assert Surface({(32, 10): 1.0}).time_ms(32, 20) == pytest.approx(2.0)
