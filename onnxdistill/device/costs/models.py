@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from onnxdistill.device.cases import name_models
+from onnxdistill.device.cases import Case, name_models
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import Layer, LayerKind, Precision, read_exported
-from onnxdistill.device.feeds import random_feeds
-from onnxdistill.device.modelfile import check_model_file
+from onnxdistill.device.feeds import InputSource
+from onnxdistill.device.runtime import usable_provider
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import UsageError
+
+_AS_EXPORTED = SessionSettings(optimization_level="disabled")
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
@@ -60,21 +60,20 @@ def profile_models(
     if step < 1:
         raise UsageError(f"Widths are multiples of at least 1, and {step} was asked for.")
     settings = SessionSettings(threads=threads, provider=provider)
+    usable_provider(provider)
+    cases = [Case(name, path, _AS_EXPORTED, batch) for name, path in name_models(models).items()]
+    sessions = [open_session(case.path, _AS_EXPORTED) for case in cases]
+    source = InputSource(shapes or {}, None, 0)
+    source.check_shapes_used(sessions)
     layers: list[Layer] = []
-    for name, path in name_models(models).items():
-        check_model_file(path)
-        found = _layers(path, batch, {key: tuple(shape) for key, shape in (shapes or {}).items()})
+    for case, session in zip(cases, sessions, strict=True):
+        found = read_exported(case.path, source.feeds(case, session)).layers
         if not found:
-            raise UsageError(f"{name} has neither convolutions nor products with weights.", "There is nothing to plan.")
+            raise UsageError(
+                f"{case.path} has neither convolutions nor products with weights.", "There is nothing to measure."
+            )
         layers += [replace(one, kind=replace(one.kind, precision=other)) for one in found for other in precisions]
     return profile_device(layers, settings, step, on_kind=_told(layers, on_progress), cached=cached)
-
-
-def _layers(path: Path, batch: int, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
-    session = open_session(path, SessionSettings(optimization_level="disabled"))
-    own = {port.name: shapes[port.name] for port in session.inputs if port.name in shapes}
-    feeds = random_feeds(session, batch, own, np.random.default_rng(0))
-    return read_exported(path, feeds).layers
 
 
 def _told(layers: Sequence[Layer], on_progress: OnProgress | None) -> Callable[[LayerKind, int], None] | None:

@@ -1,4 +1,4 @@
-"""`remote_bench` through a real sshd on loopback, to a Python that has numpy and ONNX Runtime only."""
+"""Work on another machine through a real sshd on loopback, with a Python that has numpy and ONNX Runtime only."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from onnxdistill.device.remote.bench import remote_bench
+from onnxdistill.device.remote.profile import remote_profile
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import (
     FallbackError,
@@ -28,6 +29,7 @@ from onnxdistill.errors import (
     OutputError,
     UsageError,
 )
+from tests.device.costs.models import network
 from tests.device.remote.files import externalize, script
 
 SSHD = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
@@ -355,3 +357,22 @@ def test_no_ssh_here(make_model: Callable[..., Path], monkeypatch: pytest.Monkey
     monkeypatch.setenv("ONNXDISTILL_SSH", "ssh 'open")
     with pytest.raises(UsageError, match="ONNXDISTILL_SSH does not read: No closing quotation"):
         remote_bench("device", {"model": make_model()}, {})
+
+
+@needs_sshd
+def test_the_profile_of_a_machine(device: Device, tmp_path: Path) -> None:
+    phases: list[str] = []
+    profile = remote_profile(
+        device.target,
+        {"m": network(tmp_path / "m.onnx", 16)},
+        {"step": 16, "precisions": ["int8"]},
+        on_progress=lambda phase, _done, _total: phases.append(phase),
+        ssh=device.ssh,
+    )
+    assert len(profile.surfaces) == 5
+    assert profile.host.usable_cpus == len(os.sched_getaffinity(0))
+    assert phases[0] == "send"
+    assert "int8 5x5 depthwise on 8x8" in phases
+    assert device.is_clean()
+    with pytest.raises(UsageError, match=r"^On device: Widths are multiples of at least 1"):
+        remote_profile(device.target, {"m": tmp_path / "m.onnx"}, {"step": 0}, ssh=device.ssh)

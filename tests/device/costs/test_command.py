@@ -1,0 +1,60 @@
+"""`onnxdistill profile`, as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxdistill.device.costs.deviceprofile import read_device_profile
+from tests.device.costs.models import network
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onnxdistill", "profile", *map(str, arguments)]
+    variables = {**os.environ, "COLUMNS": "100", "ONNXDISTILL_CACHE": str(folder / "cache")}
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+
+
+def test_a_table_and_a_file(tmp_path: Path) -> None:
+    model, out = network(tmp_path / "m.onnx", 16), tmp_path / "device.json"
+    process = run(tmp_path, model, "--precision", "int8", "--step", 16, "--out", out)
+    assert process.returncode == 0, process.stderr
+    for text in ("int8 3x3 stride 2x2 on 16x16", "int8 5x5 depthwise on 8x8", "int8 product of 1 rows", "3→16"):
+        assert text in process.stdout
+    assert process.stderr == ""
+    profile = read_device_profile(out)
+    assert len(profile.surfaces) == 5
+    # From the cache now: the same times.
+    again = run(tmp_path, model, "--precision", "int8", "--step", 16, "--out", out)
+    assert again.stdout == process.stdout
+    assert read_device_profile(out).surfaces == profile.surfaces
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.onnx"], "none.onnx"),
+        (["m.onnx", "--precision", "int4"], "'int4' is not one of"),
+        (["m.onnx", "--step", "0"], "multiples of at least 1"),
+        (["m.onnx", "--out", "m.onnx"], "the result would replace it"),
+        (["m.onnx", "--out", "none/x.json"], "there is no folder"),
+        (["m.onnx", "--threads", "0"], "at least 1 thread"),
+        (["m.onnx", "--provider", "nothing"], "nothing"),
+        (["m.onnx", "--shape", "z=1x3"], "z"),
+    ],
+)
+def test_mistakes_get_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    network(tmp_path / "m.onnx", 16)
+    monkeypatch.chdir(tmp_path)
+    process = run(tmp_path, *arguments)
+    assert process.returncode in (1, 2)
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert process.stdout == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
