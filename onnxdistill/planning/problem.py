@@ -1,0 +1,166 @@
+"""Choices that share costs, and the plans that no other one beats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxdistill.planning.fronts import Front, added, alternatives, united
+
+Floats = npt.NDArray[np.float64]
+
+MOST_CASES = 200_000
+"""Combinations of choices that are looked at together; a problem whose choices are more entangled is refused."""
+
+
+class EntangledError(ValueError):
+    """Too many choices depend on each other."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A cost that depends on some choices, in one of some forms.
+
+    Attributes:
+        name: Tells it from others.
+        choices: Names of the choices that it depends on.
+        latency_ms: For every combination of their options and every form, `[options, ..., forms]`.
+        damage: Likewise; infinite where something is not possible.
+    """
+
+    name: str
+    choices: tuple[str, ...]
+    latency_ms: Floats
+    damage: Floats
+
+    def __post_init__(self) -> None:
+        if self.latency_ms.shape != self.damage.shape or self.latency_ms.ndim != len(self.choices) + 1:
+            raise ValueError(f"{self.name}: {self.latency_ms.shape} and {self.damage.shape} for {self.choices}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An option of every choice, and a form of every term.
+
+    Attributes:
+        latency_ms: All terms together.
+        damage: All terms together.
+        options: Place of the option, by choice.
+        forms: Place of the form, by term.
+    """
+
+    latency_ms: float
+    damage: float
+    options: Mapping[str, int]
+    forms: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Plans:
+    """All plans of a problem that no other one beats."""
+
+    front: Front
+
+    def __len__(self) -> int:
+        return len(self.front)
+
+    def __getitem__(self, index: int) -> Plan:
+        picks = self.front.picks(index)
+        options = {pick.of.name: pick.option for pick in picks if isinstance(pick.of, _Chosen)}
+        forms = {pick.of.name: pick.option for pick in picks if isinstance(pick.of, _Formed)}
+        return Plan(float(self.front.latency_ms[index]), float(self.front.damage[index]), options, forms)
+
+    def within(self, budget_ms: float) -> Plan | None:
+        """The plan of least damage that takes no longer; None if all do."""
+        index = int(np.searchsorted(self.front.latency_ms, budget_ms, side="right")) - 1
+        return None if index < 0 else self[index]
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Formed:
+    name: str
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Fronts for every combination of options of some choices."""
+
+    choices: tuple[str, ...]
+    fronts: Mapping[tuple[int, ...], Front]
+
+    def at(self, options: Mapping[str, int]) -> Front:
+        return self.fronts[tuple(options[choice] for choice in self.choices)]
+
+
+def solve(sizes: Mapping[str, int], terms: Iterable[Term]) -> Plans:
+    """Finds all plans that no other one beats in both latency and damage.
+
+    Choices are eliminated one by one (Bertele and Brioschi 1972): each is decided for every combination of the choices
+    that it shares terms with, as a front of latency and damage instead of one number.
+
+    Args:
+        sizes: How many options each choice has.
+        terms: What is added up.
+
+    Returns:
+        Exact as long as no front has more than `MOST_POINTS`; else as good as steps of latency of that many.
+
+    Raises:
+        EntangledError: If the choices depend on each other in more ways than can be looked at.
+    """
+    tables = [_table(term) for term in terms]
+    left = dict(sizes)
+    while left:
+        choice = min(left, key=lambda name: (_cases(name, tables, sizes), name))
+        if _cases(choice, tables, sizes) > MOST_CASES:
+            raise EntangledError(f"{choice} depends on too many other choices")
+        mine = [table for table in tables if choice in table.choices]
+        tables = [table for table in tables if choice not in table.choices]
+        tables.append(_eliminated(choice, left.pop(choice), mine, sizes))
+    return Plans(reduce(added, (table.at({}) for table in tables), _nothing()))
+
+
+def _nothing() -> Front:
+    return alternatives(None, np.zeros(1), np.zeros(1))
+
+
+def _table(term: Term) -> _Table:
+    fronts = {
+        options: alternatives(_Formed(term.name), term.latency_ms[options], term.damage[options])
+        for options in product(*map(range, term.latency_ms.shape[:-1]))
+    }
+    return _Table(term.choices, fronts)
+
+
+def _around(choice: str, tables: Iterable[_Table]) -> list[str]:
+    """The choices that it shares tables with, in the order in which they come."""
+    others = (other for table in tables if choice in table.choices for other in table.choices if other != choice)
+    return list(dict.fromkeys(others))
+
+
+def _cases(choice: str, tables: Iterable[_Table], sizes: Mapping[str, int]) -> int:
+    return prod(sizes[other] for other in (choice, *_around(choice, tables)))
+
+
+def _eliminated(choice: str, size: int, tables: Sequence[_Table], sizes: Mapping[str, int]) -> _Table:
+    around = _around(choice, tables)
+    fronts = {}
+    for options in product(*(range(sizes[other]) for other in around)):
+        given = dict(zip(around, options, strict=True))
+        parts = [
+            reduce(added, (table.at({**given, choice: option}) for table in tables), _nothing())
+            for option in range(size)
+        ]
+        fronts[options] = united(_Chosen(choice), parts)
+    return _Table(tuple(around), fronts)
