@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,9 @@ from onnxdistill.recipe import ExportTable
 
 # float32 kernels that sum in another order differ by about the square root of the number of terms times 1e-7.
 RELATIVE_TOLERANCE = 1e-3
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Of a node's metadata: the modules around it, from the outermost to its own name, as a Python list."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,25 @@ def export(
             ) from error
     assert program is not None  # only the exporter without dynamo returns None
     model = program.model_proto
+    _forget_sources(model)
     for key, value in (metadata or {}).items():
         model.metadata_props.add(key=key, value=value)
     save_checked(model, path)
     return ExportResult(path, _parity(network, example, path, input_name, output_name))
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Keeps of the exporter's notes on each node only the module that it comes from.
+
+    The others tell whoever gets the file where the user's source code lies, line by line.
+    """
+    for node in model.graph.node:
+        scopes = [entry for entry in node.metadata_props if entry.key == SCOPES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(scopes)
+    for values in (model.graph.value_info, model.graph.input, model.graph.output, model.graph.initializer):
+        for value in values:
+            del value.metadata_props[:]
 
 
 def _parity(network: nn.Module, example: Tensor, path: Path, input_name: str, output_name: str) -> float:

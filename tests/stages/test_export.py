@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import NetworkError, ParityError
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import ExportTable
-from onnxdistill.stages.export import export
+from onnxdistill.stages.export import SCOPES, export
 
 
 def example(batch: int = 3) -> Tensor:
@@ -87,3 +88,15 @@ def test_a_file_that_alone_gives_nan_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ParityError, match="outputs differ by nan"):
         export(Fragile().eval(), example(), tmp_path / "net.onnx", ExportTable())
+
+
+def test_a_file_does_not_tell_where_the_source_code_lies(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    export(build_network("digits-resnet", 10, 0), example(), path, ExportTable())
+    content = path.read_bytes()
+    for trace in (str(Path(torch.__file__).parent).encode(), b"stack_trace", b'.py"', b"fx_node"):
+        assert trace not in content
+    scopes = [{entry.key: entry.value for entry in node.metadata_props} for node in onnx.load(path).graph.node]
+    modules = dict(build_network("digits-resnet", 10, 0).named_modules())
+    inner = [name for one in scopes for name in ast.literal_eval(one.get(SCOPES, "[]")) if name]
+    assert set(inner) & modules.keys()
