@@ -12,6 +12,7 @@ import onnxruntime
 import torch
 from torch import nn
 
+from onnxdistill.device.bench import bench
 from onnxdistill.device.measuring.compare import compare, describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.runtime import usable_provider
@@ -20,6 +21,7 @@ from onnxdistill.errors import FallbackError, ProviderError
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import BenchTable, Recipe
 from onnxdistill.stages.export import export
+from onnxdistill.stages.plan import Deployed
 from onnxdistill.stages.quantize import quantize
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Feeds
@@ -28,6 +30,7 @@ __all__ = ["FileGate", "Gate", "describe", "measurably_faster", "usable_settings
 
 # Ranges do not change how long a kernel takes, so a gate calibrates on few samples.
 CALIBRATION_BATCHES = 2
+_EXPORTED_BATCH = 3
 
 
 def usable_settings(table: BenchTable) -> SessionSettings:
@@ -62,8 +65,7 @@ class FileGate:
 
     def speedup(self, before: Path, after: Path) -> Estimate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
-        table = self._table
-        settings = SessionSettings(threads=table.threads, provider=table.provider)
+        table, settings = self._table, self._settings
         shapes = {name: array.shape for name, array in (self._inputs or {}).items()}
         text = f"{settings} {table.batch} {shapes} {onnxruntime.__version__} {platform.node()}"
         digest = hashlib.sha256(text.encode())
@@ -73,6 +75,30 @@ class FileGate:
             digest.hexdigest(),
             lambda: compare(before, after, settings, batch=table.batch, seed=self._seed, inputs=self._inputs),
         )
+
+    def latency_ms(self, path: Path) -> float:
+        """The median time of a call, of the file alone."""
+        table = self._table
+
+        def measure() -> float:
+            timed = bench(
+                {"model": path},
+                threads=table.threads,
+                batch=table.batch,
+                provider=table.provider,
+                seconds=table.seconds,
+                inputs=self._inputs,
+                seed=self._seed,
+            )
+            return timed.cases[0].latency_ms.median.value
+
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        key = f"latency {self._settings} {table.batch} {onnxruntime.__version__} {platform.node()} {digest}"
+        return float(self._journal.decision(key, measure))
+
+    @property
+    def _settings(self) -> SessionSettings:
+        return SessionSettings(threads=self._table.threads, provider=self._table.provider)
 
 
 class Gate(FileGate):
@@ -96,6 +122,21 @@ class Gate(FileGate):
     def deployed_speedup(self, before: Path, after: Path) -> Estimate:
         """The same of two float files, each in the precision that is to be deployed."""
         return self.speedup(self._as_deployed(before), self._as_deployed(after))
+
+    def deployed(self, network: nn.Module, reference: Path) -> Deployed:
+        """A network in the faster of float32 and int8, and its latency: that of a reference over the measured ratio."""
+        path = self._fresh()
+        export(
+            network,
+            self._task.example_input(_EXPORTED_BATCH),
+            path,
+            self._recipe.export,
+            input_name=self._task.input_name,
+            output_name=self._task.output_name,
+        )
+        ratios = {file: self.speedup(reference, file).value for file in dict.fromkeys([path, self._as_deployed(path)])}
+        file = max(ratios, key=lambda one: ratios[one])
+        return Deployed(path, file, self.latency_ms(reference) / ratios[file])
 
     def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Estimate:
         """The same of two layers alone, on inputs of shape `[N, *input_shape]`."""

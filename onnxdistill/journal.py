@@ -1,4 +1,4 @@
-"""What a run that was ended need not do again: trainings up to their last checkpoint, and measured ratios.
+"""What a run that was ended need not do again: trainings up to their last checkpoint, ratios, and what hung on times.
 
 Everything else is computed again, to the same result. An entry holds only for what it was made from: a training for
 its networks, data and settings, a ratio for the bytes of its two files. A journal of another recipe does no harm.
@@ -10,18 +10,18 @@ import contextlib
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import OutputError, ResultError, cannot_write
 
-_LOCK, _RATIOS = "lock", "ratios.json"
-_NAMES = (_LOCK, _RATIOS, "teacher.pt", "distill.pt", "quantize.pt")
+_LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
+_NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
 
 
 class Journal:
@@ -50,6 +50,7 @@ class Journal:
             raise cannot_write(self._folder, error) from error
         self._ours = False
         self._ratios: dict[str, dict[str, float | None]] = {}
+        self._decisions: dict[str, Any] = {}
 
     def __enter__(self) -> Journal:
         try:
@@ -58,6 +59,7 @@ class Journal:
                 self._lock.acquire()
             self._ours = True
             self._ratios = _read(self._folder / _RATIOS)
+            self._decisions = _read_decisions(self._folder / _DECISIONS)
         except Timeout:
             pass
         except (OSError, NotImplementedError):  # a file system without locks
@@ -99,12 +101,25 @@ class Journal:
         """
         if key not in self._ratios:
             self._ratios[key] = measure().to_json()
-            if self._ours:
-                fresh = self._folder / f"{_RATIOS}.new"
-                with contextlib.suppress(OSError):  # a help that is missed only if the run is ended
-                    fresh.write_text(json.dumps(self._ratios), encoding="utf-8")
-                    fresh.replace(self._folder / _RATIOS)
+            self._keep(_RATIOS, self._ratios)
         return Estimate.from_json(self._ratios[key])
+
+    def decision(self, key: str, decide: Callable[[], Any]) -> Any:
+        """What was decided under that key, or else what `decide` gives; plain values for `json.dump`.
+
+        For what hangs on times, and would come out otherwise if it were measured again.
+        """
+        if key not in self._decisions:
+            self._decisions[key] = decide()
+            self._keep(_DECISIONS, self._decisions)
+        return self._decisions[key]
+
+    def _keep(self, name: str, values: Mapping[str, Any]) -> None:
+        if self._ours:
+            fresh = self._folder / f"{name}.new"
+            with contextlib.suppress(OSError):  # a help that is missed only if the run is ended
+                fresh.write_text(json.dumps(values), encoding="utf-8")
+                fresh.replace(self._folder / name)
 
 
 def _read(path: Path) -> dict[str, dict[str, float | None]]:
@@ -113,3 +128,11 @@ def _read(path: Path) -> dict[str, dict[str, float | None]]:
         return {key: Estimate.from_json(value).to_json() for key, value in ratios.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _read_decisions(path: Path) -> dict[str, Any]:
+    try:
+        decisions = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return decisions if isinstance(decisions, dict) else {}

@@ -1,6 +1,6 @@
 """From a recipe to a shipped student: the only file that knows the order of the stages.
 
-    recipe ─► teacher ─► prune ─► factorize ─► distill ─► export ─► quantize ─► verify ─► bench ─► ship
+    recipe ─► teacher ─► plan or prune ─► factorize ─► distill ─► export ─► quantize ─► verify ─► bench ─► ship
 
 Every stage that changes the network is followed by `export` and `verify`, so that each row of the report is
 measured on an ONNX file. A stage that should make the student faster is kept only if it measurably does.
@@ -32,11 +32,15 @@ from onnxdistill.report import GroupCut, Report
 from onnxdistill.shell import opened
 from onnxdistill.stages.distill import distill
 from onnxdistill.stages.factorize import factorize
+from onnxdistill.stages.plan import plan
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.teacher import further_teachers, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import follow, leading
+
+# Of what is asked for: the last measurement is another one than that which the plan was made by.
+PLAN_MARGIN = 0.97
 
 
 def compress(
@@ -115,7 +119,8 @@ class _Run:
         self.gate = Gate(self.recipe, self.task, self.scratch, self.journal)
         self.record = Record(self.recipe, self.task, self.settings, self.gate, self.scratch, self.progress)
         original = self._teacher()
-        student = self._prune(original)
+        student = self._plan(original)
+        student = self._prune(student)
         student = self._factorize(student)
         student = self._distill(student, original)
         self._quantize(student, original)
@@ -147,6 +152,34 @@ class _Run:
         source = fresh if table.weights == "none" else Path(table.weights).name
         trained = "" if result.training is None else f", trained {len(result.training.history)} epochs"
         return self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
+
+    def _plan(self, original: Candidate) -> Candidate:
+        table = self.recipe.plan
+        if table is None:
+            return original
+        self.record.begin("plan", "timing the teacher")
+        teacher_ms = self.gate.latency_ms(original.path)
+        budget_ms = PLAN_MARGIN * table.budget_ms(teacher_ms)
+        result = plan(
+            original.module,
+            self.task,
+            table,
+            budget_ms,
+            partial(self.gate.deployed, reference=original.path),
+            self.settings,
+            self.recipe.bench.batch,
+            self.journal.decision,
+            self.progress.update,
+        )
+        self.record.note(*result.notes)
+        if not result.cuts:
+            self.progress.end("left out: the network is as fast as asked")
+            return original
+        last = result.cuts[-1]
+        gone = f"without {len(result.blocks)} blocks, " if result.blocks else ""
+        summary = f"{gone}{len(result.widths)} groups narrower, {last.measured_ms:.3g} ms as deployed"
+        self.record.groups.extend(GroupCut(**asdict(width)) for width in result.widths)
+        return self.record.finish("plan", result.network, summary)
 
     def _prune(self, student: Candidate) -> Candidate:
         if self.recipe.prune is None:

@@ -127,6 +127,27 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
     assert "teacher.train.hard_weight and .soft_weight are 0" in refusal(write(tmp_path, text + nothing))
 
 
+@pytest.mark.parametrize(
+    ("tables", "part"),
+    [
+        ("[plan]\n", "plan needs plan.speedup or plan.latency_ms, and not both"),
+        ("[plan]\nspeedup = 4.0\nlatency_ms = 1.0\n", "plan needs plan.speedup or plan.latency_ms, and not both"),
+        ("[plan]\nspeedup = 1.0\n", "plan.speedup = 1.0"),
+        ("[plan]\nspeedup = 4.0\nmultiple_of = 3\n", "plan.multiple_of = 3"),
+        ("[plan]\nspeedup = 4.0\n[prune]\nratio = 0.5\n", "plan and prune both remove channels"),
+    ],
+)
+def test_plans_that_make_no_sense(tmp_path: Path, tables: str, part: str) -> None:
+    assert part in refusal(write(tmp_path, MINIMAL + tables))
+
+
+def test_the_budget_of_a_plan(tmp_path: Path) -> None:
+    for key, budget_ms in (("speedup = 4.0", 2.0), ("latency_ms = 1.5", 1.5)):
+        recipe = load_recipe(write(tmp_path, MINIMAL + f"[plan]\n{key}\n"))
+        assert recipe.plan is not None
+        assert recipe.plan.budget_ms(8.0) == budget_ms
+
+
 def test_unknown_table_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> None:
     assert "prunee: unknown key, the nearest valid one is 'prune'" in refusal(write(tmp_path, MINIMAL + "[prunee]\n"))
 

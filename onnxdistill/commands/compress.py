@@ -27,6 +27,9 @@ from onnxdistill.errors import UsageError
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the student and its report.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a value; repeatable.")
+@click.option("--speedup", type=float, metavar="4", help="Times faster than the teacher; plan.speedup and a limit.")
+@click.option("--latency-ms", type=float, metavar="2.5", help="Latency of the student; plan.latency_ms and a limit.")
+@click.option("--max-drop", type=float, metavar="0.5", help="Points of accuracy below the teacher; limits.max_drop.")
 @click.option(
     "--time-budget",
     "minutes",
@@ -54,6 +57,9 @@ def compress_command(
     data: Path | None,
     out: Path | None,
     overrides: tuple[str, ...],
+    speedup: float | None,
+    latency_ms: float | None,
+    max_drop: float | None,
     minutes: float | None,
     targets: tuple[str, ...],
     log_file: Path | None,
@@ -62,6 +68,7 @@ def compress_command(
 ) -> None:
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify; or quantize an ONNX file."""
     console = None if quiet else Console(highlight=False)
+    overrides = (*overrides, *_asked(speedup, latency_ms, max_drop, plans=model is None))
     if targets:
         overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
     assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
@@ -85,6 +92,21 @@ def compress_command(
     onnxdistill.compress(
         recipe, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
     )
+
+
+def _asked(speedup: float | None, latency_ms: float | None, max_drop: float | None, *, plans: bool) -> list[str]:
+    """What is promised of the student, as overrides: it is planned for that, and does not ship without."""
+    if speedup is not None and latency_ms is not None:
+        raise UsageError("--speedup and --latency-ms exclude each other.", "Leave out one of them.")
+    asked = [] if max_drop is None else [f"limits.max_drop={max_drop}"]
+    for key, other, limit, value in (
+        ("speedup", "latency_ms", "min_speedup", speedup),
+        ("latency_ms", "speedup", "max_latency_ms", latency_ms),
+    ):
+        if value is not None:
+            planned = [f"plan.{key}={value}", f"plan.{other}=", "prune=", "factorize="]
+            asked += [f"limits.{limit}={value}", *(planned if plans else [])]
+    return asked
 
 
 def _check_alone(recipe: Path | None, data: Path | None, minutes: float | None, tensorboard: Path | None) -> None:

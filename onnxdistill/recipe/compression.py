@@ -1,4 +1,4 @@
-"""The tables of the stages that make the network smaller: `[prune]`, `[factorize]` and `[quantize]`."""
+"""The tables of the stages that make the network smaller: `[plan]`, `[prune]`, `[factorize]` and `[quantize]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,38 @@ Target = Literal["x86-vnni", "x86", "arm64", "cuda", "tensorrt"]
 """A kind of machine that runs an ONNX file."""
 
 Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
+
+
+class PlanTable(Table):
+    """`[plan]`: spend a latency budget on widths and blocks, by what each costs on this machine."""
+
+    speedup: Annotated[float, Field(gt=1)] | None = Field(
+        None, description="Times faster than the teacher's fp32 ONNX, as deployed; or `latency_ms`."
+    )
+    latency_ms: Positive | None = Field(None, description="Median latency of the student, as deployed.")
+    steps: Annotated[int, Field(ge=1, le=32)] = Field(
+        3, description="Cuts on the way; after each, channels are scored anew and the latency is measured."
+    )
+    blocks: bool = Field(True, description="Whether whole residual blocks may go.")
+    repair: bool = Field(
+        True, description="Fit what takes fewer channels to the outputs that it had, by least squares."
+    )
+    multiple_of: Literal[1, 2, 4, 8, 16] = Field(8, description="Kept widths are rounded up to a multiple of this.")
+    minimum: Count = Field(8, description="No group gets narrower than this.")
+    skip: list[str] = Field([], description="Groups to leave alone, by name; `*` matches anything.")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PlanTable:
+        if (self.speedup is None) == (self.latency_ms is None):
+            raise ValueError("plan needs plan.speedup or plan.latency_ms, and not both")
+        return self
+
+    def budget_ms(self, teacher_ms: float) -> float:
+        """What a call of the student may take, where the teacher's fp32 ONNX takes `teacher_ms`."""
+        if self.latency_ms is not None:
+            return self.latency_ms
+        assert self.speedup is not None  # one of the two is there
+        return teacher_ms / self.speedup
 
 
 class PruneTable(Table):

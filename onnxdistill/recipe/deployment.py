@@ -31,3 +31,4 @@ class LimitsTable(Table):
 
     max_drop: NotNegative | None = Field(None, description="Points of accuracy below the teacher.")
     min_speedup: Positive | None = Field(None, description="Times faster than the teacher's fp32 ONNX.")
+    max_latency_ms: Positive | None = Field(None, description="Median latency.")

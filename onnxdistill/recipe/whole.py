@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from onnxdistill.recipe.base import RunName, Seed, Table
-from onnxdistill.recipe.compression import FactorizeTable, PruneTable, QuantizeTable
+from onnxdistill.recipe.compression import FactorizeTable, PlanTable, PruneTable, QuantizeTable
 from onnxdistill.recipe.data import DataTable
 from onnxdistill.recipe.deployment import BenchTable, ExportTable, LimitsTable
 from onnxdistill.recipe.distillation import DistillTable
@@ -22,6 +22,7 @@ class Recipe(Table):
     seed: Seed = Field(0, description="Seeds everything random.")
     data: DataTable
     teacher: TeacherTable
+    plan: PlanTable | None = None
     prune: PruneTable | None = None
     factorize: FactorizeTable | None = None
     distill: DistillTable | None = None
@@ -29,6 +30,12 @@ class Recipe(Table):
     quantize: QuantizeTable | None = None
     bench: BenchTable = BenchTable()
     limits: LimitsTable = LimitsTable()
+
+    @model_validator(mode="after")
+    def _plans_or_prunes(self) -> Recipe:
+        if self.plan is not None and self.prune is not None:
+            raise ValueError("plan and prune both remove channels; leave out one of the tables [plan] and [prune]")
+        return self
 
     @property
     def network_names(self) -> set[str]:

@@ -73,7 +73,8 @@ def assemble(
     by_name = {timing.name: timing for timing in timings.cases}
     rows = [_row(step, by_name[step.stage]) for step in steps]
     student = [step for step in steps if step.applied][-1]
-    limits = _check_limits(recipe.limits, scoring.metric, steps[0], student, rows[steps.index(student)])
+    median_ms = by_name[student.stage].latency_ms.median
+    limits = _check_limits(recipe.limits, scoring.metric, steps[0], student, rows[steps.index(student)], median_ms)
     if not scoring.measurable:
         notes = ["Accuracy was not measured: the teacher has neither weights nor training.", *notes]
     return Report(
@@ -157,7 +158,7 @@ def _score(score: Score) -> ScoreFigures:
 
 
 def _check_limits(
-    limits: LimitsTable, metric: Metric, teacher: Step, student: Step, student_row: StageRow
+    limits: LimitsTable, metric: Metric, teacher: Step, student: Step, student_row: StageRow, median_ms: Estimate
 ) -> list[LimitCheck]:
     checks = []
     if limits.max_drop is not None:
@@ -166,6 +167,10 @@ def _check_limits(
         speedup = student_row.speedup
         met = speedup.ratio >= limits.min_speedup
         checks.append(LimitCheck("min_speedup", limits.min_speedup, speedup.ratio, speedup.low, speedup.high, met, "×"))
+    if limits.max_latency_ms is not None:
+        met = median_ms.value <= limits.max_latency_ms
+        measured = (median_ms.value, median_ms.low, median_ms.high)
+        checks.append(LimitCheck("max_latency_ms", limits.max_latency_ms, *measured, met, "ms"))
     return checks
 
 

@@ -43,9 +43,10 @@ def limit_text(check: LimitCheck) -> str:
     """One sentence on a limit, with the measured number and its interval."""
     if check.measured is None:
         return f"{check.name} = {check.limit:g}: not measured"
-    interval = "" if check.low is None else f" (95 % interval {check.low:.2f} to {check.high:.2f})"
+    digits = ".3g" if check.unit == "ms" else ".2f"
+    interval = "" if check.low is None else f" (95 % interval {check.low:{digits}} to {check.high:{digits}})"
     verdict = "met" if check.met else "MISSED"
-    return f"{check.name} = {check.limit:g}: measured {check.measured:.2f} {check.unit}{interval}, {verdict}"
+    return f"{check.name} = {check.limit:g}: measured {check.measured:{digits}} {check.unit}{interval}, {verdict}"
 
 
 def render_report(report: Report) -> RenderableType:

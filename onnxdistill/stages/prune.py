@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +10,12 @@ from torch import Tensor, nn
 from onnxdistill.graph.blocks import least_important_blocks, removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
 from onnxdistill.graph.importance import Scores, first_order_taylor, geometric_median, magnitude, norm_scale
-from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
-from onnxdistill.graph.repair import Removed, layers_after, layers_that_lost_inputs, refit
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, WeightCost, global_widths, most_important, uniform_widths, weight_costs
 from onnxdistill.recipe import PruneTable
 from onnxdistill.tasks import Task
-from onnxdistill.tasks.base import Objective, TrainingBatch
-from onnxdistill.training import best_on_validation
-
-CALIBRATION_BATCH = 64
+from onnxdistill.training.repaired import best_repaired, calibration_losses
 
 
 @dataclass(frozen=True)
@@ -81,7 +74,8 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     kept = most_important(scores, widths)
     smaller = remove_channels(shorter, analysis, kept, example)
     if task.measurable:
-        smaller = _best_repaired(network, smaller, analysis.removed_indices(kept), blocks, task, table)
+        removed = analysis.removed_indices(kept)
+        smaller = best_repaired(network, smaller, removed, blocks, task, fit=table.repair)
     cuts = [
         Cut(group.name, group.size, widths[group.name], group.layers)
         for group in analysis.groups
@@ -95,7 +89,7 @@ def _without_blocks(network: nn.Module, task: Task, table: PruneTable) -> tuple[
     if table.blocks == 0:
         return network, [], []
     names = removable_blocks(network, task.example_input(2))
-    losses = list(_losses(task)) if task.measurable else []
+    losses = list(calibration_losses(task)) if task.measurable else []
 
     def damage(shorter: nn.Module) -> float:
         with torch.inference_mode():
@@ -110,7 +104,7 @@ def _without_blocks(network: nn.Module, task: Task, table: PruneTable) -> tuple[
         )
     shorter = without_blocks(network, gone)
     if gone and task.measurable:
-        shorter = _best_repaired(network, shorter, {}, gone, task, table)
+        shorter = best_repaired(network, shorter, {}, gone, task, fit=table.repair)
     return shorter, gone, notes
 
 
@@ -140,33 +134,9 @@ def _importance(network: nn.Module, analysis: ChannelAnalysis, task: Task, table
         case "geometric_median":
             return geometric_median(network, analysis)
         case "taylor":
-            return first_order_taylor(network, analysis, _losses(task))
+            return first_order_taylor(network, analysis, calibration_losses(task))
         case "second_order":
-            return second_order(network, analysis, _losses(task))
-
-
-def _losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
-    def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        return task.step(network, batch, Objective())["loss"]
-
-    for batch in task.calibration_batches(CALIBRATION_BATCH):
-        yield partial(loss, batch)
-
-
-def _best_repaired(
-    network: nn.Module, smaller: nn.Module, removed: Removed, blocks: list[str], task: Task, table: PruneTable
-) -> nn.Module:
-    """Of the smaller network as it is, with other statistics, and fitted to `network`, what scores best."""
-    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
-    forms = [
-        smaller,
-        recalibrate_batch_norm(smaller, inputs),
-        match_batch_norm(network, smaller, removed, inputs),
-    ]
-    if table.repair:
-        layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, inputs[0])]
-        forms.append(refit(network, smaller, list(dict.fromkeys(layers)), removed, inputs))
-    return best_on_validation(forms, task)
+            return second_order(network, analysis, calibration_losses(task))
 
 
 def _missed_share(

@@ -1,0 +1,256 @@
+"""The choices that a network offers: how wide each channel group is, and which blocks stay; with what each costs."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from onnxdistill.device.costs.deviceprofile import DeviceProfile
+from onnxdistill.device.costs.layers import DEPTHWISE, Layer
+from onnxdistill.device.costs.network import NetworkCosts, OtherNode
+from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup
+from onnxdistill.graph.widths import Steps
+from onnxdistill.planning.problem import MOST_CASES, EntangledError, Plan, Term
+
+Floats = npt.NDArray[np.float64]
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+STAYS, GOES = 0, 1
+"""Options of a block."""
+
+# Widths of a group that are considered: more of them are hardly told apart by what they cost.
+_MOST_WIDTHS = 10
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What an exported file tells of where its nodes come from.
+
+    Attributes:
+        weights: The parameter that a layer multiplies by, by the layer's node.
+        modules: The modules around a node, by node.
+        origins: The layer whose channels a node works on, by node; nodes before the first layer are missing.
+    """
+
+    weights: Mapping[str, str]
+    modules: Mapping[str, tuple[str, ...]]
+    origins: Mapping[str, str]
+
+
+def read_graph(model: onnx.ModelProto, parameters: Iterable[str]) -> Graph:
+    """Reads where the nodes of an exported network come from.
+
+    Args:
+        model: As the stage `export` writes it.
+        parameters: Names of the network's parameters.
+    """
+    known = set(parameters)
+    weights: dict[str, str] = {}
+    modules: dict[str, tuple[str, ...]] = {}
+    origins: dict[str, str] = {}
+    makers: dict[str, str] = {}
+    for node in model.graph.node:
+        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+        modules[node.name] = tuple(str(scope) for scope in ast.literal_eval(scopes)[:-1])
+        # The nearest layer before it, by its first input that comes from one.
+        before = [origins[makers[name]] for name in node.input if name in makers and makers[name] in origins]
+        weight = next((name for name in node.input[1:] if name in known), None)
+        if weight is not None:
+            weights[node.name] = weight
+            origins[node.name] = node.name
+        elif before:
+            origins[node.name] = before[0]
+        makers |= dict.fromkeys(node.output, node.name)
+    return Graph(weights, modules, origins)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """A network's choices.
+
+    Attributes:
+        widths: How many channels may be kept, by group.
+        blocks: Residual blocks that can go.
+    """
+
+    widths: Mapping[str, Sequence[int]]
+    blocks: Sequence[str]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How many options each choice has."""
+        return {**{name: len(widths) for name, widths in self.widths.items()}, **dict.fromkeys(self.blocks, 2)}
+
+    def kept(self, plan: Plan) -> dict[str, int]:
+        """The widths of a plan, by group."""
+        return {name: widths[plan.options[name]] for name, widths in self.widths.items()}
+
+    def gone(self, plan: Plan) -> list[str]:
+        """The blocks that a plan leaves out."""
+        return [block for block in self.blocks if plan.options[block] == GOES]
+
+
+def choices_of(analysis: ChannelAnalysis, steps: Steps, blocks: Sequence[str]) -> Choices:
+    """All choices of a network.
+
+    Args:
+        analysis: Its channel groups.
+        steps: Which widths are allowed.
+        blocks: That can go; of those that lie in each other, the outermost is taken.
+    """
+    outermost = [block for block in blocks if not any(block.startswith(f"{other}.") for other in blocks)]
+    widths = {group.name: _widths(group, steps) for group in analysis.free if steps.may_cut(group)}
+    return Choices({name: found for name, found in widths.items() if len(found) > 1}, outermost)
+
+
+def _widths(group: ChannelGroup, steps: Steps) -> list[int]:
+    shares = np.arange(1, _MOST_WIDTHS + 1) / _MOST_WIDTHS
+    return sorted({steps.rounded(group, float(share) * group.size) for share in shares} | {group.size})
+
+
+@dataclass(frozen=True)
+class Damages:
+    """By how much the loss grows.
+
+    Attributes:
+        widths: Of a group with so many channels left, `[size + 1]`, by group.
+        blocks: Of a block that has gone, by block.
+    """
+
+    widths: Mapping[str, Floats]
+    blocks: Mapping[str, float]
+
+
+class Costing:
+    """Turns a network's choices into terms of latency and damage.
+
+    Args:
+        choices: Of the network.
+        analysis: Its channel groups.
+        graph: Of its exported file.
+        costs: Of the network as it is deployed.
+        profile: Of the machine.
+        weight_bytes: How large all weights will be; for the caches.
+    """
+
+    def __init__(
+        self,
+        choices: Choices,
+        analysis: ChannelAnalysis,
+        graph: Graph,
+        costs: NetworkCosts,
+        profile: DeviceProfile,
+        weight_bytes: int,
+    ) -> None:
+        self._choices = choices
+        self._graph = graph
+        self._costs = costs
+        self._profile = profile
+        self._weight_bytes = weight_bytes
+        self._groups = {group.name: group for group in analysis.free}
+        self._layers = {layer.name: layer for layer in costs.layers}
+        self._runs: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        for name in choices.widths:
+            for member in self._groups[name].members:
+                self._runs[member.tensor].append((name, member.dim, len(member.indices[0])))
+
+    def terms(self, damages: Damages) -> list[Term]:
+        """All terms, those of the same choices together.
+
+        Raises:
+            EntangledError: If a layer depends on too many choices.
+        """
+        latencies: dict[tuple[str, ...], Floats] = {}
+        for around, latency_ms in self._latencies():
+            latencies[around] = latencies[around] + latency_ms if around in latencies else latency_ms
+        terms = [
+            Term(f"latency of {', '.join(around)}", around, latency_ms[..., None], np.zeros((*latency_ms.shape, 1)))
+            for around, latency_ms in latencies.items()
+        ]
+        for name, widths in self._choices.widths.items():
+            inside = self._around([member.layer for member in self._groups[name].members])
+            damage = np.array([damages.widths[name][width] for width in widths])
+            # The widths within a block that has gone are nobody's concern.
+            damage = np.stack([damage, np.zeros_like(damage)], axis=1) if inside else damage
+            terms.append(Term(f"damage of {name}", (name, *inside), np.zeros((*damage.shape, 1)), damage[..., None]))
+        for block in self._choices.blocks:
+            without = np.array([[0.0], [damages.blocks[block]]])
+            terms.append(Term(f"damage without {block}", (block,), np.zeros((2, 1)), without))
+        return terms
+
+    def layers_of(self, plan: Plan) -> list[Layer]:
+        """The layers that a plan leaves, with their new widths."""
+        kept = self._choices.kept(plan)
+        gone = set(self._choices.gone(plan))
+        return [self._cut(layer, kept) for layer in self._layers.values() if not gone & set(self._block_of(layer.name))]
+
+    def _latencies(self) -> Iterator[tuple[tuple[str, ...], Floats]]:
+        """Choices, and the time of something for all combinations of their options."""
+        yield (), np.array(self._costs.overhead_ms)
+        for layer in self._layers.values():
+            runs = self._runs.get(self._graph.weights.get(layer.name, ""), ())
+            through = list(dict.fromkeys(group for group, _, _ in runs))
+            yield self._over(through, self._block_of(layer.name), partial(self._layer_ms, layer))
+        for node in self._costs.others:
+            name = self._named(node)
+            yield self._over(self._groups_of(name), self._block_of(name), partial(self._node_ms, node, name))
+
+    def _over(
+        self, groups: Sequence[str], blocks: Sequence[str], time_ms: Callable[[Mapping[str, int]], float]
+    ) -> tuple[tuple[str, ...], Floats]:
+        sizes = [len(self._choices.widths[name]) for name in groups]
+        if prod(sizes) > MOST_CASES:
+            raise EntangledError(f"a layer takes channels of {len(groups)} groups")
+        table = np.zeros(sizes)
+        for place in product(*map(range, sizes)):
+            kept = {name: self._choices.widths[name][index] for name, index in zip(groups, place, strict=True)}
+            table[place] = time_ms(kept)
+        return (*groups, *blocks), np.stack([table, np.zeros_like(table)], axis=-1) if blocks else table
+
+    def _node_ms(self, node: OtherNode, name: str, kept: Mapping[str, int]) -> float:
+        layer = self._layers.get(self._graph.origins.get(name, ""))
+        return node.scaled_ms(1.0 if layer is None else self._cut(layer, kept).outputs / layer.outputs)
+
+    def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
+        return self._costs.layer_ms(self._profile, self._cut(layer, kept), self._weight_bytes)
+
+    def _cut(self, layer: Layer, kept: Mapping[str, int]) -> Layer:
+        gone = {0: 0, 1: 0}
+        for name, dim, each in self._runs.get(self._graph.weights.get(layer.name, ""), ()):
+            if name in kept and dim in gone:
+                gone[dim] += (self._groups[name].size - kept[name]) * each
+        outputs = layer.outputs - gone[0]
+        if layer.kind.groups == DEPTHWISE:
+            return replace(layer, inputs=outputs, outputs=outputs)
+        if layer.kind.groups > 1:  # whole groups go, or as much of each
+            return replace(layer, inputs=max(1, layer.inputs * outputs // layer.outputs), outputs=outputs)
+        return replace(layer, inputs=layer.inputs - gone[1], outputs=outputs)
+
+    def _named(self, node: OtherNode) -> str:
+        """The exported node that an optimized one was made of, as far as its name tells."""
+        begun = [name for name in self._graph.modules if name and node.name.startswith(name)]
+        return max(begun, key=len, default="")
+
+    def _groups_of(self, name: str) -> list[str]:
+        """The groups whose channels a node works on."""
+        weight = self._graph.weights.get(self._graph.origins.get(name, ""), "")
+        return list(dict.fromkeys(group for group, dim, _ in self._runs.get(weight, ()) if dim == 0))
+
+    def _block_of(self, name: str) -> tuple[str, ...]:
+        return self._around([self._graph.modules[name][-1]] if self._graph.modules.get(name) else [])
+
+    def _around(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """The block that all of these modules lie in, if there is one."""
+        for block in self._choices.blocks:
+            if modules and all(f"{module}.".startswith(f"{block}.") for module in modules):
+                return (block,)
+        return ()

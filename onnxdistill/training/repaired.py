@@ -1,0 +1,58 @@
+"""Making good what a cut has done, without training: batch norms and least squares, by what scores on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
+from onnxdistill.graph.repair import Removed, layers_after, layers_that_lost_inputs, refit
+from onnxdistill.tasks.base import Objective, Task, TrainingBatch
+from onnxdistill.training.validation import best_on_validation
+
+CALIBRATION_BATCH = 64
+
+
+def calibration_losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
+    """For every batch of calibration samples, a function from a network to its mean loss."""
+
+    def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
+        return task.step(network, batch, Objective())["loss"]
+
+    for batch in task.calibration_batches(CALIBRATION_BATCH):
+        yield partial(loss, batch)
+
+
+def calibration_loss(network: nn.Module, task: Task) -> float:
+    """The mean loss of a network on the calibration samples."""
+    with torch.inference_mode():
+        values = [float(loss(network)) for loss in calibration_losses(task)]
+    return sum(values) / max(1, len(values))
+
+
+def best_repaired(
+    network: nn.Module, smaller: nn.Module, removed: Removed, blocks: Sequence[str], task: Task, *, fit: bool
+) -> nn.Module:
+    """Of a smaller network as it is, with other statistics, and fitted to the whole one, what scores best.
+
+    Args:
+        network: Before the cut.
+        smaller: After it.
+        removed: What went, as `ChannelAnalysis.removed_indices` gives it.
+        blocks: That went.
+        task: Gives calibration samples, and the score on validation.
+        fit: Whether layers may be fitted by least squares.
+    """
+    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
+    forms = [
+        smaller,
+        recalibrate_batch_norm(smaller, inputs),
+        match_batch_norm(network, smaller, removed, inputs),
+    ]
+    if fit:
+        layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, inputs[0])]
+        forms.append(refit(network, smaller, list(dict.fromkeys(layers)), removed, inputs))
+    return best_on_validation(forms, task)

@@ -1,0 +1,195 @@
+"""The choices of real networks: what a plan costs has to be what the network that is cut by it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from onnxdistill.device.costs.coldness import Coldness
+from onnxdistill.device.costs.deviceprofile import DeviceProfile
+from onnxdistill.device.costs.layers import Exported, Layer, read_exported
+from onnxdistill.device.costs.network import NetworkCosts, OtherNode
+from onnxdistill.device.costs.surface import Surface, axis, pairs
+from onnxdistill.device.host import read_host
+from onnxdistill.graph.blocks import removable_blocks, without_blocks
+from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
+from onnxdistill.graph.surgery import remove_channels
+from onnxdistill.graph.widths import Steps
+from onnxdistill.networks import build_network
+from onnxdistill.planning.network import Choices, Costing, Damages, Graph, choices_of, read_graph
+from onnxdistill.planning.problem import MOST_CASES, EntangledError, solve
+from onnxdistill.recipe import ExportTable
+from onnxdistill.stages.export import export
+
+
+def profile_of(layers: Sequence[Layer]) -> DeviceProfile:
+    """Layers take as many milliseconds as they have thousands of multiply-adds, plus one."""
+    surfaces = {}
+    for layer in layers:
+        widths = pairs(axis(layer.inputs, 8), axis(layer.outputs, 8))
+        if layer.kind.groups == 0:
+            widths = [(width, width) for width in axis(layer.outputs, 8)]
+        points = {pair: 1 + replace(layer, inputs=pair[0], outputs=pair[1]).macs / 1000 for pair in widths}
+        known = surfaces[layer.kind].points_ms if layer.kind in surfaces else {}
+        surfaces[layer.kind] = Surface({**known, **points})
+    return DeviceProfile(read_host(), 1, "cpu", "uint8", Coldness((), ()), surfaces)
+
+
+@dataclass
+class Case:
+    network: nn.Module
+    example: torch.Tensor
+    exported: Exported
+    graph: Graph
+    analysis: ChannelAnalysis
+    profile: DeviceProfile
+    costs: NetworkCosts
+    choices: Choices
+    damages: Damages
+
+    @property
+    def costing(self) -> Costing:
+        return Costing(self.choices, self.analysis, self.graph, self.costs, self.profile, self.costs.weight_bytes)
+
+
+def exported(network: nn.Module, example: torch.Tensor, path: Path) -> Exported:
+    export(network.eval(), example, path, ExportTable())
+    return read_exported(path, {"input": example[:1].numpy()})
+
+
+def case_of(network: nn.Module, example: torch.Tensor, path: Path, blocks: Sequence[str] = ()) -> Case:
+    before = exported(network, example, path)
+    graph = read_graph(onnx.load(path), dict(network.named_parameters()))
+    analysis = analyse_channels(network, example)
+    choices = choices_of(analysis, Steps(8, 8), blocks)
+    others = tuple(OtherNode(name, 2.0, 0.5) for name in before.sizes if name not in graph.weights)
+    costs = NetworkCosts(before.layers, dict.fromkeys((layer.name for layer in before.layers), 1.5), others, 3.0)
+    damages = Damages(
+        {name: np.linspace(1, 0, analysis[name].size + 1) ** 2 for name in choices.widths},
+        dict.fromkeys(choices.blocks, 0.3),
+    )
+    return Case(network, example, before, graph, analysis, profile_of(before.layers), costs, choices, damages)
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    network, example = build_network("cifar-resnet20", 10, 0), torch.randn(2, 3, 32, 32)
+    blocks = removable_blocks(network, example)
+    return case_of(network, example, tmp_path_factory.mktemp("plan") / "n.onnx", blocks)
+
+
+class Separable(nn.Module):
+    """Depthwise convolutions between others, and one in two groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(),
+            nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=2), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.layers(x).mean((2, 3)))
+        return result
+
+
+def test_where_nodes_come_from(residual: Case) -> None:
+    graph, parameters = residual.graph, dict(residual.network.named_parameters())
+    convolutions = [name for name, p in parameters.items() if p.ndim == 4]
+    assert sorted(graph.weights.values()) == sorted([*convolutions, "linear.weight"])
+    layers = {name: weight.rpartition(".")[0] for name, weight in graph.weights.items()}
+    add = next(name for name, modules in graph.modules.items() if modules[-1] == "layer2.1" and "add" in name)
+    assert layers[graph.origins[add]] == "layer2.1.conv2"
+    assert "layer2.1" in graph.modules[add]
+
+
+def test_the_plan_that_changes_nothing(residual: Case) -> None:
+    plans = solve(residual.choices.sizes, residual.costing.terms(residual.damages))
+    whole = plans[len(plans) - 1]
+    assert whole.damage == 0
+    assert residual.choices.gone(whole) == []
+    assert residual.choices.kept(whole) == {name: residual.analysis[name].size for name in residual.choices.widths}
+    as_it_is = dict.fromkeys(residual.exported.sizes, 1.0)
+    expected = residual.costs.time_ms(residual.profile, residual.exported.layers, as_it_is)
+    assert whole.latency_ms == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_plan_costs_what_the_network_costs_that_is_cut_by_it(residual: Case, share: float, tmp_path: Path) -> None:
+    costing = residual.costing
+    plans = solve(residual.choices.sizes, costing.terms(residual.damages))
+    plan = plans.within(share * float(plans.front.latency_ms[-1]))
+    assert plan is not None
+    blocks = residual.choices.gone(plan)
+    shorter = without_blocks(residual.network, blocks)
+    analysis = analyse_channels(shorter, residual.example)
+    sizes = {group.name: group.size for group in analysis.free}
+    kept = {name: np.arange(width) for name, width in residual.choices.kept(plan).items() if width < sizes.get(name, 0)}
+    smaller = remove_channels(shorter, analysis, kept, residual.example)
+    after = exported(smaller, residual.example, tmp_path / "after.onnx")
+    planned = costing.layers_of(plan)
+    assert [(one.inputs, one.outputs) for one in planned] == [(one.inputs, one.outputs) for one in after.layers]
+    # Other nodes than layers: by the channels of the layer before them; those of blocks that have gone are gone.
+    gone = sum(2.0 for node in residual.costs.others if set(residual.graph.modules[node.name]) & set(blocks))
+    layers_ms = sum(residual.costs.layer_ms(residual.profile, layer) for layer in planned)
+    others_ms = plan.latency_ms - layers_ms - 3.0
+    assert 0.5 / 2.0 * (2.0 * len(residual.costs.others) - gone) <= others_ms <= 2.0 * len(residual.costs.others) - gone
+    assert bool(blocks) == (share == 0.25)
+
+
+def test_depthwise_and_grouped_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = case_of(Separable(), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
+    costing = case.costing
+    plans = solve(case.choices.sizes, costing.terms(case.damages))
+    planned = costing.layers_of(plans[0])
+    kept = {name: np.arange(width) for name, width in case.choices.kept(plans[0]).items()}
+    cut = {name: channels for name, channels in kept.items() if len(channels) < case.analysis[name].size}
+    smaller = remove_channels(case.network, case.analysis, cut, case.example)
+    after = exported(smaller, case.example, tmp_path / "after.onnx")
+    assert cut
+    assert [(one.inputs, one.outputs) for one in planned] == [(one.inputs, one.outputs) for one in after.layers]
+
+
+def test_blocks_within_blocks_and_few_widths() -> None:
+    network = build_network("cifar-vgg16", 10, 0)
+    analysis = analyse_channels(network, torch.randn(2, 3, 32, 32))
+    choices = choices_of(analysis, Steps(8, 8, ("features.0",)), ["a", "a.b", "ab"])
+    assert list(choices.blocks) == ["a", "ab"]
+    assert "features.0" not in choices.widths
+    widths = choices.widths["features.40"]
+    assert len(widths) <= 10
+    assert widths[-1] == 512
+    assert all(width % 8 == 0 for width in widths)
+
+
+class Dense(nn.Module):
+    """Every layer takes the outputs of all before it."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(64 * index or 3, 64, 3, padding=1) for index in range(count)])
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs = [torch.relu(self.layers[0](x))]
+        for layer in list(self.layers)[1:]:
+            outputs.append(torch.relu(layer(torch.cat(outputs, 1))))
+        result: torch.Tensor = self.head(outputs[-1].mean((2, 3)))
+        return result
+
+
+def test_a_network_that_is_too_entangled_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = case_of(Dense(8), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
+    assert MOST_CASES < 8**7
+    with pytest.raises(EntangledError):
+        solve(case.choices.sizes, case.costing.terms(case.damages))

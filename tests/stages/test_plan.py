@@ -1,0 +1,120 @@
+"""The stage `plan` on a trained network for digits, timed for real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.gate import Gate
+from onnxdistill.graph.cost import count_macs
+from onnxdistill.journal import Journal
+from onnxdistill.networks import build_network
+from onnxdistill.recipe import ExportTable, PlanTable, Recipe, TrainingTable
+from onnxdistill.stages.export import export
+from onnxdistill.stages.plan import Deployed, PlanResult, plan
+from onnxdistill.tasks.base import Objective
+from onnxdistill.tasks.classification import Classification
+from onnxdistill.training import train
+from onnxdistill.training.validation import validation_score
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Classification) -> nn.Module:
+    table = TrainingTable(epochs=3, batch_size=64, learning_rate=0.1)
+    return train(build_network("digits-resnet", 10, 0), digits, table, 0, Objective()).network
+
+
+class Setting:
+    """Everything that the stage needs, and what it has deployed and decided."""
+
+    def __init__(self, task: Classification, folder: Path, **tables: object) -> None:
+        values = {"name": "x", "data": {"source": "digits"}, "teacher": {"network": "digits-resnet"}}
+        values["bench"] = {"seconds": 0.3}
+        self.recipe = Recipe.model_validate(values | tables)
+        self.task, self.folder = task, folder
+        self.latencies: list[float] = []
+        self.decided: dict[str, Any] = {}
+
+    def plan(self, network: nn.Module, speedup: float, **changes: object) -> PlanResult:
+        table = PlanTable.model_validate({"speedup": speedup, "steps": 2, **changes})
+        reference = self.folder / "teacher.onnx"
+        names: dict[str, Any] = {"input_name": self.task.input_name, "output_name": self.task.output_name}
+        export(network, self.task.example_input(3), reference, ExportTable(), **names)
+        with Journal(self.folder / "run") as journal:
+            gate = Gate(self.recipe, self.task, self.folder, journal)
+            deploy = self.noted(partial(gate.deployed, reference=reference))
+            budget_ms = gate.latency_ms(reference) / speedup
+            return plan(network, self.task, table, budget_ms, deploy, SessionSettings(), remember=self.remember)
+
+    def noted(self, deploy: Callable[[nn.Module], Deployed]) -> Callable[[nn.Module], Deployed]:
+        def deployed(network: nn.Module) -> Deployed:
+            found = deploy(network)
+            self.latencies.append(found.latency_ms)
+            return found
+
+        return deployed
+
+    def remember(self, key: str, decide: Callable[[], Any]) -> Any:
+        if key not in self.decided:
+            self.decided[key] = json.loads(json.dumps(decide()))
+        return self.decided[key]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "plan-cache"))
+
+
+def test_it_is_as_fast_as_asked_and_still_knows_something(
+    digits: Classification, trained: nn.Module, tmp_path: Path
+) -> None:
+    setting = Setting(digits, tmp_path)
+    before = {name: parameter.clone() for name, parameter in trained.named_parameters()}
+    result = setting.plan(trained, 2.0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in trained.named_parameters())
+    # The first one is the whole network. Loosely, since others may run meanwhile.
+    assert setting.latencies[-1] < 0.65 * setting.latencies[0]
+    assert [cut.measured_ms for cut in result.cuts] == setting.latencies[1:]
+    assert result.cuts[0].budget_ms > result.cuts[-1].budget_ms
+    assert result.widths or result.blocks
+    example = digits.example_input(2)
+    assert count_macs(result.network, example) < 0.7 * count_macs(trained, example)
+    assert validation_score(result.network, digits) > 50
+    for note in result.notes:
+        assert "ms predicted" in note
+    # Decided once: the same again, whatever the times are now.
+    again = setting.plan(trained, 2.0)
+    states = [one.network.state_dict() for one in (result, again)]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_int8_is_deployed_where_it_is_faster(digits: Classification, trained: nn.Module, tmp_path: Path) -> None:
+    setting = Setting(digits, tmp_path, quantize={})
+    result = setting.plan(trained, 1.01)
+    assert result.cuts == [] or setting.latencies[0] > result.cuts[-1].measured_ms
+    files = [path for path in tmp_path.glob("gate-*.onnx") if b"QuantizeLinear" in path.read_bytes()]
+    assert files
+
+
+def test_nothing_may_go(digits: Classification, trained: nn.Module, tmp_path: Path) -> None:
+    result = Setting(digits, tmp_path).plan(trained, 3.0, blocks=False, skip=["*"])
+    assert result.network is trained
+    assert result.cuts == []
+    assert len(result.notes) == 1
+    assert result.notes[0].startswith("plan stopped at ")
+    assert result.notes[0].endswith(" ms: nothing is left to cut.")
+
+
+def test_what_is_fast_enough_stays_as_it_is(digits: Classification, trained: nn.Module, tmp_path: Path) -> None:
+    deployed = Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", 1.0)
+    table = PlanTable(latency_ms=1.0)
+    result = plan(trained, digits, table, 1.0, lambda _network: deployed, SessionSettings())
+    assert result == PlanResult(trained, [], [], [], [])
