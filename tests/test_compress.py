@@ -186,6 +186,36 @@ def test_the_page_needs_nothing_else(finished: tuple[Path, subprocess.CompletedP
         assert outside not in page
 
 
+def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(QUICK)
+    process = run("compress", recipe, "--out", out, "--speedup", 1.5, "--max-drop", 60, "--set", "quantize=")
+    assert process.returncode == 0, process.stderr
+    report = load_report(out / "report.json")
+    assert [row.stage for row in report.rows] == ["teacher", "plan", "distill"]
+    assert {check.name: check.limit for check in report.limits} == {"max_drop": 60, "min_speedup": 1.5}
+    assert all(check.met for check in report.limits)
+    assert any(note.startswith("plan, cut 1: ") for note in report.notes)
+    planned = load_recipe(out / "recipe.toml").plan
+    assert planned is not None
+    assert planned.speedup == 1.5
+    assert load_student(out / "student.pt") is not None
+
+
+def test_a_latency_that_cannot_be_had_is_missed_with_the_numbers(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(QUICK)
+    few = ("--set", "teacher.train.epochs=1", "--set", "distill=", "--set", "quantize=", "--set", "plan.steps=1")
+    process = run("compress", recipe, "--out", tmp_path / "run", "--latency-ms", 1e-6, *few)
+    assert process.returncode == 1
+    assert "max_latency_ms = 1e-06: measured" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert "nothing is left to cut" in process.stdout
+    both = run("compress", recipe, "--speedup", 2, "--latency-ms", 1)
+    assert both.returncode == 2
+    assert "--speedup and --latency-ms exclude each other" in both.stderr
+
+
 def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(QUICK.replace("[prune]\nratio = 0.5\nmultiple_of = 16\n", "").replace("epochs = 4", "epochs = 1"))

@@ -125,3 +125,19 @@ def test_a_folder_that_is_removed_underway_does_no_harm(tmp_path: Path) -> None:
         assert not journal.holds_something
 
     ended(tmp_path / "run", work)
+
+
+@pytest.mark.parametrize("damage", [None, "", "[]", "{"])
+def test_decisions_are_made_once(tmp_path: Path, damage: str | None) -> None:
+    def work(journal: Journal) -> None:
+        assert journal.decision("a", lambda: {"widths": {"x": 8}, "gone": []}) == {"widths": {"x": 8}, "gone": []}
+        assert journal.decision("a", lambda: 5) == {"widths": {"x": 8}, "gone": []}
+        assert journal.holds_something
+
+    ended(tmp_path / "run", work)
+    if damage is not None:
+        (tmp_path / ".run.resume" / "decisions.json").write_text(damage)
+    with Journal(tmp_path / "run") as journal:
+        kept = {"widths": {"x": 8}, "gone": []} if damage is None else 6
+        assert journal.decision("a", lambda: 6) == kept
+    assert not (tmp_path / ".run.resume").exists()

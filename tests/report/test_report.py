@@ -152,6 +152,8 @@ def test_page_escapes_names_and_repeats_itself(report: Report) -> None:
 def test_limits_in_words() -> None:
     missed = LimitCheck("min_speedup", 3.0, 2.5, 2.4, 2.6, False, "×")
     assert limit_text(missed) == "min_speedup = 3: measured 2.50 × (95 % interval 2.40 to 2.60), MISSED"
+    slow = LimitCheck("max_latency_ms", 0.02, 0.02345, 0.0229, 0.0241, False, "ms")
+    assert limit_text(slow) == "max_latency_ms = 0.02: measured 0.0234 ms (95 % interval 0.0229 to 0.0241), MISSED"
     assert limit_text(LimitCheck("max_drop", 1, None, None, None, False, "points")) == "max_drop = 1: not measured"
 
 
