@@ -177,7 +177,8 @@ class _Run:
             return original
         last = result.cuts[-1]
         gone = f"without {len(result.blocks)} blocks, " if result.blocks else ""
-        summary = f"{gone}{len(result.widths)} groups narrower, {last.measured_ms:.3g} ms as deployed"
+        paired = f"{len(result.pairs)} layers in low rank, " if result.pairs else ""
+        summary = f"{gone}{len(result.widths)} groups narrower, {paired}{last.measured_ms:.3g} ms as deployed"
         self.record.groups.extend(GroupCut(**asdict(width)) for width in result.widths)
         return self.record.finish("plan", result.network, summary)
 

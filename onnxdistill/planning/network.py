@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from math import prod
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
-from onnxdistill.device.costs.layers import DEPTHWISE, Layer
+from onnxdistill.device.costs.layers import DEPTHWISE, Layer, pair_of
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup
 from onnxdistill.graph.widths import Steps
@@ -118,16 +118,33 @@ def _widths(group: ChannelGroup, steps: Steps) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A low-rank pair in the place of a layer.
+
+    Attributes:
+        spatial: See `pair_of`.
+        rank: Channels between the two.
+        damage: By how much the loss grows, at the widths that the layer has now.
+    """
+
+    spatial: bool
+    rank: int
+    damage: float = 0.0
+
+
+@dataclass(frozen=True)
 class Damages:
     """By how much the loss grows.
 
     Attributes:
         widths: Of a group with so many channels left, `[size + 1]`, by group.
         blocks: Of a block that has gone, by block.
+        pairs: Of low-rank pairs in the place of a layer, by its weight's name.
     """
 
     widths: Mapping[str, Floats]
     blocks: Mapping[str, float]
+    pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
 
 
 class Costing:
@@ -170,7 +187,7 @@ class Costing:
             EntangledError: If a layer depends on too many choices.
         """
         latencies: dict[tuple[str, ...], Floats] = {}
-        for around, latency_ms in self._latencies():
+        for around, latency_ms in self._latencies(damages.pairs):
             latencies[around] = latencies[around] + latency_ms if around in latencies else latency_ms
         terms = [
             Term(f"latency of {', '.join(around)}", around, latency_ms[..., None], np.zeros((*latency_ms.shape, 1)))
@@ -185,7 +202,32 @@ class Costing:
         for block in self._choices.blocks:
             without = np.array([[0.0], [damages.blocks[block]]])
             terms.append(Term(f"damage without {block}", (block,), np.zeros((2, 1)), without))
-        return terms
+        return [*terms, *self._pair_terms(damages)]
+
+    def pairs_of(self, plan: Plan, damages: Damages) -> dict[str, Pair]:
+        """The low-rank pairs of a plan, by the weight of the layer that each stands for."""
+        gone = set(self._choices.gone(plan))
+        return {
+            weight: pairs[form - 1]
+            for layer in self._layers.values()
+            if (pairs := damages.pairs.get(weight := self._graph.weights.get(layer.name, "")))
+            and (form := plan.forms[_form_of(weight)])
+            and not gone & set(self._block_of(layer.name))
+        }
+
+    def _pair_terms(self, damages: Damages) -> Iterator[Term]:
+        """What layers cost that may become pairs: as they are, and as each of these."""
+        for layer in self._layers.values():
+            weight = self._graph.weights.get(layer.name, "")
+            if pairs := damages.pairs.get(weight):
+                through, blocks = self._groups_through(layer), self._block_of(layer.name)
+                parts = [partial(self._layer_ms, layer), *(partial(self._pair_ms, layer, pair) for pair in pairs)]
+                tables = [self._over(through, blocks, part)[1] for part in parts]
+                latency_ms = np.stack(tables, axis=-1)
+                damage = np.broadcast_to(np.array([0.0, *(pair.damage for pair in pairs)]), latency_ms.shape).copy()
+                if blocks:
+                    damage[..., GOES, :] = 0.0
+                yield Term(_form_of(weight), (*through, *blocks), latency_ms, damage)
 
     def layers_of(self, plan: Plan) -> list[Layer]:
         """The layers that a plan leaves, with their new widths."""
@@ -193,13 +235,13 @@ class Costing:
         gone = set(self._choices.gone(plan))
         return [self._cut(layer, kept) for layer in self._layers.values() if not gone & set(self._block_of(layer.name))]
 
-    def _latencies(self) -> Iterator[tuple[tuple[str, ...], Floats]]:
-        """Choices, and the time of something for all combinations of their options."""
+    def _latencies(self, apart: Container[str]) -> Iterator[tuple[tuple[str, ...], Floats]]:
+        """Choices, and the time of something for all combinations of their options; not of the weights `apart`."""
         yield (), np.array(self._costs.overhead_ms)
         for layer in self._layers.values():
-            runs = self._runs.get(self._graph.weights.get(layer.name, ""), ())
-            through = list(dict.fromkeys(group for group, _, _ in runs))
-            yield self._over(through, self._block_of(layer.name), partial(self._layer_ms, layer))
+            if self._graph.weights.get(layer.name, "") not in apart:
+                part = partial(self._layer_ms, layer)
+                yield self._over(self._groups_through(layer), self._block_of(layer.name), part)
         for node in self._costs.others:
             name = self._named(node)
             yield self._over(self._groups_of(name), self._block_of(name), partial(self._node_ms, node, name))
@@ -222,6 +264,14 @@ class Costing:
 
     def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
         return self._costs.layer_ms(self._profile, self._cut(layer, kept), self._weight_bytes)
+
+    def _pair_ms(self, layer: Layer, pair: Pair, kept: Mapping[str, int]) -> float:
+        both = pair_of(self._cut(layer, kept), pair.rank, spatial=pair.spatial)
+        return sum(self._costs.layer_ms(self._profile, one, self._weight_bytes) for one in both)
+
+    def _groups_through(self, layer: Layer) -> list[str]:
+        runs = self._runs.get(self._graph.weights.get(layer.name, ""), ())
+        return list(dict.fromkeys(group for group, _, _ in runs))
 
     def _cut(self, layer: Layer, kept: Mapping[str, int]) -> Layer:
         gone = {0: 0, 1: 0}
@@ -254,3 +304,8 @@ class Costing:
             if modules and all(f"{module}.".startswith(f"{block}.") for module in modules):
                 return (block,)
         return ()
+
+
+def _form_of(weight: str) -> str:
+    """Name of the term whose forms are those of a layer."""
+    return f"form of {weight}"

@@ -25,6 +25,7 @@ class PlanTable(Table):
         3, description="Cuts on the way; after each, channels are scored anew and the latency is measured."
     )
     blocks: bool = Field(True, description="Whether whole residual blocks may go.")
+    pairs: bool = Field(True, description="Whether layers may become low-rank pairs.")
     repair: bool = Field(
         True, description="Fit what takes fewer channels to the outputs that it had, by least squares."
     )

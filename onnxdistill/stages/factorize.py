@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from onnxdistill.device.measuring.compare import describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
@@ -21,32 +19,19 @@ from onnxdistill.graph.lowrank import (
     RankOptions,
     can_factorize,
     choose_ranks,
-    decompose,
     input_shapes,
     layer_macs,
     low_rank_pair,
     pair_macs,
     scheme_of,
 )
-from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Moments, Scheme, longest_column, pair_moments
-from onnxdistill.graph.recalibrate import match_batch_norm
-from onnxdistill.graph.repair import layers_from, refit
+from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Scheme, longest_column
 from onnxdistill.recipe import FactorizeTable
 from onnxdistill.tasks import Task
-from onnxdistill.tasks.base import Objective, TrainingBatch
-from onnxdistill.training import best_on_validation
-
-CALIBRATION_BATCH = 64
+from onnxdistill.training.pairs import PairForm, best_fitted, layer_of, pair_factors
 
 LayerSpeedup = Callable[[nn.Module, nn.Module, tuple[int, ...]], Estimate]
 """Measures how many times faster the second layer is than the first, on inputs `[N, *shape]`, as deployed."""
-
-
-class PairForm(NamedTuple):
-    """What a layer becomes."""
-
-    scheme: Scheme
-    rank: int
 
 
 @dataclass(frozen=True)
@@ -82,17 +67,18 @@ def factorize(
     """
     shapes = _candidates(network, task, table)
     too_long = {
-        name: longest_column(_layer(network, name), "channel")
+        name: longest_column(layer_of(network, name), "channel")
         for name in shapes
-        if not _schemes(_layer(network, name), table)
+        if not _schemes(layer_of(network, name), table)
     }
     notes = [
         f"factorize left {name} as it is: to weigh columns of {length:,} numbers would take too much memory."
         for name, length in too_long.items()
     ]
     shapes = {name: shape for name, shape in shapes.items() if name not in too_long}
-    factors = _factors(network, task, table, list(shapes), torch.Generator().manual_seed(seed))
-    options = {name: _options(_layer(network, name), shapes[name], factors[name], table) for name in shapes}
+    schemes = {name: _schemes(layer_of(network, name), table) for name in shapes}
+    factors = pair_factors(network, task, schemes, torch.Generator().manual_seed(seed))
+    options = {name: _options(layer_of(network, name), shapes[name], factors[name], table) for name in shapes}
     whole = count_macs(network, task.example_input(1))
     elsewhere = whole - sum(option.dense for option in options.values())
     forms = choose_ranks(options, table.macs_ratio * whole - elsewhere)
@@ -102,53 +88,9 @@ def factorize(
     result = _replace(network, shapes, factors, chosen, layer_speedup)
     result = replace(result, notes=[*notes, *result.notes])
     if result.layers and task.measurable:
-        result = replace(result, network=_best_repaired(network, result, task, table))
+        fitted = best_fitted(network, result.network, result.layers, task, fit=table.repair)
+        result = replace(result, network=fitted)
     return result
-
-
-def _factors(
-    network: nn.Module, task: Task, table: FactorizeTable, names: Iterable[str], generator: torch.Generator
-) -> dict[str, dict[Scheme, Factors]]:
-    layers = {name: _layer(network, name) for name in names}
-    schemes = {name: _schemes(layer, table) for name, layer in layers.items()}
-    moments = pair_moments(network, schemes, _losses(network, task, generator), with_worth=task.measurable)
-    # Losses and shares of energy do not compare. Without gradients are layers that run under `torch.no_grad`; and of a
-    # network that is sure of everything, all gradients are zero.
-    weighed = all(one.worth is not None for one in moments.values()) and any(
-        one.worth is not None and bool(one.worth.any()) for one in moments.values()
-    )
-    factors: dict[str, dict[Scheme, Factors]] = {name: {} for name in layers}
-    for (name, scheme), known in moments.items():
-        factors[name][scheme] = decompose(layers[name], scheme, known if weighed else Moments(known.inputs))
-    return factors
-
-
-def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> list[Callable[[nn.Module], Tensor]]:
-    def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        return task.step(network, batch, Objective())["loss"]
-
-    def run(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        output: Tensor = network(batch.inputs)
-        return output
-
-    batches = list(task.calibration_batches(CALIBRATION_BATCH))
-    if not task.measurable:
-        return [partial(run, batch) for batch in batches]
-    with torch.no_grad():
-        drawn = [task.drawn_targets(batch, network(batch.inputs), generator) for batch in batches]
-    return [partial(loss, batch) for batch in drawn]
-
-
-def _best_repaired(network: nn.Module, result: FactorizeResult, task: Task, table: FactorizeTable) -> nn.Module:
-    """Of the network with pairs as it is, with batch norms adapted, and fitted to `network`, what scores best."""
-    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
-    forms = [result.network, match_batch_norm(network, result.network, {}, inputs)]
-    if table.repair:
-        stands_for = {f"{name}.1": name for name in result.layers}
-        firsts = {f"{name}.0" for name in result.layers}
-        layers = [name for name in layers_from(result.network, stands_for, inputs[0]) if name not in firsts]
-        forms.append(refit(network, result.network, layers, {}, inputs, stands_for))
-    return best_on_validation(forms, task)
 
 
 def _why_no_rank(options: dict[str, RankOptions[PairForm]], table: FactorizeTable) -> str:
@@ -203,7 +145,7 @@ def _replace(
     notes: list[str] = []
     measured: dict[tuple[object, ...], Estimate] = {}
     for name, form in forms.items():
-        layer = _layer(network, name)
+        layer = layer_of(network, name)
         pair = low_rank_pair(layer, factors[name][form.scheme], form.rank, form.scheme)
         # Layers of one form take the same time, whatever their weights.
         alike = (str(layer), form, shapes[name])
@@ -218,9 +160,3 @@ def _replace(
     tried = "the low-rank pair" if len(forms) == 1 else f"none of the {len(forms)} low-rank pairs"
     left_out = "" if layers else f"{tried} was {'not ' * (len(forms) == 1)}measured to be faster"
     return FactorizeResult(changed, layers, notes, left_out)
-
-
-def _layer(network: nn.Module, name: str) -> Layer:
-    layer = network.get_submodule(name)
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    return layer

@@ -14,7 +14,7 @@ from torch import nn
 
 from onnxdistill.device.costs.coldness import Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
-from onnxdistill.device.costs.layers import Exported, Layer, read_exported
+from onnxdistill.device.costs.layers import Exported, Layer, pair_of, read_exported
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode
 from onnxdistill.device.costs.surface import Surface, axis, pairs
 from onnxdistill.device.host import read_host
@@ -23,7 +23,7 @@ from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps
 from onnxdistill.networks import build_network
-from onnxdistill.planning.network import Choices, Costing, Damages, Graph, choices_of, read_graph
+from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
 from onnxdistill.planning.problem import MOST_CASES, EntangledError, solve
 from onnxdistill.recipe import ExportTable
 from onnxdistill.stages.export import export
@@ -169,6 +169,31 @@ def test_blocks_within_blocks_and_few_widths() -> None:
     assert len(widths) <= 10
     assert widths[-1] == 512
     assert all(width % 8 == 0 for width in widths)
+
+
+def test_a_layer_becomes_a_pair_where_that_does_the_least_damage(residual: Case) -> None:
+    layers = {residual.graph.weights[layer.name]: layer for layer in residual.exported.layers}
+    weight = "layer3.1.conv2.weight"
+    pair = Pair(spatial=True, rank=16, damage=1e-4)
+    damages = replace(residual.damages, pairs={weight: [pair, Pair(spatial=False, rank=8, damage=2.0)]})
+    both = pair_of(layers[weight], 16, spatial=True)
+    known = {one.kind: residual.profile.surfaces.get(one.kind, Surface({})).points_ms for one in both}
+    points = {one.kind: {**known[one.kind], (one.inputs, one.outputs): 1 + one.macs / 1000} for one in both}
+    channel = pair_of(layers[weight], 8, spatial=False)
+    points[channel[1].kind] = {(8, 64): 1 + channel[1].macs / 1000}
+    surfaces = {**residual.profile.surfaces, **{kind: Surface(found) for kind, found in points.items()}}
+    case = replace(residual, profile=replace(residual.profile, surfaces=surfaces))
+    plans = solve(case.choices.sizes, case.costing.terms(damages))
+    whole, less = plans[len(plans) - 1], plans[len(plans) - 2]
+    assert case.costing.pairs_of(whole, damages) == {}
+    assert case.costing.pairs_of(less, damages) == {weight: pair}
+    assert less.damage == pytest.approx(1e-4)
+    saved = layers[weight].macs / 1000 - sum(one.macs for one in both) / 1000 - 1
+    assert whole.latency_ms - less.latency_ms == pytest.approx(1.5 * saved)
+    # In a block that has gone there is no pair.
+    fastest = plans[0]
+    assert "layer3.1" in case.choices.gone(fastest)
+    assert case.costing.pairs_of(fastest, damages) == {}
 
 
 class Dense(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -118,6 +118,28 @@ class Layer:
         """Multiply-adds of one call."""
         kind = self.kind
         return self.weights * kind.places[0] * (1 if kind.product else prod(kind.outputs))
+
+
+def pair_of(layer: Layer, rank: int, *, spatial: bool) -> tuple[Layer, Layer]:
+    """The two layers of a low-rank pair that stand for a layer.
+
+    Args:
+        layer: In one group.
+        rank: Channels between the two.
+        spatial: Whether the first one has the kernel's height and the second one its width; else the first one has all
+            of it, and the second one is 1x1.
+    """
+    kind = layer.kind
+    if kind.product:
+        return replace(layer, outputs=rank), replace(layer, inputs=rank)
+    batch, _, width = kind.places
+    if spatial:
+        first = replace(kind, kernel=(kind.kernel[0], 1), stride=(kind.stride[0], 1))
+        between = (batch, kind.outputs[0], width)
+        second = replace(kind, kernel=(1, kind.kernel[1]), stride=(1, kind.stride[1]), places=between)
+    else:
+        first, second = kind, replace(kind, kernel=(1, 1), stride=(1, 1), places=(batch, *kind.outputs))
+    return replace(layer, kind=first, outputs=rank), replace(layer, kind=second, inputs=rank)
 
 
 @dataclass(frozen=True)

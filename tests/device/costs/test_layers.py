@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind, read_exported, work_of_layer, work_of_node
+from onnxdistill.device.costs.layers import (
+    DEPTHWISE,
+    Layer,
+    LayerKind,
+    pair_of,
+    read_exported,
+    work_of_layer,
+    work_of_node,
+)
 from onnxdistill.device.costs.network import deployed_layers
 from onnxdistill.device.profiling.trace import trace
 from onnxdistill.recipe import QuantizeTable
@@ -50,6 +58,20 @@ def test_weights_and_multiply_adds(kind: LayerKind, widths: tuple[int, int], wei
     layer = Layer("", kind, *widths)
     assert (layer.weights, layer.macs) == (weights, macs)
     assert layer.weight_bytes == weights * (1 if kind.precision == "int8" else 4)
+
+
+def test_pairs_of_layers() -> None:
+    layer = Layer("a", replace(PLAIN, kernel=(3, 5), stride=(2, 1), places=(2, 8, 8)), 16, 32)
+    first, second = pair_of(layer, 4, spatial=True)
+    assert first == Layer("a", replace(layer.kind, kernel=(3, 1), stride=(2, 1)), 16, 4)
+    assert second == Layer("a", replace(layer.kind, kernel=(1, 5), stride=(1, 1), places=(2, 4, 8)), 4, 32)
+    first, second = pair_of(layer, 4, spatial=False)
+    assert first == replace(layer, outputs=4)
+    assert second == Layer("a", replace(PLAIN, kernel=(1, 1), places=(2, 4, 8)), 4, 32)
+    # 4 x (16 x 3 x 4 x 8 + 32 x 5 x 4 x 8) multiply-adds a sample.
+    assert sum(one.macs for one in pair_of(layer, 4, spatial=True)) == 2 * 4 * (16 * 3 * 32 + 32 * 5 * 32)
+    product = Layer("b", LayerKind("float32", (1, 1), (1, 1), 1, (7, 1, 1), product=True), 64, 10)
+    assert [(one.inputs, one.outputs) for one in pair_of(product, 8, spatial=False)] == [(64, 8), (8, 10)]
 
 
 def test_every_layer_is_found_again_in_the_optimized_graph(tmp_path: Path) -> None:

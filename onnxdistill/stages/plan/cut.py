@@ -1,0 +1,322 @@
+"""One cut: what a network's choices cost and damage, the best of them within a budget, and the network after it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
+from onnxdistill.device.costs.layers import Layer, pair_of, read_exported
+from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, network_costs
+from onnxdistill.device.profiling.trace import trace
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.graph.blocks import removable_blocks, without_blocks
+from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
+from onnxdistill.graph.importance import Scores, magnitude
+from onnxdistill.graph.lowrank import can_factorize, scheme_of
+from onnxdistill.graph.pairmoments import Scheme, longest_column
+from onnxdistill.graph.secondorder import second_order
+from onnxdistill.graph.surgery import remove_channels
+from onnxdistill.graph.widths import Steps, most_important
+from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
+from onnxdistill.planning.problem import Plan, solve
+from onnxdistill.recipe import PlanTable
+from onnxdistill.tasks import Task
+from onnxdistill.training.pairs import PairForm, best_fitted, pair_factors, with_pairs
+from onnxdistill.training.repaired import best_repaired, calibration_loss, calibration_losses
+
+# Shares of the width that pairs may have between them, and by how much they have to be faster than their layer.
+_RANK_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+_WORTHWHILE, _LEAST_RANK = 0.9, 8
+# Of columns whose second moments are decomposed in each cut.
+_LONGEST_COLUMN = 2400
+# How often weights in the caches are estimated from the plan that they led to.
+_CACHE_ROUNDS = 2
+
+Remember = Callable[[str, Callable[[], Any]], Any]
+"""Returns what was decided before under a key, or else decides."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A network in the form in which it is deployed.
+
+    Attributes:
+        exported: Its float file.
+        path: The file that runs.
+        latency_ms: What a call takes.
+    """
+
+    exported: Path
+    path: Path
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A cut.
+
+    Attributes:
+        network: After it.
+        blocks: Residual blocks that it left out.
+        pairs: Rank of every low-rank pair, by the layer that it stands for.
+        predicted_ms: What the network was to take.
+        damage: By how much the loss was to grow.
+    """
+
+    network: nn.Module
+    blocks: list[str]
+    pairs: dict[str, int]
+    predicted_ms: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What one cut is planned from."""
+
+    choices: Choices
+    analysis: ChannelAnalysis
+    graph: Graph
+    costs: NetworkCosts
+    profile: DeviceProfile
+    schemes: Mapping[str, Sequence[Scheme]]
+
+
+class Planner:
+    """Plans and makes cuts.
+
+    Args:
+        task: Gives calibration samples, and the score on validation.
+        table: The recipe's `[plan]`.
+        settings: How deployed files run.
+        batch: Items a call.
+        remember: See `Remember`.
+        on_progress: Told what is being done.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        table: PlanTable,
+        settings: SessionSettings,
+        batch: int,
+        remember: Remember,
+        on_progress: Callable[[str], None],
+    ) -> None:
+        self._task = task
+        self._table = table
+        self._settings = settings
+        self._batch = batch
+        self._remember = remember
+        self._say = on_progress
+
+    def step(self, network: nn.Module, deployed: Deployed, budget_ms: float) -> Step | None:
+        """One cut; None if there is nothing that makes the network faster."""
+        analysis = analyse_channels(network, self._task.example_input(2))
+        scores = self._scores(network, analysis)
+        digest = hashlib.sha256(deployed.exported.read_bytes()).hexdigest()
+        key = f"plan {self._table} {digest}"
+        decided = self._remember(key, lambda: self._decided(network, analysis, scores, deployed, budget_ms))
+        if not decided:
+            return None
+        self._say("cutting and repairing")
+        smaller = self._cut(network, analysis, scores, decided["widths"], decided["blocks"])
+        forms = {name: PairForm(scheme, rank) for name, (scheme, rank) in decided["pairs"].items()}
+        if forms:
+            smaller, forms = self._factorized(smaller, forms)
+        if smaller is network:
+            return None
+        ranks = {name: form.rank for name, form in forms.items()}
+        return Step(smaller, decided["blocks"], ranks, decided["latency_ms"], decided["damage"])
+
+    def _decided(
+        self,
+        network: nn.Module,
+        analysis: ChannelAnalysis,
+        scores: Scores,
+        deployed: Deployed,
+        budget_ms: float,
+    ) -> dict[str, Any]:
+        """Widths, blocks and pairs, with what they cost, as plain values; nothing, if nothing is faster."""
+        known = self._known(network, analysis, deployed)
+        damages = self._damages(network, known, scores)
+        self._say("solving")
+        chosen, pairs = self._solved(known, damages, budget_ms)
+        if chosen is None or chosen.latency_ms >= deployed.latency_ms:
+            return {}
+        return {
+            "widths": known.choices.kept(chosen),
+            "blocks": known.choices.gone(chosen),
+            "pairs": {
+                weight.removesuffix(".weight"): ["spatial" if pair.spatial else "channel", pair.rank]
+                for weight, pair in pairs.items()
+            },
+            "latency_ms": chosen.latency_ms,
+            "damage": chosen.damage,
+        }
+
+    def _known(self, network: nn.Module, analysis: ChannelAnalysis, deployed: Deployed) -> _Known:
+        self._say("tracing")
+        feeds = {self._task.input_name: self._task.example_input(self._batch).numpy()}
+        traced = trace(deployed.path, feeds, self._settings)
+        layers = deployed_layers(read_exported(deployed.exported, feeds).layers, traced)
+        graph = read_graph(onnx.load(deployed.exported), dict(network.named_parameters()))
+        schemes = self._schemes(network, graph)
+        pairs = [
+            part
+            for layer in layers
+            for scheme in schemes.get(graph.weights.get(layer.name, "").removesuffix(".weight"), ())
+            for part in pair_of(layer, min(layer.inputs, layer.outputs), spatial=scheme == "spatial")
+        ]
+        profile = profile_device(
+            [*layers, *pairs],
+            self._settings,
+            self._table.multiple_of,
+            on_kind=lambda kind, _: self._say(f"measuring {kind}"),
+        )
+        blocks = removable_blocks(network, self._task.example_input(2)) if self._table.blocks else []
+        steps = Steps(self._table.multiple_of, self._table.minimum, tuple(self._table.skip))
+        return _Known(
+            choices_of(analysis, steps, blocks),
+            analysis,
+            graph,
+            network_costs(layers, traced, profile, deployed.latency_ms),
+            profile,
+            schemes,
+        )
+
+    def _schemes(self, network: nn.Module, graph: Graph) -> dict[str, list[Scheme]]:
+        """How layers can become pairs, by name."""
+        if not (self._table.pairs and self._task.measurable):
+            return {}
+        found: dict[str, list[Scheme]] = {}
+        for weight in graph.weights.values():
+            name = weight.removesuffix(".weight")
+            layer = network.get_submodule(name) if weight.endswith(".weight") else network
+            if not isinstance(layer, nn.Conv2d | nn.Linear) or not can_factorize(layer):
+                continue
+            if any(fnmatchcase(name, pattern) for pattern in self._table.skip):
+                continue
+            wanted = dict.fromkeys(scheme_of(layer, scheme) for scheme in ("spatial", "channel"))
+            found[name] = [scheme for scheme in wanted if longest_column(layer, scheme) <= _LONGEST_COLUMN]
+        return found
+
+    def _scores(self, network: nn.Module, analysis: ChannelAnalysis) -> Scores:
+        self._say("scoring channels")
+        if not self._task.measurable:
+            return magnitude(network, analysis, 2)
+        return second_order(network, analysis, calibration_losses(self._task))
+
+    def _damages(self, network: nn.Module, known: _Known, scores: Scores) -> Damages:
+        widths = {}
+        for name in known.choices.widths:
+            rising = np.sort(scores[name].double().numpy())
+            # With w channels left, the others have gone, the least important ones.
+            widths[name] = np.concatenate([np.cumsum(rising)[::-1], [0.0]])
+        self._say("scoring blocks")
+        if not self._task.measurable:
+            mean = float(np.mean([damage[0] for damage in widths.values()])) if widths else 1.0
+            return Damages(widths, dict.fromkeys(known.choices.blocks, mean))
+        pairs = self._pairs(network, known)
+        before = calibration_loss(network, self._task)
+        blocks = {
+            block: max(0.0, calibration_loss(without_blocks(network, [block]), self._task) - before)
+            for block in known.choices.blocks
+        }
+        return Damages(widths, blocks, pairs)
+
+    def _pairs(self, network: nn.Module, known: _Known) -> dict[str, list[Pair]]:
+        """The pairs that are faster than the layer that they stand for, with what they cost, by its weight's name."""
+        worthwhile: dict[str, list[PairForm]] = {}
+        for layer in known.costs.layers:
+            name = known.graph.weights.get(layer.name, "").removesuffix(".weight")
+            forms = [
+                PairForm(scheme, rank)
+                for scheme in known.schemes.get(name, ())
+                for rank in self._ranks(layer)
+                if sum(known.profile.time_ms(one) for one in pair_of(layer, rank, spatial=scheme == "spatial"))
+                < _WORTHWHILE * known.profile.time_ms(layer)
+            ]
+            if forms:
+                worthwhile[name] = forms
+        if not worthwhile:
+            return {}
+        self._say("scoring low-rank pairs")
+        schemes = {name: list(dict.fromkeys(form.scheme for form in forms)) for name, forms in worthwhile.items()}
+        factors = pair_factors(network, self._task, schemes, torch.Generator().manual_seed(0))
+        return {
+            f"{name}.weight": [
+                Pair(form.scheme == "spatial", form.rank, float(factors[name][form.scheme].errors[form.rank]))
+                for form in forms
+                if form.rank < len(factors[name][form.scheme].errors)
+            ]
+            for name, forms in worthwhile.items()
+        }
+
+    def _ranks(self, layer: Layer) -> list[int]:
+        step = max(_LEAST_RANK, self._table.multiple_of)
+        widest = min(layer.inputs, layer.outputs)
+        return sorted({max(step, round(share * widest / step) * step) for share in _RANK_SHARES})
+
+    def _factorized(self, network: nn.Module, forms: Mapping[str, PairForm]) -> tuple[nn.Module, dict[str, PairForm]]:
+        """The network with low-rank pairs, of the layers that are still there and wide enough."""
+        left = dict(network.named_modules())
+        schemes = {name: [form.scheme] for name, form in forms.items() if name in left}
+        factors = pair_factors(network, self._task, schemes, torch.Generator().manual_seed(0))
+        fitting = {}
+        for name in schemes:
+            scheme, rank = forms[name]
+            if rank < len(factors[name][scheme].errors) - 1:
+                fitting[name] = forms[name]
+        if not fitting:
+            return network, {}
+        changed = with_pairs(network, factors, fitting)
+        return best_fitted(network, changed, fitting, self._task, fit=self._table.repair), fitting
+
+    def _solved(self, known: _Known, damages: Damages, budget_ms: float) -> tuple[Plan | None, dict[str, Pair]]:
+        """The plan of least damage within the budget, or the fastest one; with its pairs."""
+        weight_bytes, chosen, pairs = known.costs.weight_bytes, None, dict[str, Pair]()
+        for _ in range(_CACHE_ROUNDS):
+            costing = Costing(known.choices, known.analysis, known.graph, known.costs, known.profile, weight_bytes)
+            plans = solve(known.choices.sizes, costing.terms(damages))
+            if not len(plans):
+                return None, {}
+            chosen = plans.within(budget_ms) or plans[0]
+            pairs = costing.pairs_of(chosen, damages)
+            weight_bytes = sum(layer.weight_bytes for layer in costing.layers_of(chosen))
+        return chosen, pairs
+
+    def _cut(
+        self,
+        network: nn.Module,
+        analysis: ChannelAnalysis,
+        scores: Scores,
+        widths: Mapping[str, int],
+        blocks: Sequence[str],
+    ) -> nn.Module:
+        shorter = without_blocks(network, blocks) if blocks else network
+        example = self._task.example_input(2)
+        if blocks:
+            if self._task.measurable:
+                shorter = best_repaired(network, shorter, {}, blocks, self._task, fit=self._table.repair)
+            analysis = analyse_channels(shorter, example)
+        left = {group.name: group.size for group in analysis.free}
+        narrower = {name: width for name, width in widths.items() if width < left.get(name, 0)}
+        if not narrower:
+            return shorter
+        kept = most_important(scores, narrower)
+        smaller = remove_channels(shorter, analysis, kept, example)
+        if not self._task.measurable:
+            return smaller
+        removed = analysis.removed_indices(kept)
+        return best_repaired(shorter, smaller, removed, (), self._task, fit=self._table.repair)

@@ -1,0 +1,142 @@
+"""Stage `plan`: spend a latency budget on widths and blocks, by what each of them costs on the target.
+
+In several cuts: each time, channels are scored, the network is traced as it is deployed, and of all widths and blocks
+those are taken that let the loss grow the least within the next part of the budget. What is left is repaired, and its
+latency is measured: the plan of the next cut begins with that, and the last cuts make up for what was predicted wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.graph.channels import analyse_channels
+from onnxdistill.planning.problem import EntangledError
+from onnxdistill.recipe import PlanTable
+from onnxdistill.stages.plan.cut import Deployed, Planner, Remember
+from onnxdistill.tasks import Task
+
+# Cuts after the last one of the recipe, where the latency is still too high.
+_MOST_CORRECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Width:
+    """A channel group before and after; `layers` are those that it runs through."""
+
+    name: str
+    channels_before: int
+    channels_after: int
+    layers: list[str]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One of the cuts.
+
+    Attributes:
+        budget_ms: What was allowed.
+        predicted_ms: What the plan was to take.
+        measured_ms: What it takes.
+        damage: By how much the loss was to grow.
+    """
+
+    budget_ms: float
+    predicted_ms: float
+    measured_ms: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """The smaller network, and how it came about.
+
+    Attributes:
+        network: Trains and exports like any other.
+        widths: Channel groups that got narrower.
+        blocks: Residual blocks that were left out.
+        pairs: Rank of every low-rank pair, by the layer that it stands for.
+        cuts: In their order.
+        notes: A sentence each.
+    """
+
+    network: nn.Module
+    widths: list[Width]
+    blocks: list[str]
+    pairs: dict[str, int]
+    cuts: list[Cut]
+    notes: list[str]
+
+
+def plan(
+    network: nn.Module,
+    task: Task,
+    table: PlanTable,
+    budget_ms: float,
+    deploy: Callable[[nn.Module], Deployed],
+    settings: SessionSettings,
+    batch: int = 1,
+    remember: Remember = lambda _key, decide: decide(),
+    on_progress: Callable[[str], None] = lambda _text: None,
+) -> PlanResult:
+    """Makes a network as fast as asked, with the least damage.
+
+    Args:
+        network: Not changed.
+        task: Gives calibration samples, and the score on validation.
+        table: The recipe's `[plan]`.
+        budget_ms: What a call of the deployed student may take.
+        deploy: Exports, quantizes and times a network.
+        settings: How deployed files run.
+        batch: Items a call.
+        remember: Returns what was decided before under a key, or else decides.
+        on_progress: Told what is being done.
+
+    Raises:
+        NetworkError: If the network cannot be traced, or does not run with fewer channels.
+    """
+    planner = Planner(task, table, settings, batch, remember, on_progress)
+    current, gone, notes = network, list[str](), list[str]()
+    cuts: list[Cut] = []
+    pairs: dict[str, int] = {}
+    deployed = deploy(network)
+    whole_ms = deployed.latency_ms
+    for number in range(1, table.steps + _MOST_CORRECTIONS + 1):
+        if deployed.latency_ms <= budget_ms:
+            break
+        share = min(1.0, number / table.steps)
+        allowed_ms = whole_ms * (budget_ms / whole_ms) ** share
+        if number > table.steps and cuts:  # by as much as the last plan was too slow
+            allowed_ms *= min(1.0, cuts[-1].predicted_ms / cuts[-1].measured_ms)
+        try:
+            step = planner.step(current, deployed, allowed_ms)
+        except EntangledError as error:
+            notes.append(f"plan stopped: {error}; use [prune] for this network.")
+            break
+        if step is None:
+            notes.append(f"plan stopped at {deployed.latency_ms:.3g} ms: nothing is left to cut.")
+            break
+        current = step.network
+        gone += step.blocks
+        pairs |= step.pairs
+        deployed = deploy(current)
+        cuts.append(Cut(allowed_ms, step.predicted_ms, deployed.latency_ms, step.damage))
+        notes.append(
+            f"plan, cut {len(cuts)}: {step.predicted_ms:.3g} ms predicted, {deployed.latency_ms:.3g} ms measured, of "
+            f"{allowed_ms:.3g} ms allowed."
+        )
+    return PlanResult(current, _widths(network, current, task), gone, pairs, cuts, notes)
+
+
+def _widths(before: nn.Module, after: nn.Module, task: Task) -> list[Width]:
+    """The groups that are narrower than they were; those of blocks that have gone are not among them."""
+    example = task.example_input(2)
+    left = {group.name: group.size for group in analyse_channels(after, example).groups}
+    return [
+        Width(group.name, group.size, left[group.name], group.layers)
+        for group in analyse_channels(before, example).groups
+        if left.get(group.name, group.size) < group.size
+    ]
