@@ -27,8 +27,13 @@ from onnxdistill.errors import UsageError
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the student and its report.")
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a value; repeatable.")
-@click.option("--speedup", type=float, metavar="4", help="Times faster than the teacher; plan.speedup and a limit.")
-@click.option("--latency-ms", type=float, metavar="2.5", help="Latency of the student; plan.latency_ms and a limit.")
+@click.option(
+    "--speedup",
+    type=float,
+    metavar="4",
+    help="Times faster than the teacher: planned for, in place of [prune] and [factorize], and a limit.",
+)
+@click.option("--latency-ms", type=float, metavar="2.5", help="The same by the latency of the student.")
 @click.option("--max-drop", type=float, metavar="0.5", help="Points of accuracy below the teacher; limits.max_drop.")
 @click.option(
     "--time-budget",

@@ -28,10 +28,8 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--precision",
     "precisions",
-    default=",".join(PRECISIONS),
-    show_default=True,
     type=Several(click.Choice(PRECISIONS)),
-    help="What layers are measured in.",
+    help="float32, int8 or both; int8 on the CPU only.  [default: both on the CPU]",
 )
 @click.option("--step", default=8, show_default=True, help="Measure widths that are whole multiples of it.")
 @click.option(
@@ -47,16 +45,18 @@ _FILE = click.Path(path_type=Path)
     metavar="[USER@]HOST[:PYTHON]",
     help="Measure on another machine, over ssh; Python, numpy and onnxruntime are needed there.",
 )
+@click.option("--fresh", is_flag=True, help="Measure all of it again, as after a busy hour.")
 @click.option("--out", metavar="FILE", type=_FILE, help="Also write all times as JSON.")
 def profile_command(
     models: tuple[Path, ...],
     threads: int,
     batch: int,
     provider: str,
-    precisions: list[Precision],
+    precisions: list[Precision] | None,
     step: int,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     remote: str | None,
+    fresh: bool,
     out: Path | None,
 ) -> None:
     """Measure what the layers of ONNX models cost on this machine, at the widths that they have and at smaller ones.
@@ -72,6 +72,7 @@ def profile_command(
         "precisions": precisions,
         "step": step,
         "shapes": dict(shapes),
+        "fresh": fresh,
     }
     named = name_models(models)
     with BenchProgress(Console(stderr=True)) as progress:

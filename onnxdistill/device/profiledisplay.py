@@ -25,12 +25,17 @@ def show_profile(profile: DeviceProfile, console: Console) -> None:
     table.add_column("layers", overflow="fold")
     for heading in ("widths", "narrowest\nµs", "G multiply-\nadds/s", "widest\nµs", "G multiply-\nadds/s"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for kind, surface in sorted(profile.surfaces.items()):
+    for kind, surface in sorted(profile.surfaces.items(), key=lambda one: _order(one[0])):
         narrow = min(surface.points_ms, key=lambda pair: pair[0] * pair[1])
         wide = max(surface.points_ms, key=lambda pair: pair[0] * pair[1])
         ends = [_end(kind, pair, surface.points_ms[pair]) for pair in (narrow, wide)]
         table.add_row(str(kind), f"{_text(narrow)} to {_text(wide)}", *(cell for cells in ends for cell in cells))
     console.print(table)
+
+
+def _order(kind: LayerKind) -> tuple[object, ...]:
+    """By precision, then from large images to small ones, and products last."""
+    return kind.precision, kind.product, [-size for size in kind.places[1:]], kind.kernel, kind.stride, str(kind)
 
 
 def _end(kind: LayerKind, widths: Widths, time_ms: float) -> tuple[str, str]:

@@ -250,7 +250,7 @@ def _trace(core: Core, example: Tensor, training: bool) -> ExportedProgram:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(
             f"{type(network).__name__} cannot be traced by torch.export: {first[:200].rstrip('.')}.",
-            "Leave out [prune], or remove data-dependent control flow from the network's forward.",
+            "Leave out [prune] and [plan], or remove data-dependent control flow from the network's forward.",
         ) from error
     finally:
         for module, mode in was_training.items():

@@ -186,7 +186,7 @@ def _scalars(network: nn.Module, example: Tensor) -> dict[str, float]:
 
 def _check(expected: Any, cut: nn.Module, example: Tensor) -> None:
     name = type(cut).__name__
-    fix = "Its forward has sizes written into it; keep those layers with prune.skip."
+    fix = "Its forward has sizes written into it; keep those layers with prune.skip or plan.skip."
     modes = {module: module.training for module in cut.modules()}
     try:
         with torch.inference_mode():

@@ -13,6 +13,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 import onnx
+from torch import Tensor
 
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, pair_of
@@ -46,14 +47,16 @@ class Graph:
     origins: Mapping[str, str]
 
 
-def read_graph(model: onnx.ModelProto, parameters: Iterable[str]) -> Graph:
+def read_graph(model: onnx.ModelProto, parameters: Mapping[str, Tensor], layers: Iterable[str]) -> Graph:
     """Reads where the nodes of an exported network come from.
 
     Args:
         model: As the stage `export` writes it.
-        parameters: Names of the network's parameters.
+        parameters: Of the network, by name.
+        layers: Names of the nodes that are layers.
     """
-    known = set(parameters)
+    known = set(layers)
+    constants = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
     weights: dict[str, str] = {}
     modules: dict[str, tuple[str, ...]] = {}
     origins: dict[str, str] = {}
@@ -63,14 +66,31 @@ def read_graph(model: onnx.ModelProto, parameters: Iterable[str]) -> Graph:
         modules[node.name] = tuple(str(scope) for scope in ast.literal_eval(scopes)[:-1])
         # The nearest layer before it, by its first input that comes from one.
         before = [origins[makers[name]] for name in node.input if name in makers and makers[name] in origins]
-        weight = next((name for name in node.input[1:] if name in known), None)
-        if weight is not None:
-            weights[node.name] = weight
+        if node.name in known:
             origins[node.name] = node.name
+            if weight := _weight_of(node, modules[node.name], parameters, constants):
+                weights[node.name] = weight
         elif before:
             origins[node.name] = before[0]
         makers |= dict.fromkeys(node.output, node.name)
     return Graph(weights, modules, origins)
+
+
+def _weight_of(
+    node: onnx.NodeProto,
+    modules: Sequence[str],
+    parameters: Mapping[str, Tensor],
+    constants: Mapping[str, tuple[int, ...]],
+) -> str | None:
+    """The parameter that a layer multiplies by; a linear layer's may have been transposed, and have another name."""
+    for name in map(str, node.input[1:]):
+        if name in parameters and parameters[name].ndim > 1:
+            return name
+    own = f"{modules[-1]}.weight" if modules else ""
+    shapes = [constants[name] for name in node.input[1:] if name in constants]
+    if own in parameters and tuple(parameters[own].shape[::-1]) in shapes:
+        return own
+    return None
 
 
 @dataclass(frozen=True)
@@ -108,7 +128,9 @@ def choices_of(analysis: ChannelAnalysis, steps: Steps, blocks: Sequence[str]) -
         blocks: That can go; of those that lie in each other, the outermost is taken.
     """
     outermost = [block for block in blocks if not any(block.startswith(f"{other}.") for other in blocks)]
-    widths = {group.name: _widths(group, steps) for group in analysis.free if steps.may_cut(group)}
+    # Heads lie across the channels within them, which are choices of their own.
+    groups = [group for group in analysis.free if group.kind == "channels" and steps.may_cut(group)]
+    widths = {group.name: _widths(group, steps) for group in groups}
     return Choices({name: found for name, found in widths.items() if len(found) > 1}, outermost)
 
 

@@ -15,7 +15,7 @@ from onnxdistill.planning.fronts import Front, added, alternatives, united
 
 Floats = npt.NDArray[np.float64]
 
-MOST_CASES = 200_000
+MOST_CASES = 10_000
 """Combinations of choices that are looked at together; a problem whose choices are more entangled is refused."""
 
 
@@ -119,15 +119,13 @@ def solve(sizes: Mapping[str, int], terms: Iterable[Term]) -> Plans:
     Raises:
         EntangledError: If the choices depend on each other in more ways than can be looked at.
     """
+    terms = list(terms)
+    order = _order([term.choices for term in terms], sizes)
     tables = [_table(term) for term in terms]
-    left = dict(sizes)
-    while left:
-        choice = min(left, key=lambda name: (_cases(name, tables, sizes), name))
-        if _cases(choice, tables, sizes) > MOST_CASES:
-            raise EntangledError(f"{choice} depends on too many other choices")
+    for choice in order:
         mine = [table for table in tables if choice in table.choices]
         tables = [table for table in tables if choice not in table.choices]
-        tables.append(_eliminated(choice, left.pop(choice), mine, sizes))
+        tables.append(_eliminated(choice, sizes[choice], mine, sizes))
     return Plans(reduce(added, (table.at({}) for table in tables), _nothing()))
 
 
@@ -143,18 +141,34 @@ def _table(term: Term) -> _Table:
     return _Table(term.choices, fronts)
 
 
-def _around(choice: str, tables: Iterable[_Table]) -> list[str]:
-    """The choices that it shares tables with, in the order in which they come."""
-    others = (other for table in tables if choice in table.choices for other in table.choices if other != choice)
+def _order(scopes: Sequence[Sequence[str]], sizes: Mapping[str, int]) -> list[str]:
+    """In which choices are eliminated: always the one that is decided in the fewest cases.
+
+    Raises:
+        EntangledError: If one would have to be decided in too many.
+    """
+    left, open_ = set(sizes), [tuple(scope) for scope in scopes]
+    order = []
+    while left:
+        cases = {choice: prod(sizes[other] for other in (choice, *_around(choice, open_))) for choice in left}
+        choice = min(left, key=lambda name: (cases[name], name))
+        if cases[choice] > MOST_CASES:
+            raise EntangledError(f"{choice} depends on too many other choices")
+        joined = tuple(_around(choice, open_))
+        open_ = [*(scope for scope in open_ if choice not in scope), joined]
+        left.remove(choice)
+        order.append(choice)
+    return order
+
+
+def _around(choice: str, scopes: Iterable[Sequence[str]]) -> list[str]:
+    """The choices that it shares a scope with, in the order in which they come."""
+    others = (other for scope in scopes if choice in scope for other in scope if other != choice)
     return list(dict.fromkeys(others))
 
 
-def _cases(choice: str, tables: Iterable[_Table], sizes: Mapping[str, int]) -> int:
-    return prod(sizes[other] for other in (choice, *_around(choice, tables)))
-
-
 def _eliminated(choice: str, size: int, tables: Sequence[_Table], sizes: Mapping[str, int]) -> _Table:
-    around = _around(choice, tables)
+    around = _around(choice, [table.choices for table in tables])
     fronts = {}
     for options in product(*(range(sizes[other]) for other in around)):
         given = dict(zip(around, options, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +93,23 @@ def _forget_sources(model: onnx.ModelProto) -> None:
 
     The others tell whoever gets the file where the user's source code lies, line by line.
     """
-    for node in model.graph.node:
-        scopes = [entry for entry in node.metadata_props if entry.key == SCOPES]
-        del node.metadata_props[:]
-        node.metadata_props.extend(scopes)
+    for function in model.functions:
+        del function.metadata_props[:]
+        _forget_sources_of(function.node)
+    _forget_sources_of(model.graph.node)
     for values in (model.graph.value_info, model.graph.input, model.graph.output, model.graph.initializer):
         for value in values:
             del value.metadata_props[:]
+
+
+def _forget_sources_of(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        scopes = [entry for entry in node.metadata_props if entry.key == SCOPES]
+        del node.metadata_props[:]
+        node.metadata_props.extend(scopes)
+        for attribute in node.attribute:
+            for graph in (attribute.g, *attribute.graphs):
+                _forget_sources_of(graph.node)
 
 
 def _parity(network: nn.Module, example: Tensor, path: Path, input_name: str, output_name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from onnxdistill.training import OnStatus, TrainingResult, train_guided
 from onnxdistill.training.features import check_layers
 
 PROBED_BATCH = 2
+
+_TEACHER_KEY = re.compile(r"(?<![\w./])teacher\.(?=(?:weights|network)\b)")
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Ta
         try:
             networks.append(_loaded(table.network, table.weights, task, seed))
         except (NetworkError, WeightsError) as error:
-            named = [text.replace("teacher.", f"{place}.{number}.") for text in (error.what, error.fix)]
+            named = [_TEACHER_KEY.sub(f"{place}.{number}.", text) for text in (error.what, error.fix)]
             raise type(error)(*named) from error
     return networks
 

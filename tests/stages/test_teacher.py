@@ -102,8 +102,8 @@ def test_a_network_that_is_followed_is_heard(digits: Classification, nets: Path,
     alone, following = trained(None), trained(str(tmp_path / "w.pt"))
     assert following.best_score > following.start_score + 10
     assert not torch.equal(*(result.network.state_dict()["linear.weight"] for result in (alone, following)))
-    with pytest.raises(WeightsError, match=r"teacher\.train\.teachers\.0\.weights = .*does not exist"):
-        trained(str(tmp_path / "none.pt"))
+    with pytest.raises(WeightsError, match=r"teacher\.train\.teachers\.0\.weights = .*/teacher\.pt does not exist"):
+        trained(str(tmp_path / "none" / "teacher.pt"))
 
 
 def test_weights_are_loaded(digits: Classification, nets: Path, tmp_path: Path) -> None:

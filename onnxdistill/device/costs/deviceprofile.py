@@ -75,19 +75,22 @@ class DeviceProfile:
         """
         wanted: dict[LayerKind, dict[Widths, None]] = {}
         for layer in layers:
-            wanted.setdefault(layer.kind, {}).update(dict.fromkeys(_points(layer, step)))
+            # What has been cut from layers that were measured lies between their points.
+            known = self.surfaces.get(layer.kind)
+            if known is None or not known.covers(layer.inputs, layer.outputs):
+                wanted.setdefault(layer.kind, {}).update(dict.fromkeys(_points(layer, step)))
         surfaces = dict(self.surfaces)
         clock: LayerClock | None = None
         for kind, widths in wanted.items():
-            known = surfaces[kind].points_ms if kind in surfaces else {}
-            lacking = [pair for pair in widths if pair not in known]
+            measured_before = surfaces[kind].points_ms if kind in surfaces else {}
+            lacking = [pair for pair in widths if pair not in measured_before]
             if not lacking:
                 continue
             clock = clock or LayerClock(self.settings, self.activations)
             if on_kind is not None:
                 on_kind(kind, len(lacking))
             measured = clock.times_ms(kind, lacking)
-            surfaces[kind] = Surface({**known, **measured})
+            surfaces[kind] = Surface({**measured_before, **measured})
         return replace(self, surfaces=surfaces)
 
     def to_json(self) -> dict[str, Any]:
@@ -139,6 +142,7 @@ def profile_device(
     on_kind: OnKind | None = None,
     *,
     cached: bool = True,
+    fresh: bool = False,
 ) -> DeviceProfile:
     """Measures layers on this machine, or takes what was measured here before.
 
@@ -151,6 +155,7 @@ def profile_device(
         activations: Type of what goes into layers of 8-bit integers; by default what this processor's kernels take.
         on_kind: See `OnKind`.
         cached: Take what was measured here before, and keep what is measured now.
+        fresh: Measure all of it again.
 
     Raises:
         ModelFileError: If ONNX Runtime does not take such a layer.
@@ -159,15 +164,20 @@ def profile_device(
         activations = "uint8" if platform.machine().lower() in ("x86_64", "amd64", "i386", "i686") else "int8"
     empty = DeviceProfile(read_host(), settings.threads, settings.provider, activations, Coldness((), ()), {})
     file = cache_folder("devices") / f"{_key(empty)}.json"
-    kept = _kept(file) if cached else None
+    kept = _kept(file) if cached and not fresh else None
     if kept is None:
         profile = replace(empty, coldness=measure_coldness(LayerClock(settings, activations)))
     else:
         profile = replace(empty, coldness=kept.coldness, surfaces=kept.surfaces)
-    extended = profile.extended(layers, step, on_kind)
-    if cached and extended.surfaces != profile.surfaces:
-        keep(file, json.dumps(extended.to_json()).encode(), _MOST_FILES)
-    return extended
+    by_kind: dict[LayerKind, list[Layer]] = {}
+    for layer in layers:
+        by_kind.setdefault(layer.kind, []).append(layer)
+    for alike in by_kind.values():
+        extended = profile.extended(alike, step, on_kind)
+        if cached and extended.surfaces != profile.surfaces:  # at once: whoever ends this goes on from here
+            keep(file, json.dumps(_with_others(extended, file).to_json()).encode(), _MOST_FILES)
+        profile = extended
+    return profile
 
 
 def read_device_profile(path: Path) -> DeviceProfile:
@@ -201,6 +211,12 @@ def _key(profile: DeviceProfile) -> str:
     runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
     text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations}"
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _with_others(profile: DeviceProfile, file: Path) -> DeviceProfile:
+    """The profile with what another process has kept meanwhile of other kinds of layers."""
+    kept = _kept(file)
+    return profile if kept is None else replace(profile, surfaces={**kept.surfaces, **profile.surfaces})
 
 
 def _kept(file: Path) -> DeviceProfile | None:

@@ -38,7 +38,7 @@ _IMAGE_RANK, _MATRIX_RANK = 4, 2
 _BLOCK, _COLOURS = 16, 4
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class LayerKind:
     """All of a layer that its widths leave open.
 
@@ -49,6 +49,7 @@ class LayerKind:
         groups: Of channels that do not meet; `DEPTHWISE` if every channel is one of its own.
         places: Samples, height and width of what goes in; of a matrix product rows, 1 and 1.
         product: Whether it is a matrix product.
+        made: Height and width of what comes out, if paddings don't keep the size at stride 1.
     """
 
     precision: Precision
@@ -57,6 +58,7 @@ class LayerKind:
     groups: int
     places: tuple[int, int, int]
     product: bool = False
+    made: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         if self.product:
@@ -64,14 +66,13 @@ class LayerKind:
         groups = {1: "", DEPTHWISE: " depthwise"}.get(self.groups, f" in {self.groups} groups")
         stride = "" if self.stride == (1, 1) else f" stride {_times(self.stride)}"
         batch = "" if self.places[0] == 1 else f"{self.places[0]} of "
-        return f"{self.precision} {_times(self.kernel)}{groups}{stride} on {batch}{_times(self.places[1:])}"
+        made = "" if self.made is None else f" to {_times(self.made)}"
+        return f"{self.precision} {_times(self.kernel)}{groups}{stride} on {batch}{_times(self.places[1:])}{made}"
 
     @property
     def outputs(self) -> tuple[int, int]:
-        """Height and width of what comes out, with the paddings that keep the size at stride 1."""
-        return cast(
-            tuple[int, int], tuple(-(-size // step) for size, step in zip(self.places[1:], self.stride, strict=True))
-        )
+        """Height and width of what comes out."""
+        return self.made or _kept_size(self.places[1:], self.stride)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -134,11 +135,13 @@ def pair_of(layer: Layer, rank: int, *, spatial: bool) -> tuple[Layer, Layer]:
         return replace(layer, outputs=rank), replace(layer, inputs=rank)
     batch, _, width = kind.places
     if spatial:
-        first = replace(kind, kernel=(kind.kernel[0], 1), stride=(kind.stride[0], 1))
+        made = None if kind.made is None else (kind.made[0], width)
+        first = replace(kind, kernel=(kind.kernel[0], 1), stride=(kind.stride[0], 1), made=made)
         between = (batch, kind.outputs[0], width)
         second = replace(kind, kernel=(1, kind.kernel[1]), stride=(1, kind.stride[1]), places=between)
     else:
-        first, second = kind, replace(kind, kernel=(1, 1), stride=(1, 1), places=(batch, *kind.outputs))
+        places = (batch, *kind.outputs)
+        first, second = kind, replace(kind, kernel=(1, 1), stride=(1, 1), places=places, made=None)
     return replace(layer, kind=first, outputs=rank), replace(layer, kind=second, inputs=rank)
 
 
@@ -247,15 +250,38 @@ def _convolution(name: str, precision: Precision, place: int, operands: Operands
     (batch, inputs, height, width), weight, out = shapes[0], shapes[place], operands.outputs[0].shape
     outputs, of_a_group, *kernel = weight
     groups = inputs // of_a_group
-    stride = tuple(max(1, round(before / after)) for before, after in zip((height, width), out[2:], strict=True))
+    sizes = zip((height, width), out[2:], kernel, strict=True)
+    stride = cast(tuple[int, int], tuple(_stride(*each) for each in sizes))
+    made = (out[2], out[3])
     kind = LayerKind(
         precision=precision,
         kernel=cast(tuple[int, int], tuple(kernel)),
-        stride=cast(tuple[int, int], stride),
+        stride=stride,
         groups=DEPTHWISE if groups == inputs == outputs and groups > 1 else groups,
         places=(batch, height, width),
+        made=None if made == _kept_size((height, width), stride) else made,
     )
     return Layer(name, kind, inputs, outputs)
+
+
+def _stride(size: int, made: int, kernel: int) -> int:
+    """The stride that leads from one size to the other, if possible with the padding that keeps the size at stride 1.
+
+    Else it is the smallest one with a padding of less than the kernel.
+    """
+    for stride in range(1, size + 1):
+        if -(-size // stride) == made:
+            return stride
+    for stride in range(1, size + 1):
+        if -stride < (made - 1) * stride + kernel - size < kernel:
+            return stride
+    return 1
+
+
+def _kept_size(sizes: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+    """What comes out with paddings that keep the size at stride 1."""
+    (height, width), (down, across) = sizes, stride
+    return -(-height // down), -(-width // across)
 
 
 def _product(name: str, precision: Precision, place: int, operands: Operands) -> Layer | None:

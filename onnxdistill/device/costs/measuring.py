@@ -14,14 +14,15 @@ from onnxdistill.device.costs.probes import WidthProbe, Widths, width_probe
 from onnxdistill.device.profiling.profiler import Call, Clock, record_calls
 from onnxdistill.device.profiling.profilercost import Cost, measure_cost
 from onnxdistill.device.profiling.trace import counted_mean
-from onnxdistill.device.session import SessionSettings
+from onnxdistill.device.session import SessionSettings, open_session
 
 # Layers share a probe while their weights stay so few that all of them are in the caches closest to the processor: what
 # a network does to the caches is another matter, and is seen in the trace of the network.
 _MOST_WEIGHTS, _MOST_LAYERS = 1 << 17, 64
 
-_RUNS, _WARMUP = 24, 4
-_US_PER_MS = 1e3
+# As many runs as fit into the time, within bounds.
+_SECONDS, _FEWEST, _MOST, _WARMUP = 0.1, 6, 24, 3
+_US_PER_MS, _NS_PER_S = 1e3, 1e9
 _LAYER = re.compile(r"layer(\d+)\.")
 
 
@@ -37,6 +38,7 @@ class LayerClock:
     def __init__(self, settings: SessionSettings, activations: str, clock: Clock = time.perf_counter_ns) -> None:
         self._settings = settings
         self._activations = activations
+        self._clock = clock
         self._cost: Cost = measure_cost(settings.threads, clock)
 
     def times_ms(self, kind: LayerKind, widths: Sequence[Widths]) -> dict[Widths, float]:
@@ -65,7 +67,13 @@ class LayerClock:
 
     def _times_ms(self, probe: WidthProbe) -> list[float]:
         """The times of the layers of a probe."""
-        runs = record_calls(probe.content, self._settings, probe.feeds, runs=_RUNS, warmup=_WARMUP)
+        session = open_session(probe.content, self._settings)
+        session.run(probe.feeds)
+        begin = self._clock()
+        session.run(probe.feeds)
+        one_s = max(1e-9, (self._clock() - begin) / _NS_PER_S)
+        count = min(_MOST, max(_FEWEST, int(_SECONDS / one_s)))
+        runs = record_calls(probe.content, self._settings, probe.feeds, runs=count, warmup=_WARMUP)
         times_us: defaultdict[int, list[float]] = defaultdict(lambda: [0.0] * len(runs))
         added_us: defaultdict[int, float] = defaultdict(float)
         for index, calls in enumerate(runs):

@@ -28,10 +28,11 @@ def profile_models(
     threads: int = 1,
     batch: int = 1,
     provider: str = "cpu",
-    precisions: Sequence[Precision] = PRECISIONS,
+    precisions: Sequence[Precision] | None = None,
     step: int = 8,
     shapes: Mapping[str, Sequence[int]] | None = None,
     cached: bool = True,
+    fresh: bool = False,
     on_progress: OnProgress | None = None,
 ) -> DeviceProfile:
     """Measures the layers of models, and narrower ones, on this machine.
@@ -41,14 +42,15 @@ def profile_models(
         threads: Threads inside one operator.
         batch: Items per call.
         provider: Short or full name of the execution provider.
-        precisions: What layers are measured in.
+        precisions: What layers are measured in; if left out, in both on the CPU, and elsewhere in float32.
         step: Widths will be whole multiples of it, or what they are now.
         shapes: Whole shapes by input name, where a model leaves more open than the batch.
         cached: Take what was measured here before, and keep what is measured now.
+        fresh: Measure all of it again.
         on_progress: See `OnProgress`.
 
     Returns:
-        All that is known of this machine with these settings, these layers included.
+        The times of these layers.
 
     Raises:
         UsageError: If a model has no layers, if a shape is missing, or if a number makes no sense.
@@ -60,7 +62,8 @@ def profile_models(
     if step < 1:
         raise UsageError(f"Widths are multiples of at least 1, and {step} was asked for.")
     settings = SessionSettings(threads=threads, provider=provider)
-    usable_provider(provider)
+    if precisions is None:
+        precisions = PRECISIONS if usable_provider(provider) == "CPUExecutionProvider" else PRECISIONS[:1]
     cases = [Case(name, path, _AS_EXPORTED, batch) for name, path in name_models(models).items()]
     sessions = [open_session(case.path, _AS_EXPORTED) for case in cases]
     source = InputSource(shapes or {}, None, 0)
@@ -73,7 +76,9 @@ def profile_models(
                 f"{case.path} has neither convolutions nor products with weights.", "There is nothing to measure."
             )
         layers += [replace(one, kind=replace(one.kind, precision=other)) for one in found for other in precisions]
-    return profile_device(layers, settings, step, on_kind=_told(layers, on_progress), cached=cached)
+    profile = profile_device(layers, settings, step, on_kind=_told(layers, on_progress), cached=cached, fresh=fresh)
+    kinds = {layer.kind for layer in layers}
+    return replace(profile, surfaces={kind: one for kind, one in profile.surfaces.items() if kind in kinds})
 
 
 def _told(layers: Sequence[Layer], on_progress: OnProgress | None) -> Callable[[LayerKind, int], None] | None:

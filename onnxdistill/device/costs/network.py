@@ -125,6 +125,10 @@ def network_costs(
             others.append(OtherNode(node.name, scale * node.time_ms, traced.call_ms))
         else:
             seen_ms[found[1]].append(scale * max(node.time_ms, traced.call_ms))
+    # Of layers that are found in the trace only, or that were written otherwise before.
+    unclaimed_ms = sum(sum(times) for work, times in seen_ms.items() if work not in set(map(work_of_layer, layers)))
+    if unclaimed_ms:
+        others.append(OtherNode("", unclaimed_ms, 0.0))
     corrections = {}
     for layer in layers:
         seen, expected_ms = seen_ms.get(work_of_layer(layer)), profile.time_ms(layer)

@@ -85,7 +85,7 @@ class _Writer:
         if self.dtype == "float32":
             self.constants[name] = self._random.standard_normal(shape, dtype=np.float32) / 16
             return [name]
-        self.constants[name] = self._random.integers(-100, 100, shape).astype(np.int8)
+        self.constants[name] = self._random.integers(-100, 100, shape, dtype=np.int8)
         scale, zero = f"{name}s", f"{name}z"
         self.constants[scale] = np.full(shape[channels_at], 0.01, np.float32)
         self.constants[zero] = np.zeros(shape[channels_at], np.int8)
@@ -107,9 +107,11 @@ class _Convolutions(_Writer):
     def layer(self, before: str, after: str, inputs: int, outputs: int) -> Iterator[Node]:
         kind = self.kind
         groups = inputs if kind.groups == DEPTHWISE else kind.groups
-        # What keeps the size at stride 1.
-        begins = [(size - 1) // 2 for size in kind.kernel]
-        ends = [size - 1 - begin for size, begin in zip(kind.kernel, begins, strict=True)]
+        # As much padding as leads to the size that comes out; what is left over at the end isn't read.
+        padded = zip(kind.places[1:], kind.outputs, kind.kernel, kind.stride, strict=True)
+        whole = [max(0, (made - 1) * step + kernel - size) for size, made, kernel, step in padded]
+        begins = [pad // 2 for pad in whole]
+        ends = [pad - begin for pad, begin in zip(whole, begins, strict=True)]
         attributes: dict[str, int | list[int]] = {
             "pads": [*begins, *ends],
             "strides": list(kind.stride),

@@ -34,8 +34,9 @@ def axis(most: int, step: int = BLOCK) -> list[int]:
     if most < BLOCK:
         return [most]
     points = {_up(most * share) for share in _SHARES}
+    shares = _SHARES_LEFT_OVER if step >= BLOCK // 4 else _SHARES_LEFT_OVER[1:2]
     for left_over in range(step, BLOCK, step):
-        points |= {_up(most * share) - BLOCK + left_over for share in _SHARES_LEFT_OVER}
+        points |= {_up(most * share) - BLOCK + left_over for share in shares}
     return sorted({point for point in points if point < most} | {most})
 
 
@@ -68,6 +69,15 @@ class Surface:
             return _between(places, [rows[width][1][0] for width in places], outputs)
         places = _around(sorted(rows), inputs)
         return _between(places, [_between(*rows[width], outputs) for width in places], inputs)
+
+    def covers(self, inputs: int, outputs: int) -> bool:
+        """Whether layers of these widths and narrower ones can be read between points of the same remainders."""
+        remainders = (inputs % BLOCK, outputs % BLOCK)
+        if remainders not in self._rows:
+            return False
+        rows = self._rows[remainders]
+        wide = [max(widths) for width, (widths, _) in rows.items() if width >= inputs]
+        return bool(wide) and outputs <= min(wide)
 
     @cached_property
     def _rows(self) -> dict[Widths, dict[int, _Row]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -11,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from torch import nn
 
+import onnxdistill
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import Layer, pair_of, read_exported
 from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, network_costs
@@ -124,9 +128,9 @@ class Planner:
         """One cut; None if there is nothing that makes the network faster."""
         analysis = analyse_channels(network, self._task.example_input(2))
         scores = self._scores(network, analysis)
-        digest = hashlib.sha256(deployed.exported.read_bytes()).hexdigest()
-        key = f"plan {self._table} {digest}"
-        decided = self._remember(key, lambda: self._decided(network, analysis, scores, deployed, budget_ms))
+        decided = self._remember(
+            self._key(deployed, budget_ms), lambda: self._decided(network, analysis, scores, deployed, budget_ms)
+        )
         if not decided:
             return None
         self._say("cutting and repairing")
@@ -138,6 +142,13 @@ class Planner:
             return None
         ranks = {name: form.rank for name, form in forms.items()}
         return Step(smaller, decided["blocks"], ranks, decided["latency_ms"], decided["damage"])
+
+    def _key(self, deployed: Deployed, budget_ms: float) -> str:
+        """Of all that a decision hangs on; what it is timed with is remembered itself."""
+        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
+        settings = f"{self._settings} {self._batch} {onnxruntime.__version__} {platform.node()}"
+        data = self._task.describe_data()
+        return f"plan {onnxdistill.__version__} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(
         self,
@@ -170,7 +181,7 @@ class Planner:
         feeds = {self._task.input_name: self._task.example_input(self._batch).numpy()}
         traced = trace(deployed.path, feeds, self._settings)
         layers = deployed_layers(read_exported(deployed.exported, feeds).layers, traced)
-        graph = read_graph(onnx.load(deployed.exported), dict(network.named_parameters()))
+        graph = read_graph(onnx.load(deployed.exported), dict(network.named_parameters()), [one.name for one in layers])
         schemes = self._schemes(network, graph)
         pairs = [
             part
@@ -230,7 +241,7 @@ class Planner:
         pairs = self._pairs(network, known)
         before = calibration_loss(network, self._task)
         blocks = {
-            block: max(0.0, calibration_loss(without_blocks(network, [block]), self._task) - before)
+            block: _growth(before, calibration_loss(without_blocks(network, [block]), self._task))
             for block in known.choices.blocks
         }
         return Damages(widths, blocks, pairs)
@@ -310,7 +321,8 @@ class Planner:
             if self._task.measurable:
                 shorter = best_repaired(network, shorter, {}, blocks, self._task, fit=self._table.repair)
             analysis = analyse_channels(shorter, example)
-        left = {group.name: group.size for group in analysis.free}
+        # A group that has become another one with the blocks that went stays as it is.
+        left = {group.name: group.size for group in analysis.free if group.size == len(scores.get(group.name, ()))}
         narrower = {name: width for name, width in widths.items() if width < left.get(name, 0)}
         if not narrower:
             return shorter
@@ -320,3 +332,8 @@ class Planner:
             return smaller
         removed = analysis.removed_indices(kept)
         return best_repaired(shorter, smaller, removed, (), self._task, fit=self._table.repair)
+
+
+def _growth(before: float, after: float) -> float:
+    """Of the loss; infinite, where the network gives nothing that is a number."""
+    return max(0.0, after - before) if math.isfinite(after) else math.inf

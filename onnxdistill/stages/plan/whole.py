@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import NetworkError
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.planning.problem import EntangledError
 from onnxdistill.recipe import PlanTable
@@ -60,6 +61,8 @@ class PlanResult:
         blocks: Residual blocks that were left out.
         pairs: Rank of every low-rank pair, by the layer that it stands for.
         cuts: In their order.
+        latency_ms: What a call takes now, as deployed.
+        fits: Whether the budget is kept to.
         notes: A sentence each.
     """
 
@@ -68,6 +71,8 @@ class PlanResult:
     blocks: list[str]
     pairs: dict[str, int]
     cuts: list[Cut]
+    latency_ms: float
+    fits: bool
     notes: list[str]
 
 
@@ -96,28 +101,30 @@ def plan(
         on_progress: Told what is being done.
 
     Raises:
-        NetworkError: If the network cannot be traced, or does not run with fewer channels.
+        NetworkError: If the network cannot be traced, does not run with fewer channels, or has choices that depend on
+            each other in too many ways.
     """
     planner = Planner(task, table, settings, batch, remember, on_progress)
     current, gone, notes = network, list[str](), list[str]()
     cuts: list[Cut] = []
     pairs: dict[str, int] = {}
     deployed = deploy(network)
-    whole_ms = deployed.latency_ms
-    for number in range(1, table.steps + _MOST_CORRECTIONS + 1):
+    for number in range(table.steps + _MOST_CORRECTIONS):
         if deployed.latency_ms <= budget_ms:
             break
-        share = min(1.0, number / table.steps)
-        allowed_ms = whole_ms * (budget_ms / whole_ms) ** share
-        if number > table.steps and cuts:  # by as much as the last plan was too slow
+        # From where the last cut has led, in equal ratios.
+        left = max(1, table.steps - number)
+        allowed_ms = deployed.latency_ms * (budget_ms / deployed.latency_ms) ** (1 / left)
+        if number >= table.steps and cuts:  # by as much as the last plan was too slow
             allowed_ms *= min(1.0, cuts[-1].predicted_ms / cuts[-1].measured_ms)
         try:
             step = planner.step(current, deployed, allowed_ms)
         except EntangledError as error:
-            notes.append(f"plan stopped: {error}; use [prune] for this network.")
-            break
+            raise NetworkError(
+                f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
+                "Leave out [plan], and say how much goes with [prune].",
+            ) from error
         if step is None:
-            notes.append(f"plan stopped at {deployed.latency_ms:.3g} ms: nothing is left to cut.")
             break
         current = step.network
         gone += step.blocks
@@ -128,7 +135,13 @@ def plan(
             f"plan, cut {len(cuts)}: {step.predicted_ms:.3g} ms predicted, {deployed.latency_ms:.3g} ms measured, of "
             f"{allowed_ms:.3g} ms allowed."
         )
-    return PlanResult(current, _widths(network, current, task), gone, pairs, cuts, notes)
+    if deployed.latency_ms > budget_ms:
+        notes.append(
+            f"plan stopped at {deployed.latency_ms:.3g} ms, above its budget of {budget_ms:.3g} ms: nothing is left to "
+            "cut that would be faster."
+        )
+    widths, reached_ms = _widths(network, current, task), deployed.latency_ms
+    return PlanResult(current, widths, gone, pairs, cuts, reached_ms, reached_ms <= budget_ms, notes)
 
 
 def _widths(before: nn.Module, after: nn.Module, task: Task) -> list[Width]:

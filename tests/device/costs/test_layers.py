@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from onnxdistill.device.costs.layers import (
     DEPTHWISE,
@@ -15,8 +17,10 @@ from onnxdistill.device.costs.layers import (
     work_of_node,
 )
 from onnxdistill.device.costs.network import deployed_layers
+from onnxdistill.device.costs.probes import width_probe
 from onnxdistill.device.profiling.trace import trace
-from onnxdistill.recipe import QuantizeTable
+from onnxdistill.recipe import ExportTable, QuantizeTable
+from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import quantize
 from tests.device.costs.models import FEEDS, network
 
@@ -58,6 +62,37 @@ def test_weights_and_multiply_adds(kind: LayerKind, widths: tuple[int, int], wei
     layer = Layer("", kind, *widths)
     assert (layer.weights, layer.macs) == (weights, macs)
     assert layer.weight_bytes == weights * (1 if kind.precision == "int8" else 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "made"),
+    [
+        (8, 3, 1, 1, None),
+        (8, 3, 1, 0, (6, 6)),
+        (8, 3, 2, 1, None),
+        (9, 3, 2, 0, (4, 4)),
+        (8, 5, 1, 4, (12, 12)),
+        (8, 1, 2, 0, None),
+        (8, 4, 4, 0, None),
+        (12, 7, 2, 3, None),
+    ],
+)
+def test_convolutions_of_any_padding_are_found_again(
+    tmp_path: Path, size: int, kernel: int, stride: int, padding: int, made: tuple[int, int] | None
+) -> None:
+    torch.manual_seed(0)
+    network, example = nn.Conv2d(16, 32, kernel, stride, padding), torch.randn(2, 16, size, size)
+    export(network, example, tmp_path / "n.onnx", ExportTable())
+    feeds = {"input": example.numpy()}
+    (layer,) = read_exported(tmp_path / "n.onnx", feeds).layers
+    assert layer.kind.stride == (stride, stride)
+    assert layer.kind.made == made
+    assert layer.kind.outputs == tuple(network(example).shape[2:])
+    traced = trace(tmp_path / "n.onnx", feeds, runs=1)
+    assert [found[1] for node in traced.nodes if (found := work_of_node(node))] == [work_of_layer(layer)]
+    probe = width_probe(layer.kind, [(16, 32)])
+    probed = [one for one in read_exported(probe.content, probe.feeds).layers if one.name.startswith("layer")]
+    assert [one.kind for one in probed] == [layer.kind]
 
 
 def test_pairs_of_layers() -> None:
