@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnxruntime
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from onnxdistill.device.bench import bench
-from onnxdistill.device.measuring.compare import compare, describe, measurably_faster
+from onnxdistill.device.measuring.compare import compare, describe, is_close, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.runtime import usable_provider
 from onnxdistill.device.session import SessionSettings
@@ -63,17 +63,20 @@ class FileGate:
         self._journal = journal
         self._inputs = inputs
 
-    def speedup(self, before: Path, after: Path) -> Estimate:
+    def speedup(self, before: Path, after: Path, enough: Callable[[Estimate], bool] | None = None) -> Estimate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
         table, settings = self._table, self._settings
         shapes = {name: array.shape for name, array in (self._inputs or {}).items()}
-        text = f"{settings} {table.batch} {shapes} {onnxruntime.__version__} {platform.node()}"
+        asked = "" if enough is None else enough.__name__
+        text = f"{settings} {table.batch} {shapes} {onnxruntime.__version__} {platform.node()} {asked}"
         digest = hashlib.sha256(text.encode())
         for path in (before, after):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return self._journal.ratio(
             digest.hexdigest(),
-            lambda: compare(before, after, settings, batch=table.batch, seed=self._seed, inputs=self._inputs),
+            lambda: compare(
+                before, after, settings, batch=table.batch, seed=self._seed, inputs=self._inputs, enough=enough
+            ),
         )
 
     def latency_ms(self, path: Path) -> float:
@@ -134,7 +137,8 @@ class Gate(FileGate):
             input_name=self._task.input_name,
             output_name=self._task.output_name,
         )
-        ratios = {file: self.speedup(reference, file).value for file in dict.fromkeys([path, self._as_deployed(path)])}
+        files = dict.fromkeys([path, self._as_deployed(path)])
+        ratios = {file: self.speedup(reference, file, is_close).value for file in files}
         file = max(ratios, key=lambda one: ratios[one])
         return Deployed(path, file, self.latency_ms(reference) / ratios[file])
 

@@ -80,6 +80,14 @@ def test_every_option_of_bench_works(device: Device, tmp_path: Path) -> None:
     assert search.returncode == 0, search.stderr
 
 
+def test_profile_works(device: Device, tmp_path: Path) -> None:
+    # The embedded student is int8: its layers are profiled as they would be in float32, too.
+    process = device.onnxdistill("profile", MODEL, "--step", 16, "--fresh", "--out", tmp_path / "device.json")
+    assert process.returncode == 0, process.stderr
+    assert "float32 3x3 on 8x8" in process.stdout
+    assert json.loads((tmp_path / "device.json").read_text())["layers"]
+
+
 def test_doctor_works(device: Device) -> None:
     process = device.onnxdistill("doctor")
     assert process.returncode == 0, process.stdout

@@ -31,6 +31,8 @@ LOOKS = (4, 8, 20)
 LOOK_CONFIDENCE = 1 - 0.05 / len(LOOKS)
 """Several looks have more chances to err than one, so each gets its share of the 5 % (Bonferroni)."""
 
+_CLOSE = 1.06
+
 SECONDS_AT_MOST = 15.0
 """A next look that would come later than this after the start is left out."""
 
@@ -72,6 +74,7 @@ def compare(
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
     inputs: Mapping[str, Array] | None = None,
+    enough: Callable[[Estimate], bool] | None = None,
 ) -> Estimate:
     """How many times faster `after` runs than `before`, with a 95 % interval over openings of the two files.
 
@@ -87,6 +90,7 @@ def compare(
         clock: Returns seconds.
         inputs: Arrays by input name, of which the first items make a batch; random ones if left out, which do where no
             dimension but the batch is open.
+        enough: Of a ratio, whether to end; if left out, as soon as it is clear which of the two is faster.
 
     Raises:
         ModelFileError: If a file does not load or run.
@@ -103,8 +107,13 @@ def compare(
         timings = openings.timings
         return speedup(timings["before"].series, timings["after"].series, rng, LOOK_CONFIDENCE)
 
-    look(opening, lambda: is_clear(ratio()), clock=clock)
+    look(opening, lambda: (enough or is_clear)(ratio()), clock=clock)
     return ratio()
+
+
+def is_close(ratio: Estimate) -> bool:
+    """Whether a ratio is known well enough to go on from: its interval is 6 % wide at most."""
+    return ratio.high <= _CLOSE * ratio.low
 
 
 def is_clear(ratio: Estimate) -> bool:
