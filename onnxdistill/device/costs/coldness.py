@@ -28,23 +28,27 @@ class Coldness:
     Attributes:
         sizes_bytes: Of all weights of a network.
         shares: How cold weights are then; rising.
+        ms_per_byte: What a byte of a layer's weights costs where none stay.
     """
 
     sizes_bytes: Sequence[float]
     shares: Sequence[float]
+    ms_per_byte: float = 0.0
 
     def at(self, weight_bytes: float) -> float:
         """Of a network with so many bytes of weights."""
-        return float(np.interp(weight_bytes, self.sizes_bytes, self.shares)) if self.shares else 1.0
+        return float(np.interp(weight_bytes, self.sizes_bytes, self.shares)) if self.shares else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
-        return {"sizes_bytes": list(self.sizes_bytes), "shares": list(self.shares)}
+        shares, sizes = list(self.shares), list(self.sizes_bytes)
+        return {"sizes_bytes": sizes, "shares": shares, "ms_per_byte": self.ms_per_byte}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Coldness:
         """The inverse of `to_json`."""
-        return cls(tuple(map(float, data["sizes_bytes"])), tuple(map(float, data["shares"])))
+        sizes, shares = (tuple(map(float, data[key])) for key in ("sizes_bytes", "shares"))
+        return cls(sizes, shares, float(data["ms_per_byte"]))
 
 
 def measure_coldness(clock: LayerClock) -> Coldness:
@@ -53,4 +57,5 @@ def measure_coldness(clock: LayerClock) -> Coldness:
     if times_ms[-1] < _LEAST_GAIN * times_ms[0]:
         return Coldness((), ())
     shares = (times_ms - times_ms[0]) / (times_ms[-1] - times_ms[0])
-    return Coldness(tuple(float(count * _LAYER_BYTES) for count in _COUNTS), tuple(map(float, shares)))
+    sizes = tuple(float(count * _LAYER_BYTES) for count in _COUNTS)
+    return Coldness(sizes, tuple(map(float, shares)), float(times_ms[-1] - times_ms[0]) / _LAYER_BYTES)

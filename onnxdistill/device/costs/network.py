@@ -11,9 +11,6 @@ from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, Precision, Work, work_of_layer, work_of_node
 from onnxdistill.device.profiling.trace import Trace
 
-# Below this share of weights that are not in the caches, something else makes layers slower.
-_COLD = 0.05
-
 
 @dataclass(frozen=True)
 class OtherNode:
@@ -56,18 +53,29 @@ class NetworkCosts:
         """The time of one of the network's layers at other widths.
 
         What a layer takes longer in the network than alone comes from the weights of all others, which push its own out
-        of the caches, as far as the network's weights do that.
+        of the caches, as far as that explains it: so much goes with the size of its weights, and with how far all of
+        them do that. The rest, such as an activation that is computed with it, goes with its time.
 
         Args:
             profile: Of the machine.
             layer: With its name in the network, and its new widths.
             weight_bytes: Size of all weights then; by default what it is now.
         """
-        correction = self.corrections[layer.name]
-        cold = profile.coldness.at(self.weight_bytes)
-        if weight_bytes is not None and correction > 1 and cold > _COLD:
-            correction = 1 + (correction - 1) * min(1.0, profile.coldness.at(weight_bytes) / cold)
-        return profile.time_ms(layer) * correction
+        correction, now = self.corrections[layer.name], self._by_name[layer.name]
+        if weight_bytes is None:
+            weight_bytes = self.weight_bytes
+        alone_ms, coldness = profile.time_ms(now), profile.coldness
+        most_ms = now.weight_bytes * coldness.ms_per_byte * coldness.at(self.weight_bytes)
+        cold_ms = min(max(0.0, correction - 1) * alone_ms, most_ms)
+        kept = correction - cold_ms / alone_ms
+        if cold_ms == 0:
+            return profile.time_ms(layer) * kept
+        share = layer.weight_bytes / now.weight_bytes * coldness.at(weight_bytes) / coldness.at(self.weight_bytes)
+        return profile.time_ms(layer) * kept + cold_ms * share
+
+    @cached_property
+    def _by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.layers}
 
     @cached_property
     def weight_bytes(self) -> int:

@@ -125,4 +125,5 @@ def test_models_without_layers_and_numbers_without_sense(tmp_path: Path, make_mo
 def test_coldness_rises_from_nothing_to_all() -> None:
     coldness = Coldness([1e6, 2e6, 4e6], [0.0, 0.5, 1.0])
     assert [coldness.at(size) for size in (0, 1e6, 1.5e6, 3e6, 9e9)] == [0.0, 0.0, 0.25, 0.75, 1.0]
-    assert Coldness((), ()).at(5.0) == 1.0
+    assert Coldness((), ()).at(5.0) == 0.0
+    assert Coldness.from_json(json.loads(json.dumps(coldness.to_json()))).at(3e6) == 0.75

@@ -22,7 +22,8 @@ PROFILE = DeviceProfile(
     threads=1,
     provider="cpu",
     activations="uint8",
-    coldness=Coldness([0, 16384, 65536], [0.0, 0.5, 1.0]),
+    # Half of the 16 KiB of a layer then take 1.5 ms.
+    coldness=Coldness([0, 16384, 65536], [0.0, 0.5, 1.0], 3 / 16384),
     surfaces={KIND: Surface({(64, 64): 4.0, (32, 64): 2.0, (64, 32): 2.0, (32, 32): 1.0})},
 )
 WIDE = Layer("a", KIND, 64, 64)  # 16 KiB
@@ -36,15 +37,21 @@ def test_the_network_as_it_is() -> None:
 
 def test_narrower_layers_have_more_of_the_caches_and_other_nodes_less_to_do() -> None:
     narrow = replace(WIDE, inputs=32, outputs=32)  # 4 KiB: an eighth is out of the caches, a quarter of what was
-    expected = 1.0 * (1 + 0.5 / 4) + 0.1 + 0.4 * 0.5 + 0.25
+    # Of the 2 ms that it takes longer than alone, 1.5 are from that, and half of its own time in four stays.
+    expected = 1.0 * (1 + 0.5 / 4) + 1.5 / 4 / 4 + 0.1 + 0.4 * 0.5 + 0.25
     assert COSTS.time_ms(PROFILE, [narrow], {"add": 0.5}) == pytest.approx(expected)
     # A layer that is gone costs nothing; a node of another name changes as the mean of all.
     assert COSTS.time_ms(PROFILE, [], {"x": 0.2, "y": 0.4}) == pytest.approx(0.1 + 0.4 * 0.3 + 0.25)
 
 
+def test_where_there_are_no_caches_to_speak_of_corrections_stay() -> None:
+    plain = replace(PROFILE, coldness=Coldness((), ()))
+    assert COSTS.layer_ms(plain, replace(WIDE, inputs=32, outputs=32), 4096) == pytest.approx(1.5)
+
+
 @pytest.mark.parametrize("correction", [0.8, 1.0])
 def test_what_is_not_slower_than_alone_stays_as_it_is(correction: float) -> None:
-    costs = replace(COSTS, corrections={"a": correction})
+    costs = NetworkCosts((WIDE,), {"a": correction}, (), 0.0)
     assert costs.layer_ms(PROFILE, replace(WIDE, inputs=32, outputs=32), 4096) == pytest.approx(correction)
 
 
