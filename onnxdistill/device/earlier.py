@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from onnxdistill.device.cases import Case
 from onnxdistill.device.host import HostFacts
+from onnxdistill.device.jsonfile import read_json
 from onnxdistill.device.measuring.openings import Feeds
 from onnxdistill.device.result import BenchResult, CaseTiming
 from onnxdistill.device.runtime import available_providers, short_name
-from onnxdistill.errors import DataError, UsageError
+from onnxdistill.errors import UsageError
 
 # The interval of an earlier median has to cover what opening the file again changes.
 _OPENINGS_NEEDED = 3
@@ -22,15 +22,7 @@ def read_result(path: Path) -> BenchResult:
     Raises:
         DataError: If the file is missing, no JSON, or no result of this schema version.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}.", "Write one with onnxdistill bench --json.") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} is no benchmark result.", "Write one with onnxdistill bench --json.")
-    return BenchResult.from_json(data)
+    return BenchResult.from_json(read_json(path, "benchmark result", "onnxdistill bench --json"))
 
 
 def check_same_machine(earlier: BenchResult, host: HostFacts) -> None:

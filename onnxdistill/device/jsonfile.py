@@ -1,4 +1,4 @@
-"""Writing a result, as JSON or as any text, so that a reader never sees half of it."""
+"""Results as JSON or as any text: written so that a reader never sees half of them, and read again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxdistill.errors import OutputError, cannot_write
+from onnxdistill.errors import DataError, OutputError, cannot_write
 
 
 def json_text(data: Mapping[str, Any]) -> str:
@@ -47,6 +47,28 @@ def _check(path: Path, inputs: Iterable[Path]) -> None:
         raise OutputError(f"{path} cannot be written: there is no folder {folder}.", "Create the folder first.")
     if not os.access(folder, os.W_OK):
         raise OutputError(f"{path} cannot be written: no permission in {folder}.", "Choose another place.")
+
+
+def read_json(path: Path, what: str, writer: str) -> dict[str, Any]:
+    """Reads what `write_json` wrote.
+
+    Args:
+        path: The file.
+        what: It should be, as in "FILE is no WHAT".
+        writer: The command that writes such files.
+
+    Raises:
+        DataError: If the file is missing, no JSON, or JSON of something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON: {error}.", f"Write one with {writer}.") from error
+    if not isinstance(data, dict):
+        raise DataError(f"{path} is no {what}.", f"Write one with {writer}.")
+    return data
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

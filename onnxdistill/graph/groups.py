@@ -67,6 +67,16 @@ class ChannelGroup:
 
 
 @dataclass(frozen=True)
+class Narrowed:
+    """A channel group before and after it was cut; `layers` are those that it runs through."""
+
+    name: str
+    channels_before: int
+    channels_after: int
+    layers: list[str]
+
+
+@dataclass(frozen=True)
 class Freeze:
     """Why channels have to stay: the operator, and the layers that the channels come from."""
 

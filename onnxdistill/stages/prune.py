@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from onnxdistill.graph.blocks import least_important_blocks, removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
+from onnxdistill.graph.groups import Narrowed
 from onnxdistill.graph.importance import Scores, first_order_taylor, geometric_median, magnitude, norm_scale
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
@@ -16,16 +17,6 @@ from onnxdistill.graph.widths import Steps, WeightCost, global_widths, most_impo
 from onnxdistill.recipe import PruneTable
 from onnxdistill.tasks import Task
 from onnxdistill.training.repaired import best_repaired, calibration_losses
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A channel group before and after; `layers` are those that it runs through."""
-
-    name: str
-    channels_before: int
-    channels_after: int
-    layers: list[str]
 
 
 @dataclass(frozen=True)
@@ -40,7 +31,7 @@ class PruneResult:
     """
 
     network: nn.Module
-    cuts: list[Cut]
+    cuts: list[Narrowed]
     blocks: list[str]
     notes: list[str]
 
@@ -77,7 +68,7 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
         removed = analysis.removed_indices(kept)
         smaller = best_repaired(network, smaller, removed, blocks, task, fit=table.repair)
     cuts = [
-        Cut(group.name, group.size, widths[group.name], group.layers)
+        Narrowed(group.name, group.size, widths[group.name], group.layers)
         for group in analysis.groups
         if group.name in widths
     ]

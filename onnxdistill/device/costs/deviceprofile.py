@@ -17,6 +17,7 @@ from onnxdistill.device.costs.measuring import LayerClock
 from onnxdistill.device.costs.probes import Widths
 from onnxdistill.device.costs.surface import Surface, axis, pairs
 from onnxdistill.device.host import HostFacts, read_host
+from onnxdistill.device.jsonfile import read_json
 from onnxdistill.device.schema import reading
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import DataError
@@ -186,15 +187,7 @@ def read_device_profile(path: Path) -> DeviceProfile:
     Raises:
         DataError: If the file is missing, no JSON, or no profile of this schema version.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}.", "Write one with onnxdistill profile.") from error
-    if not isinstance(data, dict):
-        raise DataError(f"{path} is no device profile.", "Write one with onnxdistill profile.")
-    return DeviceProfile.from_json(data)
+    return DeviceProfile.from_json(read_json(path, "device profile", "onnxdistill profile --out"))
 
 
 def _points(layer: Layer, step: int) -> list[Widths]:

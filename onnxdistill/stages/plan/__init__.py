@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from onnxdistill.stages.plan.cut import Deployed
-from onnxdistill.stages.plan.whole import Cut, PlanResult, Width, plan
+from onnxdistill.stages.plan.whole import Cut, PlanResult, plan
 
-__all__ = ["Cut", "Deployed", "PlanResult", "Width", "plan"]
+__all__ = ["Cut", "Deployed", "PlanResult", "plan"]

@@ -15,6 +15,7 @@ from torch import nn
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.channels import analyse_channels
+from onnxdistill.graph.groups import Narrowed
 from onnxdistill.planning.problem import EntangledError
 from onnxdistill.recipe import PlanTable
 from onnxdistill.stages.plan.cut import Deployed, Planner, Remember
@@ -22,16 +23,6 @@ from onnxdistill.tasks import Task
 
 # Cuts after the last one of the recipe, where the latency is still too high.
 _MOST_CORRECTIONS = 3
-
-
-@dataclass(frozen=True)
-class Width:
-    """A channel group before and after; `layers` are those that it runs through."""
-
-    name: str
-    channels_before: int
-    channels_after: int
-    layers: list[str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +58,7 @@ class PlanResult:
     """
 
     network: nn.Module
-    widths: list[Width]
+    widths: list[Narrowed]
     blocks: list[str]
     pairs: dict[str, int]
     cuts: list[Cut]
@@ -144,12 +135,12 @@ def plan(
     return PlanResult(current, widths, gone, pairs, cuts, reached_ms, reached_ms <= budget_ms, notes)
 
 
-def _widths(before: nn.Module, after: nn.Module, task: Task) -> list[Width]:
+def _widths(before: nn.Module, after: nn.Module, task: Task) -> list[Narrowed]:
     """The groups that are narrower than they were; those of blocks that have gone are not among them."""
     example = task.example_input(2)
     left = {group.name: group.size for group in analyse_channels(after, example).groups}
     return [
-        Width(group.name, group.size, left[group.name], group.layers)
+        Narrowed(group.name, group.size, left[group.name], group.layers)
         for group in analyse_channels(before, example).groups
         if left.get(group.name, group.size) < group.size
     ]
