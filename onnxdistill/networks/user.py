@@ -71,8 +71,7 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
 def _imported(place: str, load: Callable[[], ModuleType], fix: str) -> ModuleType:
     try:
         return load()
-    # A script without a guard for __main__ may well end the process when it is imported.
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # a user's module raises anything, and one that is a script may exit
         raise NetworkError(
             f"teacher.network names the module {place!r}, which cannot be imported: {described(error)}.", fix
         ) from error

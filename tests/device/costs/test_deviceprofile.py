@@ -11,6 +11,7 @@ from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
 from onnxdistill.device.costs.models import profile_models
 from onnxdistill.device.jsonfile import write_json
+from onnxdistill.device.onnxbytes import Node, Value, model_bytes
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import DataError, UsageError
 from tests.device.costs.models import network
@@ -115,11 +116,16 @@ def test_all_layers_of_models_in_all_precisions(tmp_path: Path) -> None:
     assert told == [(float(done), 10.0) for done in range(10)]
 
 
-def test_models_without_layers_and_numbers_without_sense(tmp_path: Path, make_model: object) -> None:
+def test_models_without_layers_and_numbers_without_sense(tmp_path: Path) -> None:
     model = network(tmp_path / "m.onnx")
-    for asked, message in (({"batch": 0}, "at least 1 item"), ({"step": 0}, "multiples of at least 1")):
-        with pytest.raises(UsageError, match=message):
-            profile_models([model], **asked)  # type: ignore[arg-type]  # one of both
+    with pytest.raises(UsageError, match="at least 1 item"):
+        profile_models([model], batch=0)
+    with pytest.raises(UsageError, match="multiples of at least 1"):
+        profile_models([model], step=0)
+    x, y = (Value(name, "float32", (1, 4)) for name in "xy")
+    (tmp_path / "relu.onnx").write_bytes(model_bytes([Node("Relu", ("x",), ("y",))], [x], [y], {}))
+    with pytest.raises(UsageError, match="has neither convolutions nor products with weights"):
+        profile_models([tmp_path / "relu.onnx"])
 
 
 def test_coldness_rises_from_nothing_to_all() -> None:
