@@ -11,6 +11,9 @@ import onnx
 
 Entry = TypeVar("Entry", onnx.OperatorSetIdProto, onnx.StringStringEntryProto)
 
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Of a node's metadata: the modules around it, from the outermost to its own name, as a Python list."""
+
 
 def save_checked(model: onnx.ModelProto, path: Path) -> None:
     """Checks a model and writes it as one file.

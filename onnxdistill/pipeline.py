@@ -3,7 +3,8 @@
     recipe ─► teacher ─► plan or prune ─► factorize ─► distill ─► export ─► quantize ─► verify ─► bench ─► ship
 
 Every stage that changes the network is followed by `export` and `verify`, so that each row of the report is
-measured on an ONNX file. A stage that should make the student faster is kept only if it measurably does.
+measured on an ONNX file. A stage that should make the student faster is kept only if it measurably does; `plan`
+measures after each of its cuts instead.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ _MAC_FLAGS = {
     "hw.optional.arm.FEAT_I8MM": "I8MM",
 }
 
+_X86 = frozenset({"x86_64", "amd64"})
+
 
 @dataclass(frozen=True)
 class HostFacts:
@@ -156,6 +158,11 @@ def read_host() -> HostFacts:
         int8_features=processor.int8_features,
         load_average=load_average(),
     )
+
+
+def is_x86() -> bool:
+    """Whether this machine's kernels take unsigned activations: signed ones are rewritten and slower."""
+    return platform.machine().lower() in _X86
 
 
 def read_processor() -> Processor:

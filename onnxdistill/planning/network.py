@@ -20,11 +20,11 @@ from onnxdistill.device.costs.layers import DEPTHWISE, Layer, pair_of
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup
 from onnxdistill.graph.widths import Steps
+from onnxdistill.onnxfile import SCOPES
 from onnxdistill.planning.problem import MOST_CASES, EntangledError, Plan, Term
 
 Floats = npt.NDArray[np.float64]
 
-SCOPES = "pkg.torch.onnx.name_scopes"
 STAYS, GOES = 0, 1
 """Options of a block."""
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx
 
-from onnxdistill.device.host import read_processor
+from onnxdistill.device.host import is_x86, read_processor
 from onnxdistill.quantization.calibration import QUANTIZABLE
 from onnxdistill.quantization.placement import float_beginning
 
 Activations = Literal["uint8", "int8"]
 
-X86 = frozenset({"x86_64", "amd64"})
 # Processors with one of these add products of int8 in 32 bits; without, x86 saturates at 16 bits.
 NON_SATURATING = frozenset({"AVX512-VNNI", "AVX-VNNI", "AMX-INT8"})
 
@@ -57,11 +55,6 @@ class Scheme:
             nodes = "node" if len(self.float_nodes) == 1 else "nodes"
             text += f", {len(self.float_nodes)} {nodes} in float"
         return text
-
-
-def is_x86() -> bool:
-    """Whether this machine's kernels take unsigned activations: signed ones are rewritten and slower."""
-    return platform.machine().lower() in X86
 
 
 def saturates() -> bool:

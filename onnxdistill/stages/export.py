@@ -17,14 +17,11 @@ from torch import Tensor, nn
 
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import NetworkError, ParityError
-from onnxdistill.onnxfile import save_checked
+from onnxdistill.onnxfile import SCOPES, save_checked
 from onnxdistill.recipe import ExportTable
 
 # float32 kernels that sum in another order differ by about the square root of the number of terms times 1e-7.
 RELATIVE_TOLERANCE = 1e-3
-
-SCOPES = "pkg.torch.onnx.name_scopes"
-"""Of a node's metadata: the modules around it, from the outermost to its own name, as a Python list."""
 
 
 @dataclass(frozen=True)

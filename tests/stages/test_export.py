@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import NetworkError, ParityError
 from onnxdistill.networks import build_network
+from onnxdistill.onnxfile import SCOPES
 from onnxdistill.recipe import ExportTable
-from onnxdistill.stages.export import SCOPES, export
+from onnxdistill.stages.export import export
 
 
 def example(batch: int = 3) -> Tensor:

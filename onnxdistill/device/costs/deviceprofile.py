@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
 from onnxdistill.device.costs.measuring import LayerClock
 from onnxdistill.device.costs.probes import Widths
 from onnxdistill.device.costs.surface import Surface, axis, pairs
-from onnxdistill.device.host import HostFacts, read_host
+from onnxdistill.device.host import HostFacts, is_x86, read_host
 from onnxdistill.device.jsonfile import read_json
 from onnxdistill.device.schema import reading
 from onnxdistill.device.session import SessionSettings
@@ -162,7 +161,7 @@ def profile_device(
         ModelFileError: If ONNX Runtime does not take such a layer.
     """
     if activations is None:
-        activations = "uint8" if platform.machine().lower() in ("x86_64", "amd64", "i386", "i686") else "int8"
+        activations = "uint8" if is_x86() else "int8"
     empty = DeviceProfile(read_host(), settings.threads, settings.provider, activations, Coldness((), ()), {})
     file = cache_folder("devices") / f"{_key(empty)}.json"
     kept = _kept(file) if cached and not fresh else None
