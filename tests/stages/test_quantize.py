@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections import Counter
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def zero_point_types(path: Path) -> Counter[int]:
 def test_activations_are_unsigned_on_x86(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
-    monkeypatch.setattr(module.platform, "machine", lambda: architecture)
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
     result = quantize(source, tmp_path / "int8.onnx", feeds(), QuantizeTable())
     assert result.form.scheme.activations == "uint8"
     assert set(zero_point_types(tmp_path / "int8.onnx")) == {TensorProto.UINT8}
@@ -59,7 +60,7 @@ def test_activations_are_signed_elsewhere_or_on_demand(
 ) -> None:
     quantize(source, tmp_path / "a.onnx", feeds(), QuantizeTable(activations="int8"))
     assert set(zero_point_types(tmp_path / "a.onnx")) == {TensorProto.INT8}
-    monkeypatch.setattr(module.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert quantize(source, tmp_path / "b.onnx", feeds(), QuantizeTable()).form.scheme.activations == "int8"
 
 
@@ -84,7 +85,7 @@ def test_weights_keep_seven_bits_where_sums_saturate(
         int8_features = ("AVX2",)
 
     monkeypatch.setattr(module, "read_processor", WithoutVnni)
-    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     result = quantize(source, tmp_path / "int8.onnx", feeds(), QuantizeTable())
     assert result.form.scheme.weight_bits == 7
     model = onnx.load(tmp_path / "int8.onnx")
@@ -121,7 +122,7 @@ SAME, SLOW, FAST, FASTER = (1.0, 0.9, 1.1), (0.7, 0.6, 0.8), (1.5, 1.4, 1.6), (2
 @pytest.fixture
 def on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where two schemes come into question for a ResNet: unsigned activations and signed ones."""
-    monkeypatch.setattr(module.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
 
 def measured(source: Path, folder: Path, judge: Scripted) -> QuantizeResult:
