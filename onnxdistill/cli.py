@@ -17,6 +17,7 @@ import onnxdistill
 from onnxdistill.commands.bench import bench_command
 from onnxdistill.commands.compress import compress_command
 from onnxdistill.commands.doctor import doctor_command
+from onnxdistill.commands.explain import explain_command
 from onnxdistill.commands.profile import profile_command
 from onnxdistill.errors import OnnxDistillError, UsageError, explained
 
@@ -42,7 +43,7 @@ def cli() -> None:
     """Turn a slow PyTorch teacher into a small, measured, verified int8 ONNX student."""
 
 
-for command in (compress_command, bench_command, profile_command, doctor_command):
+for command in (compress_command, bench_command, profile_command, explain_command, doctor_command):
     cli.add_command(command)
 
 

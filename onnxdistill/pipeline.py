@@ -29,7 +29,7 @@ from onnxdistill.networks import build_network
 from onnxdistill.progress import Progress
 from onnxdistill.recipe import DistillTable, Recipe, load_recipe
 from onnxdistill.record import Candidate, Record
-from onnxdistill.report import GroupCut, Report
+from onnxdistill.report import CutRow, DecisionRow, GroupCut, LayerRow, PlanLog, Report
 from onnxdistill.shell import opened
 from onnxdistill.stages.distill import distill
 from onnxdistill.stages.factorize import factorize
@@ -189,6 +189,12 @@ class _Run:
         paired = f"{len(result.pairs)} layers in low rank, " if result.pairs else ""
         summary = f"{gone}{len(result.widths)} groups narrower, {paired}{last.measured_ms:.3g} ms as deployed"
         self.record.groups.extend(GroupCut(**asdict(width)) for width in result.widths)
+        self.record.plan = PlanLog(
+            budget_ms,
+            [CutRow(**asdict(cut)) for cut in result.cuts],
+            [DecisionRow(**asdict(decision)) for decision in result.decisions],
+            [LayerRow(**asdict(layer)) for layer in result.layers],
+        )
         return self.record.finish("plan", result.network, summary)
 
     def _refuse_unreachable(self, teacher_ms: float, result: PlanResult) -> None:

@@ -20,7 +20,7 @@ from onnxdistill.quantization.ladder import Finetune
 from onnxdistill.quantization.targets import write_for
 from onnxdistill.quantization.workshop import Calibration, Workshop
 from onnxdistill.recipe import OnnxRecipe, QuantizeTable, Recipe
-from onnxdistill.report import GroupCut, QuantizationLog, Report, RungRow, SchemeRow, TrainingLog
+from onnxdistill.report import GroupCut, PlanLog, QuantizationLog, Report, RungRow, SchemeRow, TrainingLog
 from onnxdistill.report.assemble import Step, TargetFile, assemble
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import quantize_measured
@@ -56,6 +56,7 @@ class FileRecord:
         trainings: Logs.
         quantization: What was tried for int8.
         targets: Files for other kinds of machines.
+        plan: How a latency budget was spent.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class FileRecord:
         self.trainings: list[TrainingLog] = []
         self.quantization: QuantizationLog | None = None
         self.targets: list[TargetFile] = []
+        self.plan: PlanLog | None = None
         self._recipe = recipe
         self._scoring = scoring
         self._settings = settings
@@ -198,6 +200,7 @@ class FileRecord:
             self.trainings,
             self.quantization,
             self.targets,
+            self.plan,
         )
 
     def _show_verifying(self, done: int, total: int) -> None:

@@ -233,7 +233,7 @@ class Costing:
             weight: pairs[form - 1]
             for layer in self._layers.values()
             if (pairs := damages.pairs.get(weight := self._graph.weights.get(layer.name, "")))
-            and (form := plan.forms[_form_of(weight)])
+            and (form := plan.forms[form_of(weight)])
             and not gone & set(self._block_of(layer.name))
         }
 
@@ -249,13 +249,25 @@ class Costing:
                 damage = np.broadcast_to(np.array([0.0, *(pair.damage for pair in pairs)]), latency_ms.shape).copy()
                 if blocks:
                     damage[..., GOES, :] = 0.0
-                yield Term(_form_of(weight), (*through, *blocks), latency_ms, damage)
+                yield Term(form_of(weight), (*through, *blocks), latency_ms, damage)
 
     def layers_of(self, plan: Plan) -> list[Layer]:
         """The layers that a plan leaves, with their new widths."""
         kept = self._choices.kept(plan)
         gone = set(self._choices.gone(plan))
         return [self._cut(layer, kept) for layer in self._layers.values() if not gone & set(self._block_of(layer.name))]
+
+    def layers_ms(self, plan: Plan, damages: Damages) -> dict[str, float]:
+        """What every layer takes that a plan leaves, low-rank pairs in its place included, by its node."""
+        kept, pairs = self._choices.kept(plan), self.pairs_of(plan, damages)
+        left = [self._layers[layer.name] for layer in self.layers_of(plan)]
+        found = {layer.name: pairs.get(self._graph.weights.get(layer.name, "")) for layer in left}
+        return {
+            layer.name: self._layer_ms(layer, kept)
+            if (pair := found[layer.name]) is None
+            else self._pair_ms(layer, pair, kept)
+            for layer in left
+        }
 
     def _latencies(self, apart: Container[str]) -> Iterator[tuple[tuple[str, ...], Floats]]:
         """Choices, and the time of something for all combinations of their options; not of the weights `apart`."""
@@ -328,6 +340,6 @@ class Costing:
         return ()
 
 
-def _form_of(weight: str) -> str:
+def form_of(weight: str) -> str:
     """Name of the term whose forms are those of a layer."""
     return f"form of {weight}"

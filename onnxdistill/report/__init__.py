@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from onnxdistill.report.model import (
     Artifact,
+    CutRow,
+    DecisionRow,
     GroupCut,
     LatencyFigures,
+    LayerRow,
     LimitCheck,
+    PlanLog,
     QuantizationLog,
     Report,
     RungRow,
@@ -21,9 +25,13 @@ from onnxdistill.report.model import (
 
 __all__ = [
     "Artifact",
+    "CutRow",
+    "DecisionRow",
     "GroupCut",
     "LatencyFigures",
+    "LayerRow",
     "LimitCheck",
+    "PlanLog",
     "QuantizationLog",
     "Report",
     "RungRow",

@@ -19,6 +19,7 @@ from onnxdistill.report.model import (
     GroupCut,
     LatencyFigures,
     LimitCheck,
+    PlanLog,
     QuantizationLog,
     Report,
     ScoreFigures,
@@ -68,6 +69,7 @@ def assemble(
     trainings: list[TrainingLog],
     quantization: QuantizationLog | None = None,
     targets: Sequence[TargetFile] = (),
+    plan: PlanLog | None = None,
 ) -> Report:
     """Builds the report; the first step is the teacher, and the last applied one the student."""
     by_name = {timing.name: timing for timing in timings.cases}
@@ -100,6 +102,7 @@ def assemble(
         bench=_portable(timings),
         quantization=quantization,
         targets=[_target_row(one) for one in targets],
+        plan=plan,
     )
 
 

@@ -167,6 +167,81 @@ class QuantizationLog:
 
 
 @dataclass(frozen=True)
+class CutRow:
+    """A cut of a plan: milliseconds of a call that were allowed, predicted and measured, and how much the loss grew.
+
+    `damage` is what the loss was to grow by, before anything was repaired.
+    """
+
+    budget_ms: float
+    predicted_ms: float
+    measured_ms: float
+    damage: float
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """What a plan decided on something.
+
+    Attributes:
+        kind: `width`, in channels; `block`, 1 while it is there and 0 when it has gone; `pair`, the rank of the
+            low-rank pair in the place of a layer, or 0.
+        name: Of the channel group, the block, or the layer.
+        before: What it was.
+        after: What it is.
+        damage: By how much the loss was to grow by it.
+        other: What else it could be: what it was before, or else what would save most time for its damage. None if
+            nothing else would be faster.
+        other_ms: By how much longer a call would take then; shorter, if negative.
+        other_damage: By how much more the loss would grow then; None if without bounds.
+    """
+
+    kind: str
+    name: str
+    before: int
+    after: int
+    damage: float
+    other: int | None
+    other_ms: float | None
+    other_damage: float | None
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """A layer before and after a plan.
+
+    Attributes:
+        name: Of the module.
+        operation: Precision, kernel and sizes, in words.
+        channels_before: In and out.
+        channels_after: In and out; None if the layer has gone.
+        rank: Of the low-rank pair that it has become; None if it has not.
+        before_ms: What it took in the whole network as deployed; None if that could not be seen.
+        predicted_ms: What it was to take after the last cut; None if it was to go.
+        after_ms: What it takes before the training; None if it has gone, or could not be seen.
+    """
+
+    name: str
+    operation: str
+    channels_before: list[int]
+    channels_after: list[int] | None
+    rank: int | None
+    before_ms: float | None
+    predicted_ms: float | None
+    after_ms: float | None
+
+
+@dataclass(frozen=True)
+class PlanLog:
+    """How a latency budget was spent."""
+
+    budget_ms: float
+    cuts: list[CutRow]
+    decisions: list[DecisionRow]
+    layers: list[LayerRow]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A shipped file."""
 
@@ -201,6 +276,7 @@ class Report:
     bench: dict[str, Any]
     quantization: QuantizationLog | None = None
     targets: list[TargetRow] = field(default_factory=list)
+    plan: PlanLog | None = None
 
     @property
     def teacher(self) -> StageRow:
@@ -246,7 +322,19 @@ def load_report(path: Path) -> Report:
     tables["artifacts"] = [Artifact(**entry) for entry in tables["artifacts"]]
     tables["quantization"] = _quantization(tables.get("quantization"))
     tables["targets"] = [_target(row) for row in tables.get("targets", [])]
+    tables["plan"] = _plan(tables.get("plan"))
     return Report(**tables)
+
+
+def _plan(tables: dict[str, Any] | None) -> PlanLog | None:
+    if tables is None:
+        return None
+    return PlanLog(
+        tables["budget_ms"],
+        [CutRow(**row) for row in tables["cuts"]],
+        [DecisionRow(**row) for row in tables["decisions"]],
+        [LayerRow(**row) for row in tables["layers"]],
+    )
 
 
 def _quantization(tables: dict[str, Any] | None) -> QuantizationLog | None:

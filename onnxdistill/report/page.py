@@ -6,6 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from onnxdistill.report.charts import accuracy_chart, latency_chart, training_chart
+from onnxdistill.report.explanation import channels_text, instead_text, microseconds, state_text
 from onnxdistill.report.model import Report
 from onnxdistill.report.table import count, latency, limit_text, score_text
 
@@ -23,6 +24,7 @@ def render_page(report: Report) -> str:
     trainings = [(log, _markup(training_chart(report, log))) for log in report.trainings]
     return environment.get_template("page.html.j2").render(
         report=report,
+        slowest_layer_ms=_slowest_layer_ms(report),
         slowest_ms=max((row.latency.median_ms for row in report.rows if row.latency), default=0.0),
         latency_chart=_markup(latency_chart(report)),
         accuracy_chart=_markup(accuracy_chart(report)),
@@ -30,11 +32,20 @@ def render_page(report: Report) -> str:
         worst_classes=_worst_classes(report),
         score_text=score_text,
         limit_text=limit_text,
+        state_text=state_text,
+        instead_text=instead_text,
+        channels_text=channels_text,
+        microseconds=microseconds,
     )
 
 
 def _markup(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)  # our own drawing
+
+
+def _slowest_layer_ms(report: Report) -> float:
+    layers = [] if report.plan is None else report.plan.layers
+    return max((row.before_ms for row in layers if row.before_ms is not None), default=0.0)
 
 
 def _worst_classes(report: Report) -> list[tuple[str, float, float]]:

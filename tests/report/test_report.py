@@ -7,20 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from click.testing import CliRunner
+from rich.console import Console, RenderableType
 
+from onnxdistill.cli import cli
 from onnxdistill.errors import ModelFileError
 from onnxdistill.report import (
+    CutRow,
+    DecisionRow,
     GroupCut,
     LatencyFigures,
+    LayerRow,
     LimitCheck,
+    PlanLog,
+    QuantizationLog,
     Report,
+    RungRow,
+    SchemeRow,
     ScoreFigures,
     SpeedupFigures,
     StageRow,
     TrainingLog,
     load_report,
 )
+from onnxdistill.report.explanation import channels_text, instead_text, render_explanation
 from onnxdistill.report.page import render_page
 from onnxdistill.report.table import count, latency, limit_text, render_report
 
@@ -94,8 +104,12 @@ def test_student_is_the_last_applied_row(report: Report) -> None:
 
 
 def shown(report: Report, width: int) -> str:
+    return printed(render_report(report), width)
+
+
+def printed(renderable: RenderableType, width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(render_report(report))
+    console.print(renderable)
     file = console.file
     assert isinstance(file, io.StringIO)
     return file.getvalue()
@@ -169,3 +183,99 @@ def test_counts(number: float, text: str) -> None:
 )
 def test_latencies(milliseconds: float | None, text: str) -> None:
     assert latency(milliseconds) == text
+
+
+OPERATION = "int8 3x3 on 8x8"
+PLAN = PlanLog(
+    0.25,
+    [CutRow(0.5, 0.45, 0.48, 0.125), CutRow(0.25, 0.25, 0.24, 0.5)],
+    [
+        DecisionRow("width", "conv1", 32, 16, 0.0625, 32, 0.125, -0.0625),
+        DecisionRow("block", "layer1.0", 1, 0, 0.25, 1, 0.25, -0.25),
+        DecisionRow("block", "layer1.1", 1, 1, 0.0, 0, -0.0625, None),
+        DecisionRow("pair", "conv<2>", 0, 8, 0.125, 0, 0.5, -0.125),
+        DecisionRow("pair", "head", 0, 0, 0.0, None, None, None),
+    ],
+    [
+        LayerRow("conv1", OPERATION, [3, 32], [3, 16], None, 0.25, 0.125, 0.14),
+        LayerRow("conv<2>", OPERATION, [32, 64], [16, 64], 8, 0.5, 0.07, 0.0625),
+        LayerRow("layer1.0.conv", OPERATION, [64, 64], None, None, 0.0375, None, None),
+        LayerRow("head", "int8 product of 1 rows", [64, 10], [64, 10], None, None, 0.01, None),
+    ],
+)
+QUANTIZED = QuantizationLog(
+    0.5,
+    [SchemeRow("uint8", 2.0, 1.9, 2.1)],
+    [RungRow("minmax", 0.75, True, 1.5, ""), RungRow("bias", None, False, 2, "?")],
+)
+
+
+def explained(report: Report, width: int) -> str:
+    return printed(render_explanation(report), width)
+
+
+def test_a_plan_is_explained_choice_by_choice_and_layer_by_layer(report: Report, tmp_path: Path) -> None:
+    planned = replace(report, plan=PLAN, quantization=QUANTIZED)
+    (tmp_path / "report.json").write_text(planned.to_json())
+    assert load_report(tmp_path / "report.json") == planned
+    text = explained(planned, 120)
+    for part in (
+        "what distill did",
+        "How 0.250 ms were spent",
+        "32: +0.12 ms, loss -0.062",
+        "there: +0.25 ms, loss -0.25",
+        "gone: -0.062 ms, no loss that is a number",
+        "whole: +0.5 ms, loss -0.12",
+        "nothing else is faster",
+        "3→16, was 3→32",
+        "16→8→64, was 32→64",
+        "gone, was 64→64",
+        "1.90 to 2.10",
+        "0.5 points may be lost",
+    ):
+        assert part in text
+    assert "Channel groups" not in text
+    page = render_page(planned)
+    for part in ("How 0.250 ms were spent", "16→8→64, was 32→64", "gone, was 64→64", "conv&lt;2&gt;", "rank 8"):
+        assert part in page
+    assert "conv<2>" not in page
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_an_explanation_fits_and_loses_nothing(report: Report, width: int) -> None:
+    text = explained(replace(report, plan=PLAN, quantization=QUANTIZED), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "…" not in text
+    for part in ("62.5", "140", "0.480"):
+        assert part in text
+
+
+def test_without_a_plan_the_groups_are_explained(report: Report) -> None:
+    text = explained(report, 100)
+    assert "Channel groups" in text
+    assert "conv1, bn1" in text
+    assert "were spent" not in text
+
+
+def test_layers_and_alternatives_in_words() -> None:
+    assert [channels_text(layer) for layer in PLAN.layers] == [
+        "3→16, was 3→32",
+        "16→8→64, was 32→64",
+        "gone, was 64→64",
+        "64→10",
+    ]
+    assert instead_text(PLAN.decisions[4]) == "nothing else is faster"
+
+
+def test_the_command_explains_a_run(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(replace(report, plan=PLAN).to_json())
+    for run in (tmp_path, tmp_path / "report.json"):
+        result = CliRunner().invoke(cli, ["explain", str(run)])
+        assert result.exit_code == 0
+        assert "How 0.250 ms were spent" in result.output
+
+
+def test_what_is_no_run_cannot_be_explained(tmp_path: Path) -> None:
+    for run in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ModelFileError, match="cannot be read as a report"):
+            cli.main(["explain", str(run)], standalone_mode=False)

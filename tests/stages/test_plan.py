@@ -97,10 +97,39 @@ def test_it_is_as_fast_as_asked_and_still_knows_something(
     assert validation_score(result.network, digits) > 50
     for note in result.notes:
         assert "ms predicted" in note
+    check_account(result, trained, setting.latencies)
     # Decided once: the same again, whatever the times are now.
     again = setting.plan(trained, 2.0)
     states = [one.network.state_dict() for one in (result, again)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def check_account(result: PlanResult, before: nn.Module, latencies: list[float]) -> None:
+    """Every convolution and linear layer is told of, as it was and as it is."""
+    modules = {name: module for name, module in before.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    assert {layer.name for layer in result.layers} == modules.keys()
+    left = dict(result.network.named_modules())
+    for layer in result.layers:
+        known = [left[name] for name in (layer.name, f"{layer.name}.0", f"{layer.name}.1") if name in left]
+        weights = [module.weight for module in known if isinstance(module, nn.Conv2d | nn.Linear)]
+        if layer.channels_after is None:
+            assert any(layer.name.startswith(f"{block}.") for block in result.blocks)
+            assert (weights, layer.after_ms) == ([], None)
+        else:
+            assert layer.channels_after == (weights[0].shape[1], weights[-1].shape[0])
+            assert layer.rank == (result.pairs[layer.name] if len(weights) > 1 else None)
+            assert layer.after_ms is not None
+            assert layer.predicted_ms is not None
+    assert sum(layer.before_ms or 0 for layer in result.layers) < latencies[0]
+    assert sum(layer.after_ms or 0 for layer in result.layers) < latencies[-1]
+    changed = {(one.kind, one.name): one.after for one in result.decisions if one.before != one.after}
+    assert {name for kind, name in changed if kind == "block"} == set(result.blocks)
+    assert {
+        name: rank for (kind, name), rank in changed.items() if kind == "pair" and rank
+    }.keys() >= result.pairs.keys()
+    for narrowed in result.widths:
+        assert changed["width", narrowed.name] == narrowed.channels_after
+    assert all(one.other is not None for one in result.decisions if one.before != one.after)
 
 
 def test_int8_is_deployed_where_it_is_faster(digits: Classification, trained: nn.Module, tmp_path: Path) -> None:

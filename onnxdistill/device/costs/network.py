@@ -113,6 +113,21 @@ def deployed_layers(layers: Sequence[Layer], traced: Trace) -> tuple[Layer, ...]
     return tuple(result)
 
 
+def layer_times_ms(layers: Sequence[Layer], traced: Trace, latency_ms: float | None = None) -> dict[str, float | None]:
+    """What layers take in a trace, by their names; None of one that is not found there.
+
+    Layers of the same work are not told apart: each has their mean.
+
+    Args:
+        layers: As `deployed_layers` returns them.
+        traced: Of the deployed network.
+        latency_ms: What the network takes by a more careful measurement than the trace's: all times are scaled to it.
+    """
+    seen_ms = _seen_ms(traced, _scale(traced, latency_ms))
+    times = {layer.name: seen_ms.get(work_of_layer(layer)) for layer in layers}
+    return {name: sum(seen) / len(seen) if seen else None for name, seen in times.items()}
+
+
 def network_costs(
     layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, latency_ms: float | None = None
 ) -> NetworkCosts:
@@ -122,26 +137,38 @@ def network_costs(
         layers: As `deployed_layers` returns them.
         traced: Of the deployed network.
         profile: Of the machine, with all kinds of these layers.
-        latency_ms: What the network takes by a more careful measurement than the trace's: all times are scaled to it.
+        latency_ms: See `layer_times_ms`.
     """
-    scale = 1.0 if latency_ms is None or traced.run_ms <= 0 else latency_ms / traced.run_ms
-    seen_ms: dict[Work, list[float]] = defaultdict(list)
-    others = []
-    for node in traced.nodes:
-        found = work_of_node(node)
-        if found is None:
-            others.append(OtherNode(node.name, scale * node.time_ms, traced.call_ms))
-        else:
-            seen_ms[found[1]].append(scale * max(node.time_ms, traced.call_ms))
+    scale = _scale(traced, latency_ms)
+    others = [
+        OtherNode(node.name, scale * node.time_ms, traced.call_ms)
+        for node in traced.nodes
+        if work_of_node(node) is None
+    ]
     # Of layers that are found in the trace only, or that were written otherwise before.
-    unclaimed_ms = sum(sum(times) for work, times in seen_ms.items() if work not in set(map(work_of_layer, layers)))
+    known = set(map(work_of_layer, layers))
+    unclaimed_ms = sum(sum(times) for work, times in _seen_ms(traced, scale).items() if work not in known)
     if unclaimed_ms:
         others.append(OtherNode("", unclaimed_ms, 0.0))
+    times_ms = layer_times_ms(layers, traced, latency_ms)
     corrections = {}
     for layer in layers:
-        seen, expected_ms = seen_ms.get(work_of_layer(layer)), profile.time_ms(layer)
-        corrections[layer.name] = sum(seen) / len(seen) / expected_ms if seen and expected_ms > 0 else 1.0
+        seen_ms, expected_ms = times_ms[layer.name], profile.time_ms(layer)
+        corrections[layer.name] = seen_ms / expected_ms if seen_ms is not None and expected_ms > 0 else 1.0
     return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms)
+
+
+def _scale(traced: Trace, latency_ms: float | None) -> float:
+    return 1.0 if latency_ms is None or traced.run_ms <= 0 else latency_ms / traced.run_ms
+
+
+def _seen_ms(traced: Trace, scale: float) -> dict[Work, list[float]]:
+    """The times of a trace's layers, by their work."""
+    seen_ms: dict[Work, list[float]] = defaultdict(list)
+    for node in traced.nodes:
+        if found := work_of_node(node):
+            seen_ms[found[1]].append(scale * max(node.time_ms, traced.call_ms))
+    return seen_ms
 
 
 def _ratio(name: str, ratios: Mapping[str, float], mean: float) -> float:

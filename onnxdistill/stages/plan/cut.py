@@ -6,7 +6,7 @@ import hashlib
 import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from torch import nn
 import onnxdistill
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import Layer, pair_of, read_exported
-from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, network_costs
-from onnxdistill.device.profiling.trace import trace
+from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, layer_times_ms, network_costs
+from onnxdistill.device.profiling.trace import Trace, trace
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
@@ -31,9 +31,11 @@ from onnxdistill.graph.pairmoments import Scheme, longest_column
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
+from onnxdistill.planning.decisions import Decision, decisions_of
 from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
-from onnxdistill.planning.problem import Plan, solve
+from onnxdistill.planning.problem import Plan, Term, solve
 from onnxdistill.recipe import PlanTable
+from onnxdistill.stages.plan.account import LayerState
 from onnxdistill.tasks import Task
 from onnxdistill.training.pairs import PairForm, best_fitted, pair_factors, with_pairs
 from onnxdistill.training.repaired import best_repaired, calibration_loss, calibration_losses
@@ -75,6 +77,8 @@ class Step:
         pairs: Rank of every low-rank pair, by the layer that it stands for.
         predicted_ms: What the network was to take.
         damage: By how much the loss was to grow.
+        decisions: What became of every choice.
+        layers: What was to become of every layer, by its module.
     """
 
     network: nn.Module
@@ -82,6 +86,28 @@ class Step:
     pairs: dict[str, int]
     predicted_ms: float
     damage: float
+    decisions: list[Decision] = field(default_factory=list)
+    layers: dict[str, LayerState] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A deployed network in a trace."""
+
+    layers: Sequence[Layer]
+    graph: Graph
+    traced: Trace
+
+    def states(self, latency_ms: float, planned_ms: Mapping[str, float]) -> dict[str, LayerState]:
+        """What is known of the layers of modules, by the modules' names; `planned_ms` is by nodes."""
+        times_ms = layer_times_ms(self.layers, self.traced, latency_ms)
+        return {
+            self.graph.weights[layer.name].removesuffix(".weight"): LayerState(
+                str(layer.kind), layer.inputs, layer.outputs, times_ms[layer.name], planned_ms.get(layer.name)
+            )
+            for layer in self.layers
+            if layer.name in self.graph.weights
+        }
 
 
 @dataclass(frozen=True)
@@ -90,10 +116,19 @@ class _Known:
 
     choices: Choices
     analysis: ChannelAnalysis
-    graph: Graph
+    seen: _Seen
     costs: NetworkCosts
     profile: DeviceProfile
     schemes: Mapping[str, Sequence[Scheme]]
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """A plan, and what it was the best of."""
+
+    plan: Plan
+    terms: Sequence[Term]
+    costing: Costing
 
 
 class Planner:
@@ -141,14 +176,27 @@ class Planner:
         if smaller is network:
             return None
         ranks = {name: form.rank for name, form in forms.items()}
-        return Step(smaller, decided["blocks"], ranks, decided["latency_ms"], decided["damage"])
+        return Step(
+            smaller,
+            decided["blocks"],
+            ranks,
+            decided["latency_ms"],
+            decided["damage"],
+            [Decision(**each) for each in decided["decisions"]],
+            {name: LayerState(**each) for name, each in decided["layers"].items()},
+        )
+
+    def layers(self, network: nn.Module, deployed: Deployed) -> dict[str, LayerState]:
+        """What the layers of a network take as it is deployed, by their modules."""
+        return self._see(network, deployed).states(deployed.latency_ms, {})
 
     def _key(self, deployed: Deployed, budget_ms: float) -> str:
         """Of all that a decision hangs on; what it is timed with is remembered itself."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {onnxruntime.__version__} {platform.node()}"
         data = self._task.describe_data()
-        return f"plan {onnxdistill.__version__} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
+        version = f"plan 2 {onnxdistill.__version__}"
+        return f"{version} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(
         self,
@@ -162,26 +210,36 @@ class Planner:
         known = self._known(network, analysis, deployed)
         damages = self._damages(network, known, scores)
         self._say("solving")
-        chosen, pairs = self._solved(known, damages, budget_ms)
-        if chosen is None or chosen.latency_ms >= deployed.latency_ms:
+        solution = self._solved(known, damages, budget_ms)
+        if solution is None or solution.plan.latency_ms >= deployed.latency_ms:
             return {}
+        chosen, costing = solution.plan, solution.costing
+        decisions = decisions_of(known.choices, damages, solution.terms, chosen)
+        states = known.seen.states(deployed.latency_ms, costing.layers_ms(chosen, damages))
         return {
             "widths": known.choices.kept(chosen),
             "blocks": known.choices.gone(chosen),
             "pairs": {
                 weight.removesuffix(".weight"): ["spatial" if pair.spatial else "channel", pair.rank]
-                for weight, pair in pairs.items()
+                for weight, pair in costing.pairs_of(chosen, damages).items()
             },
             "latency_ms": chosen.latency_ms,
             "damage": chosen.damage,
+            "decisions": [asdict(decision) for decision in decisions],
+            "layers": {name: asdict(state) for name, state in states.items()},
         }
 
-    def _known(self, network: nn.Module, analysis: ChannelAnalysis, deployed: Deployed) -> _Known:
+    def _see(self, network: nn.Module, deployed: Deployed) -> _Seen:
         self._say("tracing")
         feeds = {self._task.input_name: self._task.example_input(self._batch).numpy()}
         traced = trace(deployed.path, feeds, self._settings)
         layers = deployed_layers(read_exported(deployed.exported, feeds).layers, traced)
-        graph = read_graph(onnx.load(deployed.exported), dict(network.named_parameters()), [one.name for one in layers])
+        parameters = dict(network.named_parameters())
+        return _Seen(layers, read_graph(onnx.load(deployed.exported), parameters, [one.name for one in layers]), traced)
+
+    def _known(self, network: nn.Module, analysis: ChannelAnalysis, deployed: Deployed) -> _Known:
+        seen = self._see(network, deployed)
+        layers, graph = seen.layers, seen.graph
         schemes = self._schemes(network, graph)
         pairs = [
             part
@@ -200,8 +258,8 @@ class Planner:
         return _Known(
             choices_of(analysis, steps, blocks),
             analysis,
-            graph,
-            network_costs(layers, traced, profile, deployed.latency_ms),
+            seen,
+            network_costs(layers, seen.traced, profile, deployed.latency_ms),
             profile,
             schemes,
         )
@@ -250,7 +308,7 @@ class Planner:
         """The pairs that are faster than the layer that they stand for, with what they cost, by its weight's name."""
         worthwhile: dict[str, list[PairForm]] = {}
         for layer in known.costs.layers:
-            name = known.graph.weights.get(layer.name, "").removesuffix(".weight")
+            name = known.seen.graph.weights.get(layer.name, "").removesuffix(".weight")
             forms = [
                 PairForm(scheme, rank)
                 for scheme in known.schemes.get(name, ())
@@ -294,18 +352,18 @@ class Planner:
         changed = with_pairs(network, factors, fitting)
         return best_fitted(network, changed, fitting, self._task, fit=self._table.repair), fitting
 
-    def _solved(self, known: _Known, damages: Damages, budget_ms: float) -> tuple[Plan | None, dict[str, Pair]]:
-        """The plan of least damage within the budget, or the fastest one; with its pairs."""
-        weight_bytes, chosen, pairs = known.costs.weight_bytes, None, dict[str, Pair]()
+    def _solved(self, known: _Known, damages: Damages, budget_ms: float) -> _Solution | None:
+        """The plan of least damage within the budget, or the fastest one."""
+        weight_bytes, solution, graph = known.costs.weight_bytes, None, known.seen.graph
         for _ in range(_CACHE_ROUNDS):
-            costing = Costing(known.choices, known.analysis, known.graph, known.costs, known.profile, weight_bytes)
-            plans = solve(known.choices.sizes, costing.terms(damages))
+            costing = Costing(known.choices, known.analysis, graph, known.costs, known.profile, weight_bytes)
+            terms = costing.terms(damages)
+            plans = solve(known.choices.sizes, terms)
             if not len(plans):
-                return None, {}
-            chosen = plans.within(budget_ms) or plans[0]
-            pairs = costing.pairs_of(chosen, damages)
-            weight_bytes = sum(layer.weight_bytes for layer in costing.layers_of(chosen))
-        return chosen, pairs
+                return None
+            solution = _Solution(plans.within(budget_ms) or plans[0], terms, costing)
+            weight_bytes = sum(layer.weight_bytes for layer in costing.layers_of(solution.plan))
+        return solution
 
     def _cut(
         self,

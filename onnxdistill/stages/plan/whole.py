@@ -8,7 +8,7 @@ latency is measured: the plan of the next cut begins with that, and the last cut
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -16,9 +16,11 @@ from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.groups import Narrowed
+from onnxdistill.planning.decisions import Decision
 from onnxdistill.planning.problem import EntangledError
 from onnxdistill.recipe import PlanTable
-from onnxdistill.stages.plan.cut import Deployed, Planner, Remember
+from onnxdistill.stages.plan.account import PlannedLayer, account_decisions, account_layers
+from onnxdistill.stages.plan.cut import Deployed, Planner, Remember, Step
 from onnxdistill.tasks import Task
 
 # Cuts after the last one of the recipe, where the latency is still too high.
@@ -55,6 +57,8 @@ class PlanResult:
         latency_ms: What a call takes now, as deployed.
         fits: Whether the budget is kept to.
         notes: A sentence each.
+        decisions: What became of every choice, and what the other option would have been.
+        layers: What became of every layer.
     """
 
     network: nn.Module
@@ -65,6 +69,8 @@ class PlanResult:
     latency_ms: float
     fits: bool
     notes: list[str]
+    decisions: list[Decision] = field(default_factory=list)
+    layers: list[PlannedLayer] = field(default_factory=list)
 
 
 def plan(
@@ -96,9 +102,8 @@ def plan(
             each other in too many ways.
     """
     planner = Planner(task, table, settings, batch, remember, on_progress)
-    current, gone, notes = network, list[str](), list[str]()
-    cuts: list[Cut] = []
-    pairs: dict[str, int] = {}
+    current, notes, pairs = network, list[str](), dict[str, int]()
+    cuts, steps = list[Cut](), list[Step]()
     deployed = deploy(network)
     for number in range(table.steps + _MOST_CORRECTIONS):
         if deployed.latency_ms <= budget_ms:
@@ -118,7 +123,7 @@ def plan(
         if step is None:
             break
         current = step.network
-        gone += step.blocks
+        steps.append(step)
         pairs |= step.pairs
         deployed = deploy(current)
         cuts.append(Cut(allowed_ms, step.predicted_ms, deployed.latency_ms, step.damage))
@@ -131,8 +136,21 @@ def plan(
             f"plan stopped at {deployed.latency_ms:.3g} ms, above its budget of {budget_ms:.3g} ms: nothing is left to "
             "cut that would be faster."
         )
-    widths, reached_ms = _widths(network, current, task), deployed.latency_ms
-    return PlanResult(current, widths, gone, pairs, cuts, reached_ms, reached_ms <= budget_ms, notes)
+    layers = list[PlannedLayer]()
+    if steps:
+        layers = account_layers(steps[0].layers, steps[-1].layers, planner.layers(current, deployed))
+    return PlanResult(
+        network=current,
+        widths=_widths(network, current, task),
+        blocks=[block for step in steps for block in step.blocks],
+        pairs=pairs,
+        cuts=cuts,
+        latency_ms=deployed.latency_ms,
+        fits=deployed.latency_ms <= budget_ms,
+        notes=notes,
+        decisions=account_decisions(step.decisions for step in steps),
+        layers=layers,
+    )
 
 
 def _widths(before: nn.Module, after: nn.Module, task: Task) -> list[Narrowed]:

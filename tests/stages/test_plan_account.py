@@ -1,0 +1,60 @@
+"""Layers and choices over several cuts, by hand."""
+
+from __future__ import annotations
+
+from onnxdistill.planning.decisions import Decision
+from onnxdistill.stages.plan.account import LayerState, PlannedLayer, account_decisions, account_layers
+
+KERNEL = "float32 3x3 on 8x8"
+
+
+def test_layers_are_followed_by_their_modules() -> None:
+    before = {
+        "a": LayerState(KERNEL, 3, 16, 1.0, 0.9),
+        "b.conv": LayerState(KERNEL, 16, 16, 2.0, 1.0),
+        "b.conv2": LayerState(KERNEL, 16, 16, 2.0, None),
+        "c": LayerState(KERNEL, 16, 8, None, 0.5),
+    }
+    last = {
+        "a": LayerState(KERNEL, 3, 16, 1.0, 0.5),
+        # The first cut has made it a pair.
+        "b.conv.0": LayerState(KERNEL, 16, 4, 0.5, 0.25),
+        "b.conv.1": LayerState(KERNEL, 4, 16, 0.5, 0.5),
+        "c": LayerState(KERNEL, 16, 8, None, 0.25),
+    }
+    after = {
+        "a": LayerState(KERNEL, 3, 8, 0.625),
+        "b.conv.0": LayerState(KERNEL, 8, 4, 0.25),
+        "b.conv.1": LayerState(KERNEL, 4, 16, 0.5),
+        "c": LayerState(KERNEL, 16, 8, None),
+    }
+    assert account_layers(before, last, after) == [
+        PlannedLayer("a", KERNEL, (3, 16), (3, 8), None, 1.0, 0.5, 0.625),
+        PlannedLayer("b.conv", KERNEL, (16, 16), (8, 16), 4, 2.0, 0.75, 0.75),
+        PlannedLayer("b.conv2", KERNEL, (16, 16), None, None, 2.0, None, None),
+        PlannedLayer("c", KERNEL, (16, 8), (16, 8), None, None, 0.25, None),
+    ]
+
+
+def test_choices_go_from_the_first_cut_to_the_last() -> None:
+    cuts = [
+        [
+            Decision("width", "a", 32, 24, 0.5, 32, 0.25, -0.5),
+            Decision("width", "b", 32, 32, 0.0, 16, -0.5, 1.0),
+            Decision("block", "c", 1, 1, 0.0, 0, -1.0, 2.0),
+            Decision("block", "d", 1, 0, 0.125, 1, 1.0, -0.125),
+        ],
+        [
+            Decision("width", "a", 24, 24, 0.0, 16, -0.125, 2.0),
+            Decision("width", "b", 32, 16, 0.75, 32, 0.5, -0.75),
+            Decision("block", "c", 1, 1, 0.0, 0, -0.5, 3.0),
+        ],
+    ]
+    assert account_decisions(cuts) == [
+        # Of the cut that changed it; of one that never changed, of the last.
+        Decision("width", "a", 32, 24, 0.5, 32, 0.25, -0.5),
+        Decision("width", "b", 32, 16, 0.75, 32, 0.5, -0.75),
+        Decision("block", "c", 1, 1, 0.0, 0, -0.5, 3.0),
+        Decision("block", "d", 1, 0, 0.125, 1, 1.0, -0.125),
+    ]
+    assert account_decisions([]) == []
