@@ -1,9 +1,9 @@
 """Turn a slow PyTorch teacher into a small, measured, verified int8 ONNX student.
 
-`compress` runs a recipe and needs the extra `compress`, as do `quantize_onnx`, which takes an ONNX file alone,
-`load_student`, which gives a run's student as a PyTorch module, and `assist`, which takes part in the trainings of
-another process under `torchrun`; `bench` times ONNX files and needs only ONNX Runtime. They are imported on first use,
-so that importing the package costs neither torch nor ONNX Runtime.
+`compress` runs a recipe and needs the extra `compress`, as do `compress_front`, which runs it for several speeds,
+`quantize_onnx`, which takes an ONNX file alone, `load_student`, which gives a run's student as a PyTorch module, and
+`assist`, which takes part in the trainings of another process under `torchrun`; `bench` times ONNX files and needs only
+ONNX Runtime. They are imported on first use, so that importing the package costs neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from onnxdistill.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from onnxdistill.device.bench import bench
+    from onnxdistill.front import compress_front
     from onnxdistill.onnxpipeline import quantize_onnx
     from onnxdistill.pipeline import assist, compress
     from onnxdistill.student import load_student
 
     __version__: str
 
-__all__ = ["__version__", "assist", "bench", "compress", "load_student", "quantize_onnx"]
+__all__ = ["__version__", "assist", "bench", "compress", "compress_front", "load_student", "quantize_onnx"]
 
 _HOMES = {
     "assist": "onnxdistill.pipeline",
     "bench": "onnxdistill.device.bench",
     "compress": "onnxdistill.pipeline",
+    "compress_front": "onnxdistill.front",
     "load_student": "onnxdistill.student",
     "quantize_onnx": "onnxdistill.onnxpipeline",
 }

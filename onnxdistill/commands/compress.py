@@ -34,6 +34,13 @@ from onnxdistill.errors import UsageError
     help="Times faster than the teacher: planned for, in place of [prune] and [factorize], and a limit.",
 )
 @click.option("--latency-ms", type=float, metavar="2.5", help="The same by the latency of the student.")
+@click.option(
+    "--pareto",
+    "count",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="With --speedup: N students, at speeds in equal ratios up to it.",
+)
 @click.option("--max-drop", type=float, metavar="0.5", help="Points of accuracy below the teacher; limits.max_drop.")
 @click.option(
     "--time-budget",
@@ -64,6 +71,7 @@ def compress_command(
     overrides: tuple[str, ...],
     speedup: float | None,
     latency_ms: float | None,
+    count: int | None,
     max_drop: float | None,
     minutes: float | None,
     targets: tuple[str, ...],
@@ -78,7 +86,7 @@ def compress_command(
         overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
     assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
     if model is not None:
-        _check_alone(recipe, data, minutes, tensorboard)
+        _check_alone(recipe, data, minutes, tensorboard, count)
         assert data is not None
         if not assists:  # nothing is trained
             onnxdistill.quantize_onnx(model, data, out=out, overrides=overrides, console=console, log_file=log_file)
@@ -91,12 +99,17 @@ def compress_command(
             "Name a recipe, or an ONNX file with --onnx and samples for it with --data.",
         )
     settings = overrides if minutes is None else (*overrides, f"distill.minutes={minutes}")
-    if assists:
+    if count is not None:
+        _check_front(speedup)
+        onnxdistill.compress_front(
+            recipe, count, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
+        )
+    elif assists:
         onnxdistill.assist(recipe, settings)
-        return
-    onnxdistill.compress(
-        recipe, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
-    )
+    else:
+        onnxdistill.compress(
+            recipe, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
+        )
 
 
 def _asked(speedup: float | None, latency_ms: float | None, max_drop: float | None, *, plans: bool) -> list[str]:
@@ -114,7 +127,18 @@ def _asked(speedup: float | None, latency_ms: float | None, max_drop: float | No
     return asked
 
 
-def _check_alone(recipe: Path | None, data: Path | None, minutes: float | None, tensorboard: Path | None) -> None:
+def _check_front(speedup: float | None) -> None:
+    if speedup is None:
+        raise UsageError("--pareto needs to know how far it goes.", "Name the fastest student's --speedup.")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("--pareto makes several runs, and torchrun is for one.", "Start it without torchrun.")
+
+
+def _check_alone(
+    recipe: Path | None, data: Path | None, minutes: float | None, tensorboard: Path | None, count: int | None
+) -> None:
+    if count is not None:
+        raise UsageError("--pareto is for recipes: an ONNX file has one int8 form.", "Leave it out.")
     if recipe is not None:
         raise UsageError(f"The recipe {recipe} and --onnx exclude each other.", "Leave out one of them.")
     if data is None:

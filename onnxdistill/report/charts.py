@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from onnxdistill.report.front import Front, scored
 from onnxdistill.report.model import Report, TrainingLog
 
 INK = "#7d8590"  # reads on white and on near-black
@@ -91,6 +92,36 @@ def accuracy_chart(report: Report) -> str | None:
         axes.set_xlim(left=0)
         axes.set_xlabel("median latency, ms")
         axes.set_ylabel(f"{report.metric}, {report.metric_unit}")
+    return result[0]
+
+
+def front_chart(front: Front) -> str | None:
+    """Accuracy against latency of several students, those that keep to their limits in another colour."""
+    points = [(point, known) for point in front.points if (known := scored(point)) is not None]
+    if not points:
+        return None
+    with _figure() as (axes, result):
+        places = sorted((latency_ms, score.value) for _, (latency_ms, score) in points)
+        axes.plot(*zip(*places, strict=True), color=STAGE, lw=1.2, alpha=0.5)
+        for index, (point, (x, score)) in enumerate(points):
+            color = STUDENT if point.shipped else STAGE
+            y = score.value
+            axes.errorbar(x, y, [[y - score.low], [score.high - y]], fmt="o", color=color, ms=8, capsize=3, lw=1.2)
+            offset = (9, 7 if index % 2 == 0 else -16)
+            axes.annotate(point.folder, (x, y), xytext=offset, textcoords="offset points", color=color)
+        if front.teacher.score is not None:
+            value = front.teacher.score.value
+            axes.axhline(value, color=TEACHER, lw=1.2)
+            axes.annotate(
+                "teacher", (0, value), xycoords=("axes fraction", "data"), xytext=(4, 4),
+                textcoords="offset points", color=TEACHER,
+            )  # fmt: skip
+            if front.max_drop is not None:
+                axes.axhline(value - front.max_drop, color=TEACHER, lw=1.0, ls="--")
+        axes.margins(x=0.2, y=0.15)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("median latency, ms")
+        axes.set_ylabel(f"{front.metric}, {front.metric_unit}")
     return result[0]
 
 

@@ -13,33 +13,43 @@ from onnxdistill.report.table import count, latency, limit_text, score_text
 
 def render_page(report: Report) -> str:
     """Renders the page: no script, no font and no picture from elsewhere."""
-    environment = Environment(
+    trainings = [(log, markup(training_chart(report, log))) for log in report.trainings]
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            slowest_layer_ms=_slowest_layer_ms(report),
+            slowest_ms=max((row.latency.median_ms for row in report.rows if row.latency), default=0.0),
+            latency_chart=markup(latency_chart(report)),
+            accuracy_chart=markup(accuracy_chart(report)),
+            trainings=[(log, chart) for log, chart in trainings if chart is not None],
+            worst_classes=_worst_classes(report),
+            score_text=score_text,
+            limit_text=limit_text,
+            state_text=state_text,
+            instead_text=instead_text,
+            channels_text=channels_text,
+            microseconds=microseconds,
+        )
+    )
+
+
+def environment() -> Environment:
+    """Where the templates of pages are found, and what they can call."""
+    found = Environment(
         loader=PackageLoader("onnxdistill.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=count, latency=latency)
-    trainings = [(log, _markup(training_chart(report, log))) for log in report.trainings]
-    return environment.get_template("page.html.j2").render(
-        report=report,
-        slowest_layer_ms=_slowest_layer_ms(report),
-        slowest_ms=max((row.latency.median_ms for row in report.rows if row.latency), default=0.0),
-        latency_chart=_markup(latency_chart(report)),
-        accuracy_chart=_markup(accuracy_chart(report)),
-        trainings=[(log, chart) for log, chart in trainings if chart is not None],
-        worst_classes=_worst_classes(report),
-        score_text=score_text,
-        limit_text=limit_text,
-        state_text=state_text,
-        instead_text=instead_text,
-        channels_text=channels_text,
-        microseconds=microseconds,
-    )
+    found.filters.update(count=count, latency=latency)
+    return found
 
 
-def _markup(svg: str | None) -> Markup | None:
+def markup(svg: str | None) -> Markup | None:
+    """A drawing of `charts`, to be put into a page as it is."""
     return None if svg is None else Markup(svg)  # our own drawing
 
 

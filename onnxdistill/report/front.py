@@ -1,0 +1,138 @@
+"""Several students beside each other: as data and JSON, and as a console table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxdistill.report.model import Report, ScoreFigures, StageRow
+from onnxdistill.report.table import latency, score_text
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """A student of a front.
+
+    Attributes:
+        asked_speedup: That was planned for.
+        folder: Name of its run folder; empty if there is no student.
+        shipped: Whether it keeps to its limits.
+        student: Its row of the report; None if there is none.
+        drop: Points below the teacher on the test split; None if that was not measured.
+        note: Why there is no student.
+    """
+
+    asked_speedup: float
+    folder: str
+    shipped: bool
+    student: StageRow | None = None
+    drop: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Front:
+    """Students of one teacher, from slow to fast.
+
+    Attributes:
+        schema_version: Of the JSON form.
+        onnxdistill_version: That made it.
+        name: Of the recipe.
+        metric: By which they are scored.
+        metric_unit: Its unit.
+        max_drop: Points that a student may lie below the teacher; None without such a limit.
+        teacher: The teacher's row in the first report.
+        points: The students.
+    """
+
+    schema_version: int
+    onnxdistill_version: str
+    name: str
+    metric: str
+    metric_unit: str
+    max_drop: float | None
+    teacher: StageRow
+    points: list[FrontPoint]
+
+    @classmethod
+    def of(cls, first: Report, max_drop: float | None, points: Sequence[FrontPoint]) -> Front:
+        """The front of students of which `first` is the report of one."""
+        return cls(
+            SCHEMA_VERSION,
+            first.onnxdistill_version,
+            first.name,
+            first.metric,
+            first.metric_unit,
+            max_drop,
+            first.teacher,
+            list(points),
+        )
+
+    def to_json(self) -> str:
+        """The front as JSON text."""
+        return json.dumps(asdict(self), indent=1, allow_nan=False) + "\n"
+
+    def nearest(self) -> str:
+        """The best student on each side of the limits, in words: the fastest one, and that which loses least."""
+        there = [point for point in self.points if point.student is not None]
+        fastest = max(there, key=_speedup)
+        scored = [point for point in there if point.drop is not None]
+        best = min(scored, key=lambda point: point.drop or 0.0, default=fastest)
+        texts = dict.fromkeys(_in_words(point) for point in (best, fastest))
+        return " and ".join(texts)
+
+
+def point_of(report: Report, asked_speedup: float, folder: str) -> FrontPoint:
+    """The point of a run's student."""
+    return FrontPoint(asked_speedup, folder, report.shipped, report.student, report.drop)
+
+
+def render_front(front: Front) -> RenderableType:
+    """A row a student, the teacher first."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False, header_style="")
+    table.add_column("student", no_wrap=True)
+    for heading in ("speed-up", "ms", front.metric.split()[-1], "points below", "size kB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("")
+    table.add_row("teacher", *_cells(front, front.teacher, None), "")
+    for point in front.points:
+        verdict = Text("limits met", "green") if point.shipped else Text(point.note or "limits missed", "bold red")
+        cells = ("–",) * 5 if point.student is None else _cells(front, point.student, point.drop)
+        table.add_row(point.folder or f"{point.asked_speedup:g}x", *cells, verdict)
+    return Group(Text(f"{front.name}: {len(front.points)} students", "bold"), Text(), table)
+
+
+def _cells(front: Front, row: StageRow, drop: float | None) -> tuple[str, ...]:
+    return (
+        "–" if row.speedup is None else f"{row.speedup.ratio:.2f}×",
+        latency(None if row.latency is None else row.latency.median_ms),
+        score_text(row, front.metric_unit),
+        "–" if drop is None else f"{drop:.2f}",
+        f"{row.size_bytes / 1000:,.0f}",
+    )
+
+
+def _speedup(point: FrontPoint) -> float:
+    assert point.student is not None
+    return 0.0 if point.student.speedup is None else point.student.speedup.ratio
+
+
+def _in_words(point: FrontPoint) -> str:
+    loss = "" if point.drop is None else f", {point.drop:.2f} points below"
+    return f"{_speedup(point):.2f} times as fast{loss}"
+
+
+def scored(point: FrontPoint) -> tuple[float, ScoreFigures] | None:
+    """Median latency in ms and score; None without both."""
+    row = point.student
+    if row is None or row.latency is None or row.score is None:
+        return None
+    return row.latency.median_ms, row.score
