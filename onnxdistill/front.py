@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from onnxdistill.errors import LimitsMissedError, ModelFileError, UsageError, cannot_write
+from onnxdistill.device.jsonfile import check_place, write_text
+from onnxdistill.errors import LimitsMissedError, ModelFileError, OutputError, ResultError, UsageError
+from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, has_settings, is_of_here
 from onnxdistill.pipeline import compress
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import Report, load_report
-from onnxdistill.report.front import Front, FrontPoint, point_of, render_front
+from onnxdistill.report.front import FrontPoint, StudentFront, point_of
 from onnxdistill.report.frontpage import render_front_page
+from onnxdistill.report.fronttable import render_front
+from onnxdistill.stages.ship import RunFolder
 
 FRONT_JSON, FRONT_PAGE = "front.json", "front.html"
+
+_NOT_TRIED = "Not tried: a slower one is out of reach."
 
 
 def compress_front(
@@ -28,15 +37,16 @@ def compress_front(
     console: Console | None = None,
     log_file: Path | str | None = None,
     tensorboard: Path | str | None = None,
-) -> Front:
+) -> StudentFront:
     """Runs a recipe several times, for speed-ups in equal ratios up to the one that is planned for.
 
-    A teacher that is trained in the runs is trained in the first one only. What is there already of an earlier call
-    with the same settings is not made again.
+    Each run's `limits.min_speedup` is its own speed-up, and a `limits.max_latency_ms` of the recipe is left out. A
+    teacher that is trained in the runs is trained in the first one that makes a student. What an earlier call has made
+    on this machine with the same settings and the same teacher is not made again.
 
     Args:
         recipe: The recipe's TOML file.
-        count: How many students.
+        count: How many students, at least one.
         out: Gets a run folder for each, named by its speed-up, and `front.json` and `front.html`; `runs/NAME-front` by
             default.
         overrides: As for `compress`; `plan.speedup` is that of the fastest student.
@@ -46,44 +56,67 @@ def compress_front(
 
     Raises:
         UsageError: If nothing is planned for, or as `compress` does.
-        LimitsMissedError: If no student keeps to its limits; the front is written all the same.
+        LimitsMissedError: If no student keeps to its limits; what was made of the front is written all the same.
     """
-    loaded = load_recipe(Path(recipe), overrides)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UsageError("A front is several runs, and torchrun is for one.", "Start it without torchrun.")
+    # Absolute from now on: a network of the user's own may change the working folder.
+    source = Path(recipe).absolute()
+    loaded = load_recipe(source, overrides)
     if loaded.plan is None or loaded.plan.speedup is None:
-        raise UsageError("A front needs to know how far it goes.", "Name the fastest student's --speedup.")
-    target = Path(out) if out is not None else Path("runs") / f"{loaded.name}-front"
-    if (target / "report.json").exists():
-        raise UsageError(f"{target} is the folder of a run, not of a front.", "Give a new folder with --out.")
+        raise UsageError(
+            "A front needs to know how far it goes.", "Give the fastest student's --speedup, or plan.speedup."
+        )
+    speedups = _ratios(loaded.plan.speedup, count)
+    target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
+    _check_places(target, speedups)
+    teacher = SharedTeacher(target, loaded)
     points: list[FrontPoint] = []
-    first: Report | None = None
-    shared: list[str] = []
-    for speedup in _ratios(loaded.plan.speedup, count):
-        run = _Run(speedup, target / f"{speedup:g}x", Path(recipe), (*overrides, *shared, *_asked(speedup)))
-        if console is not None:
-            console.print(f"\n{loaded.name}, {speedup:g} times as fast as the teacher\n", style="bold")
-        outcome = run.kept() or run.made(console, log_file, tensorboard)
-        if isinstance(outcome, str):
-            points.append(FrontPoint(speedup, "", False, note=outcome))
+    front: StudentFront | None = None
+    for speedup in speedups:
+        run = _Run(speedup, target / f"{speedup:g}x", source, (*overrides, *teacher.overrides, *_asked(speedup)))
+        outcome = run.kept(teacher, console) or run.tried(console, log_file, tensorboard)
+        if isinstance(outcome, Made):
+            teacher.remember(outcome.report, outcome.folder)
+            points.append(point_of(outcome.report, speedup, outcome.folder.name))
+            front = StudentFront.of(front or outcome.report, loaded.limits.max_drop, points)
+            _write(front, target)
             continue
-        report, folder = outcome
-        first = first or report
-        points.append(point_of(report, speedup, folder.name))
-        if (trained := folder / "teacher.pt").is_file() and not shared:
-            shared = [f"teacher.weights={trained.absolute()}", "teacher.train="]
-    if first is None:
-        raise LimitsMissedError(f"No speed-up of {loaded.name} can be reached: {points[0].note}", "Ask for less.")
-    front = Front.of(first, loaded.limits.max_drop, points)
+        points.append(FrontPoint(speedup, "", False, note=outcome.what))
+        if isinstance(outcome, LimitsMissedError):  # what is faster still cannot be reached either
+            break
+    points += [FrontPoint(faster, "", False, note=_NOT_TRIED) for faster in speedups[len(points) :]]
+    if front is None:
+        raise LimitsMissedError(f"No speed-up of {loaded.name} can be reached. {points[0].note}", "Ask for less.")
+    front = StudentFront.of(front, loaded.limits.max_drop, points)
     _write(front, target)
+    _deliver(front, target, console)
+    return front
+
+
+def _deliver(front: StudentFront, target: Path, console: Console | None) -> None:
+    """Shows the front.
+
+    Raises:
+        LimitsMissedError: If no student keeps to its limits.
+    """
     if console is not None:
         console.print()
         console.print(render_front(front))
         console.print("", target / FRONT_PAGE, sep="\n", highlight=False, soft_wrap=True)
-    if not any(point.shipped for point in points):
+    if not any(point.shipped for point in front.points):
         raise LimitsMissedError(
-            f"None of the {count} students of {loaded.name} keeps to its limits: {front.nearest()}.",
+            f"No student of {front.name} keeps to its limits: {front.nearest()}.",
             f"What was measured lies in {target}. Ask for less, or train longer.",
         )
-    return front
+
+
+@dataclass(frozen=True)
+class Made:
+    """A student's report and its run folder."""
+
+    report: Report
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -95,52 +128,69 @@ class _Run:
     recipe: Path
     overrides: tuple[str, ...]
 
-    def kept(self) -> tuple[Report, Path] | None:
-        """What an earlier call has made with the same settings."""
-        resolved = load_recipe(self.recipe, self.overrides)
-        for folder in (self.folder, self.folder.with_name(f"{self.folder.name}.missed")):
-            try:
-                report = load_report(folder / "report.json")
-            except ModelFileError:
-                continue
-            if report.recipe == resolved.model_dump(mode="json", exclude_none=True):
-                return report, folder
+    def kept(self, teacher: SharedTeacher, console: Console | None) -> Made | None:
+        """What an earlier call has made here of the same teacher with the same settings."""
+        recipe = load_recipe(self.recipe, self.overrides)
+        for folder, report in self._reports():
+            if teacher.made(report) and has_settings(report, recipe) and is_of_here(report):
+                if console is not None:
+                    console.print(Text(f"{folder} is kept: it was made with the same settings."))
+                return Made(report, folder)
         return None
 
-    def made(
+    def tried(
         self, console: Console | None, log_file: Path | str | None, tensorboard: Path | str | None
-    ) -> tuple[Report, Path] | str:
-        """The student; or why there is none."""
+    ) -> Made | ResultError:
+        """The student, if need be one that misses its limits; or why there is none."""
+        if console is not None:
+            console.print(Text(f"\n{self.speedup:g} times as fast as the teacher\n", "bold"))
+        before = [report for _, report in self._reports()]
         curves = None if tensorboard is None else Path(tensorboard) / self.folder.name
+        settings: dict[str, Any] = {"overrides": self.overrides, "console": console, "log_file": log_file}
         try:
-            report = compress(
-                self.recipe,
-                out=self.folder,
-                overrides=self.overrides,
-                console=console,
-                log_file=log_file,
-                tensorboard=curves,
-            )
-        except LimitsMissedError as error:
-            # Of a plan that came nowhere near, nothing is left; else there is a student that misses something.
-            return self.kept() or error.what
-        return report, self.folder
+            report = compress(self.recipe, out=self.folder, tensorboard=curves, **settings)
+        except ResultError as error:
+            # Of a plan that came nowhere near there is nothing; else there is a student that misses something.
+            made = [one for one in self._reports() if not one[1].shipped and one[1] not in before]
+            return Made(made[0][1], made[0][0]) if made else error
+        return Made(report, self.folder)
+
+    def _reports(self) -> Iterator[tuple[Path, Report]]:
+        for folder in (self.folder, self.folder.with_name(f"{self.folder.name}.missed")):
+            with suppress(ModelFileError):
+                yield folder, load_report(folder / "report.json")
 
 
 def _ratios(speedup: float, count: int) -> list[float]:
-    return [float(f"{speedup ** (number / count):.3g}") for number in range(1, count + 1)]
+    """Speed-ups in equal ratios, the last one exact, and the others in three digits."""
+    if count < 1:
+        raise UsageError(f"{count} students are no front.", "Ask for one at least.")
+    found = [*(float(f"{speedup ** (number / count):.3g}") for number in range(1, count)), speedup]
+    if any(faster <= slower for slower, faster in zip([1.0, *found], found, strict=False)):
+        raise UsageError(
+            f"{count} students up to {speedup:g} times as fast as the teacher are too near to each other.",
+            "Ask for fewer, or for a faster one.",
+        )
+    return found
 
 
 def _asked(speedup: float) -> list[str]:
-    return [f"plan.speedup={speedup}", f"limits.min_speedup={speedup}"]
+    return [f"plan.speedup={speedup}", f"limits.min_speedup={speedup}", "limits.max_latency_ms="]
 
 
-def _write(front: Front, target: Path) -> None:
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, text in ((FRONT_JSON, front.to_json()), (FRONT_PAGE, render_front_page(front))):
-            fresh = target / f".{name}.{os.getpid()}"
-            fresh.write_text(text, encoding="utf-8")
-            fresh.replace(target / name)
-    except OSError as error:
-        raise cannot_write(f"The folder {target}", error) from error
+def _check_places(target: Path, speedups: Sequence[float]) -> None:
+    """Refuses now what could not be written after hours."""
+    if (target / "report.json").exists():
+        raise UsageError(f"{target} is the folder of a run, not of a front.", "Give a new folder with --out.")
+    foreign = (target / FRONT_PAGE).exists() and not (target / ORIGIN).exists()
+    if foreign:
+        raise OutputError(f"{target / FRONT_PAGE} is not one of a front.", "Give a new folder with --out.")
+    for speedup in speedups:
+        with RunFolder(target / f"{speedup:g}x"):
+            for name in (FRONT_JSON, FRONT_PAGE, TEACHER, ORIGIN):
+                check_place(target / name)
+
+
+def _write(front: StudentFront, target: Path) -> None:
+    write_text(target / FRONT_JSON, front.to_json())
+    write_text(target / FRONT_PAGE, render_front_page(front))

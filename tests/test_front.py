@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from onnxdistill import compress_front
-from onnxdistill.errors import LimitsMissedError
-from onnxdistill.report import Report, load_report
+import onnxdistill
+from onnxdistill import compress_front, front
+from onnxdistill.device.host import read_host
+from onnxdistill.errors import LimitsMissedError, TrainingError, UsageError
+from onnxdistill.keeping import SharedTeacher, has_settings, is_of_here
+from onnxdistill.recipe import load_recipe
+from onnxdistill.report import Artifact, Report, StageRow, load_report
 
 QUICK = """
 name = "quick"
@@ -47,16 +53,26 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: py
     return path
 
 
+@pytest.fixture
+def report() -> Report:
+    rows = [StageRow(stage, "float32", 1, 1, 1, None, None, None, 1.0, True, "") for stage in ("teacher", "plan")]
+    tables = {"bench": {"batch": 1, "threads": 1}}
+    return Report(
+        1, "0", "quick", "classification", "top-1", "%", "", 1.0, True, "float32",
+        rows, [], [], [], [], [], {}, tables, {}, {},
+    )  # fmt: skip
+
+
 def test_students_of_one_teacher_at_several_speeds(recipe: Path, tmp_path: Path) -> None:
     out = tmp_path / "front"
     # 1.2 and 1.44 times as fast in float32, so that little has to be trained and measured.
     asked = (recipe, "--speedup", 1.44, "--pareto", 2, "--max-drop", 60, "--out", out, "--set", "plan.steps=1")
     process = run(*asked)
     assert process.returncode == 0, process.stderr
-    front = json.loads((out / "front.json").read_text())
-    assert [point["asked_speedup"] for point in front["points"]] == [1.2, 1.44]
-    reports = [load_report(out / point["folder"] / "report.json") for point in front["points"]]
-    assert [point["shipped"] for point in front["points"]] == [report.shipped for report in reports]
+    points = json.loads((out / "front.json").read_text())["points"]
+    assert [point["asked_speedup"] for point in points] == [1.2, 1.44]
+    reports = [load_report(out / point["folder"] / "report.json") for point in points]
+    assert [point["shipped"] for point in points] == [report.shipped for report in reports]
     assert any(report.shipped for report in reports)
     # Trained once, in the first run; the second begins with its weights, and scores the same with them.
     first, second = reports
@@ -66,31 +82,112 @@ def test_students_of_one_teacher_at_several_speeds(recipe: Path, tmp_path: Path)
     assert first.teacher.score == second.teacher.score
     assert "<svg" in (out / "front.html").read_text()
     assert "1.2x" in process.stdout
-    # What is there is not made again, but what was asked otherwise is.
-    times = [(out / point["folder"] / "report.json").stat().st_mtime_ns for point in front["points"]]
-    assert run(*asked, "--quiet").returncode == 0
-    assert [(out / point["folder"] / "report.json").stat().st_mtime_ns for point in front["points"]] == times
+    # What is there is not made again: neither with the same settings, nor as part of another front.
+    times = [(out / point["folder"] / "report.json").stat().st_mtime_ns for point in points]
+    again = run(*asked)
+    assert again.returncode == 0
+    assert again.stdout.count("is kept") == 2
+    assert [(out / point["folder"] / "report.json").stat().st_mtime_ns for point in points] == times
 
 
-def test_what_is_out_of_reach_at_every_speed(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report, recipe: Path, tmp_path: Path) -> None:
+    host = read_host().to_json()
+    recipe_of = partial(load_recipe, recipe)
+    made = replace(
+        report,
+        onnxdistill_version=onnxdistill.__version__,
+        host=host,
+        recipe=recipe_of(["plan.speedup=2", "seed=0"]).model_dump(mode="json", exclude_none=True),
+        artifacts=[Artifact("teacher.onnx", 1, "ab")],
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
+    first = SharedTeacher(tmp_path, recipe_of())
+    assert (first.overrides, first.made(made)) == ([], False)
+    first.remember(made, tmp_path / "run")
+    later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]))
+    assert later.made(made)
+    assert later.overrides == [f"teacher.weights={tmp_path / 'teacher.pt'}", "teacher.train=", "teacher.new_head="]
+    assert (tmp_path / "teacher.pt").read_bytes() == b"weights"
+    assert not later.made(replace(made, artifacts=[Artifact("teacher.onnx", 1, "cd")]))
+    # A teacher that was trained otherwise, or on other data, is another one.
+    for change in ("teacher.train.epochs=4", "seed=1", "data.validation=0.2"):
+        other = SharedTeacher(tmp_path, recipe_of([change]))
+        assert (other.overrides, other.made(made)) == ([], False)
+    shared = recipe_of(["plan.speedup=2", *later.overrides])
+    assert has_settings(made, shared)
+    assert not has_settings(made, recipe_of(["plan.speedup=2", "distill.epochs=3"]))
+    assert is_of_here(made)
+    assert not is_of_here(replace(made, onnxdistill_version="0"))
+    assert not is_of_here(replace(made, host={**host, "cpu": "another one"}))
+
+
+def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:
+    weights = tmp_path / "w.pt"
+    weights.write_bytes(b"one")
+    loaded = load_recipe(recipe, [f"teacher.weights={weights}", "teacher.train="])
+    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
+    SharedTeacher(tmp_path, loaded).remember(made, tmp_path)
+    assert SharedTeacher(tmp_path, loaded).made(made)
+    assert SharedTeacher(tmp_path, loaded).overrides == []  # each run reads them itself
+    weights.write_bytes(b"two")
+    assert not SharedTeacher(tmp_path, loaded).made(made)
+
+
+def test_what_is_out_of_reach_ends_the_front(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def unreachable(*_: object, overrides: tuple[str, ...], **__: object) -> Report:
-        asked.extend(overrides[-2:])
+        asked.extend(overrides[-3:])
         raise LimitsMissedError("3 x is the most.")
 
     monkeypatch.setattr("onnxdistill.front.compress", unreachable)
-    with pytest.raises(LimitsMissedError, match="No speed-up of quick can be reached: 3 x is the most"):
+    with pytest.raises(LimitsMissedError, match=r"No speed-up of quick can be reached. 3 x is the most"):
         compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
-    assert asked == [f"{key}={value}" for value in (2.0, 4.0, 8.0) for key in ("plan.speedup", "limits.min_speedup")]
+    # No second training of a teacher whose students cannot be faster either.
+    assert asked == ["plan.speedup=2.0", "limits.min_speedup=2.0", "limits.max_latency_ms="]
     assert not (tmp_path / "front").exists()
+
+
+def test_a_student_that_diverges_does_not_end_the_front(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    def diverges_at_twice(*_: object, out: Path, **__: object) -> Report:
+        if out.name == "2x":
+            raise TrainingError("The loss is not a number.")
+        out.mkdir(parents=True)
+        (out / "teacher.pt").write_bytes(b"")
+        (out / "report.json").write_text(report.to_json())
+        return report
+
+    monkeypatch.setattr("onnxdistill.front.compress", diverges_at_twice)
+    found = compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
+    assert [(point.folder, point.note) for point in found.points] == [
+        ("", "The loss is not a number."),
+        ("4x", ""),
+        ("8x", ""),
+    ]
+    assert "2 of 3 students" in (tmp_path / "front" / "front.html").read_text()
+
+
+def test_ratios() -> None:
+    def asked(speedup: float, count: int) -> list[float]:
+        return front._ratios(speedup, count)
+
+    assert asked(8, 3) == [2, 4, 8]
+    # What was asked for is not rounded.
+    assert asked(12.345, 2) == [3.51, 12.345]
+    for speedup, count in ((1.01, 4), (2, 100), (2, 0)):
+        with pytest.raises(UsageError):
+            asked(speedup, count)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pareto", 3), "--pareto needs to know how far it goes"),
-        (("--pareto", 3, "--latency-ms", 1), "--pareto needs to know how far it goes"),
+        (("--pareto", 3), "A front needs to know how far it goes"),
+        (("--pareto", 3, "--latency-ms", 1), "A front needs to know how far it goes"),
+        (("--pareto", 200, "--speedup", 2), "are too near to each other"),
         (("--pareto", 1, "--speedup", 2), "1 is not in the range"),
         (("--pareto", 2, "--onnx", "a.onnx", "--data", "a.npz", "--speedup", 2), "--pareto is for recipes"),
     ],
@@ -101,8 +198,27 @@ def test_what_makes_no_front(recipe: Path, arguments: tuple[object, ...], messag
     assert message in process.stderr
 
 
-def test_a_run_is_no_place_for_a_front(recipe: Path, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text("{}")
+@pytest.mark.parametrize(
+    ("name", "message"), [("report.json", "is the folder of a run"), ("front.html", "is not one of a front")]
+)
+def test_what_is_no_place_for_a_front(recipe: Path, tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text("{}")
     process = run(recipe, "--pareto", 2, "--speedup", 2, "--out", tmp_path)
     assert process.returncode == 2
-    assert "is the folder of a run" in process.stderr
+    assert message in process.stderr
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_files_of_others_are_found_before_hours_of_training(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "front" / "4x").mkdir(parents=True)
+    (tmp_path / "front" / "4x" / "mine.txt").touch()
+    process = run(recipe, "--pareto", 2, "--speedup", 4, "--out", tmp_path / "front")
+    assert process.returncode == 2
+    assert "it holds mine.txt" in process.stderr
+    assert [path.name for path in (tmp_path / "front").iterdir()] == ["4x"]
+
+
+def test_torchrun_makes_no_front(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="torchrun is for one"):
+        compress_front(recipe, 2, overrides=["plan.speedup=4"])

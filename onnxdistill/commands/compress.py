@@ -39,7 +39,7 @@ from onnxdistill.errors import UsageError
     "count",
     type=click.IntRange(min=2),
     metavar="N",
-    help="With --speedup: N students, at speeds in equal ratios up to it.",
+    help="With --speedup: N students, at speeds in equal ratios up to it; each trains for itself.",
 )
 @click.option("--max-drop", type=float, metavar="0.5", help="Points of accuracy below the teacher; limits.max_drop.")
 @click.option(
@@ -100,7 +100,6 @@ def compress_command(
         )
     settings = overrides if minutes is None else (*overrides, f"distill.minutes={minutes}")
     if count is not None:
-        _check_front(speedup)
         onnxdistill.compress_front(
             recipe, count, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
         )
@@ -125,13 +124,6 @@ def _asked(speedup: float | None, latency_ms: float | None, max_drop: float | No
             planned = [f"plan.{key}={value}", f"plan.{other}=", "prune=", "factorize="]
             asked += [f"limits.{limit}={value}", *(planned if plans else [])]
     return asked
-
-
-def _check_front(speedup: float | None) -> None:
-    if speedup is None:
-        raise UsageError("--pareto needs to know how far it goes.", "Name the fastest student's --speedup.")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UsageError("--pareto makes several runs, and torchrun is for one.", "Start it without torchrun.")
 
 
 def _check_alone(

@@ -1,4 +1,4 @@
-"""What a plan decided on every choice, beside the nearest other option: what it would have cost, and damaged."""
+"""What a plan decided on every choice, and another option beside it: what that would have cost, and damaged."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _widths(choices: Choices, balance: _Balance, plan: Plan) -> Iterator[Decisio
         chosen, whole = plan.options[name], len(widths) - 1
         others = _other_widths(balance, name, len(widths), chosen)
         if _matters(others):
-            damage = -others[whole].damage if chosen != whole else 0.0
+            damage = 0.0 - others[whole].damage if chosen != whole else 0.0
             yield _decision("width", name, (widths[whole], widths[chosen]), damage, others, dict(enumerate(widths)))
 
 
@@ -127,7 +127,7 @@ def _blocks(choices: Choices, balance: _Balance, plan: Plan) -> Iterator[Decisio
         sizes = {name: len(choices.widths[name]) for name in near}
         inside = [name for name in near if not _matters(_other_widths(balance, name, sizes[name], plan.options[name]))]
         whole = balance.with_options({block: STAYS, **{name: sizes[name] - 1 for name in inside}})
-        yield _decision("block", block, (THERE, GONE), -whole.damage, {STAYS: whole}, states)
+        yield _decision("block", block, (THERE, GONE), 0.0 - whole.damage, {STAYS: whole}, states)
 
 
 def _pairs(damages: Damages, balance: _Balance, plan: Plan) -> Iterator[Decision]:
@@ -137,7 +137,7 @@ def _pairs(damages: Damages, balance: _Balance, plan: Plan) -> Iterator[Decision
         others = {form: balance.with_form(term, form) for form in range(len(pairs) + 1) if form != chosen}
         if _matters(others):
             ranks = {0: 0, **{form: pair.rank for form, pair in enumerate(pairs, start=1)}}
-            damage = -others[0].damage if chosen else 0.0
+            damage = 0.0 - others[0].damage if chosen else 0.0
             yield _decision("pair", weight.removesuffix(".weight"), (0, ranks[chosen]), damage, others, ranks)
 
 

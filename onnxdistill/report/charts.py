@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from onnxdistill.report.front import Front, scored
+from onnxdistill.report.front import StudentFront, scored
 from onnxdistill.report.model import Report, TrainingLog
 
 INK = "#7d8590"  # reads on white and on near-black
@@ -95,7 +95,7 @@ def accuracy_chart(report: Report) -> str | None:
     return result[0]
 
 
-def front_chart(front: Front) -> str | None:
+def front_chart(front: StudentFront) -> str | None:
     """Accuracy against latency of several students, those that keep to their limits in another colour."""
     points = [(point, known) for point in front.points if (known := scored(point)) is not None]
     if not points:

@@ -43,7 +43,7 @@ def instead_text(row: DecisionRow) -> str:
 
 
 def channels_text(row: LayerRow) -> str:
-    """Channels before and after: `16→32`, `16→24 of 16→32`, `16→8→24 of 16→32` for a pair, or `gone`."""
+    """Channels now and before: `16→32`, `16→24, was 16→32`, of a pair `16→8→24, was 16→32`, or `gone, was 16→32`."""
     before = "→".join(map(str, row.channels_before))
     if row.channels_after is None:
         return f"gone, was {before}"
@@ -91,8 +91,13 @@ def _table(*headings: str, text: Sequence[int] = (0,)) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False, header_style="")
     for place, heading in enumerate(headings):
         words = place in text
-        table.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        table.add_column(heading, justify="left" if words else "right", overflow="fold")
     return table
+
+
+def _add(table: Table, *cells: str, style: str = "") -> None:
+    """A row of texts as they are: names of layers and files may have brackets."""
+    table.add_row(*map(Text, cells), style=style)
 
 
 def _stages(rows: Sequence[StageRow]) -> Table:
@@ -100,7 +105,7 @@ def _stages(rows: Sequence[StageRow]) -> Table:
     for row in rows:
         median = latency(None if row.latency is None else row.latency.median_ms)
         style = "" if row.applied else "dim"
-        table.add_row(row.stage, row.summary, median, f"{row.seconds:.1f}", style=style)
+        _add(table, row.stage, row.summary, median, f"{row.seconds:.1f}", style=style)
     return table
 
 
@@ -108,7 +113,7 @@ def _cuts(cuts: Sequence[CutRow]) -> Table:
     table = _table("cut", "allowed ms", "predicted ms", "measured ms", "loss was to grow by")
     for number, cut in enumerate(cuts, start=1):
         times = (latency(time_ms) for time_ms in (cut.budget_ms, cut.predicted_ms, cut.measured_ms))
-        table.add_row(str(number), *times, f"{cut.damage:.2g}")
+        _add(table, str(number), *times, f"{cut.damage:.2g}")
     return table
 
 
@@ -118,7 +123,7 @@ def _decisions(decisions: Sequence[DecisionRow]) -> Table:
         states = (state_text(row.kind, value) for value in (row.before, row.after))
         name = row.name if row.kind == "width" else f"{row.kind} {row.name}"
         style = "" if row.before != row.after else "dim"
-        table.add_row(name, *states, f"{row.damage:.2g}", instead_text(row), style=style)
+        _add(table, name, *states, f"{row.damage:.2g}", instead_text(row), style=style)
     return table
 
 
@@ -127,21 +132,21 @@ def _layers(plan: PlanLog) -> Table:
     for row in plan.layers:
         times = (microseconds(time_ms) for time_ms in (row.before_ms, row.predicted_ms, row.after_ms))
         style = "dim" if row.channels_after is None else ""
-        table.add_row(row.name, row.operation, channels_text(row), *times, style=style)
+        _add(table, row.name, row.operation, channels_text(row), *times, style=style)
     return table
 
 
 def _groups(groups: Sequence[GroupCut]) -> Table:
     table = _table("group", "before", "after", "layers", text=(0, 3))
     for group in groups:
-        table.add_row(group.name, str(group.channels_before), str(group.channels_after), ", ".join(group.layers))
+        _add(table, group.name, str(group.channels_before), str(group.channels_after), ", ".join(group.layers))
     return table
 
 
 def _schemes(found: QuantizationLog) -> Table:
     table = _table("against float32", "speed-up", "95 % interval")
     for row in found.schemes:
-        table.add_row(row.scheme, f"{row.ratio:.2f}×", f"{row.low:.2f} to {row.high:.2f}")
+        _add(table, row.scheme, f"{row.ratio:.2f}×", f"{row.low:.2f} to {row.high:.2f}")
     return table
 
 
@@ -149,5 +154,5 @@ def _rungs(found: QuantizationLog) -> Table:
     table = _table("what was tried", "points lost", "seconds", "", text=(0, 3))
     for row in found.rungs:
         lost = _DASH if row.points is None else f"{row.points:.2f}"
-        table.add_row(row.name, lost, f"{row.seconds:.1f}", row.note, style="" if row.kept else "dim")
+        _add(table, row.name, lost, f"{row.seconds:.1f}", row.note, style="" if row.kept else "dim")
     return table

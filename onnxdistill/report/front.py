@@ -1,4 +1,4 @@
-"""Several students beside each other: as data and JSON, and as a console table."""
+"""Several students of one teacher beside each other; `front.json` is exactly this."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from onnxdistill.report.model import Report, ScoreFigures, StageRow
-from onnxdistill.report.table import latency, score_text
 
 SCHEMA_VERSION = 1
 
@@ -39,7 +33,7 @@ class FrontPoint:
 
 
 @dataclass(frozen=True)
-class Front:
+class StudentFront:
     """Students of one teacher, from slow to fast.
 
     Attributes:
@@ -63,8 +57,8 @@ class Front:
     points: list[FrontPoint]
 
     @classmethod
-    def of(cls, first: Report, max_drop: float | None, points: Sequence[FrontPoint]) -> Front:
-        """The front of students of which `first` is the report of one."""
+    def of(cls, first: Report | StudentFront, max_drop: float | None, points: Sequence[FrontPoint]) -> StudentFront:
+        """The front of students, with what the report of the first, or an earlier front, tells of the teacher."""
         return cls(
             SCHEMA_VERSION,
             first.onnxdistill_version,
@@ -75,6 +69,11 @@ class Front:
             first.teacher,
             list(points),
         )
+
+    @property
+    def made(self) -> int:
+        """How many students there are."""
+        return sum(point.student is not None for point in self.points)
 
     def to_json(self) -> str:
         """The front as JSON text."""
@@ -93,31 +92,6 @@ class Front:
 def point_of(report: Report, asked_speedup: float, folder: str) -> FrontPoint:
     """The point of a run's student."""
     return FrontPoint(asked_speedup, folder, report.shipped, report.student, report.drop)
-
-
-def render_front(front: Front) -> RenderableType:
-    """A row a student, the teacher first."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False, header_style="")
-    table.add_column("student", no_wrap=True)
-    for heading in ("speed-up", "ms", front.metric.split()[-1], "points below", "size kB"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("")
-    table.add_row("teacher", *_cells(front, front.teacher, None), "")
-    for point in front.points:
-        verdict = Text("limits met", "green") if point.shipped else Text(point.note or "limits missed", "bold red")
-        cells = ("–",) * 5 if point.student is None else _cells(front, point.student, point.drop)
-        table.add_row(point.folder or f"{point.asked_speedup:g}x", *cells, verdict)
-    return Group(Text(f"{front.name}: {len(front.points)} students", "bold"), Text(), table)
-
-
-def _cells(front: Front, row: StageRow, drop: float | None) -> tuple[str, ...]:
-    return (
-        "–" if row.speedup is None else f"{row.speedup.ratio:.2f}×",
-        latency(None if row.latency is None else row.latency.median_ms),
-        score_text(row, front.metric_unit),
-        "–" if drop is None else f"{drop:.2f}",
-        f"{row.size_bytes / 1000:,.0f}",
-    )
 
 
 def _speedup(point: FrontPoint) -> float:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from onnxdistill.report.charts import front_chart
-from onnxdistill.report.front import Front
+from onnxdistill.report.front import StudentFront
 from onnxdistill.report.page import environment, markup
 from onnxdistill.report.table import score_text
 
 
-def render_front_page(front: Front) -> str:
+def render_front_page(front: StudentFront) -> str:
     """Renders the page; it links to the students' own pages beside it."""
     return (
         environment()

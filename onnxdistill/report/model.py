@@ -190,9 +190,9 @@ class DecisionRow:
         before: What it was.
         after: What it is.
         damage: By how much the loss was to grow by it.
-        other: What else it could be: what it was before, or else what would save most time for its damage. None if
-            nothing else would be faster.
-        other_ms: By how much longer a call would take then; shorter, if negative.
+        other: What else it could be: what it was before the last cut that changed it, or else what would save most time
+            for its damage. None if nothing else would be faster.
+        other_ms: By how much longer a call would take then, after that cut; shorter, if negative.
         other_damage: By how much more the loss would grow then; None if without bounds.
     """
 
@@ -233,7 +233,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class PlanLog:
-    """How a latency budget was spent."""
+    """How a latency budget was spent; `budget_ms` is a little less than was asked for, to be kept to at the end."""
 
     budget_ms: float
     cuts: list[CutRow]
@@ -315,6 +315,13 @@ def load_report(path: Path) -> Report:
             f"{path} is not a report of schema version {SCHEMA_VERSION}.",
             "Name a report.json of this version.",
         )
+    try:
+        return _report(tables)
+    except (KeyError, TypeError, AttributeError) as error:  # results of other commands have versions, too
+        raise ModelFileError(f"{path} is not the report of a run.", "Name a run's report.json.") from error
+
+
+def _report(tables: dict[str, Any]) -> Report:
     tables["rows"] = [_row(row) for row in tables["rows"]]
     tables["limits"] = [LimitCheck(**entry) for entry in tables["limits"]]
     tables["groups"] = [GroupCut(**entry) for entry in tables["groups"]]

@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from onnxdistill.report import LatencyFigures, ScoreFigures, SpeedupFigures, StageRow
-from onnxdistill.report.front import Front, FrontPoint, render_front
+from onnxdistill.report.front import FrontPoint, StudentFront
 from onnxdistill.report.frontpage import render_front_page
+from onnxdistill.report.fronttable import render_front
 
 
 def row(score: float | None, median_ms: float) -> StageRow:
@@ -29,8 +30,8 @@ def row(score: float | None, median_ms: float) -> StageRow:
     )
 
 
-def front(*points: FrontPoint, max_drop: float | None = 1.0) -> Front:
-    return Front(1, "0", "made-up", "top-1 accuracy", "%", max_drop, row(90.0, 1.0), list(points))
+def front(*points: FrontPoint, max_drop: float | None = 1.0) -> StudentFront:
+    return StudentFront(1, "0", "made-up", "top-1 accuracy", "%", max_drop, row(90.0, 1.0), list(points))
 
 
 TWICE = FrontPoint(2.0, "2x", True, row(89.5, 0.5), 0.5)
@@ -38,7 +39,7 @@ FOUR = FrontPoint(4.0, "4x.missed", False, row(85.0, 0.25), 5.0)
 NEVER = FrontPoint(8.0, "", False, note="5 x is the <most>.")
 
 
-def shown(found: Front, width: int) -> str:
+def shown(found: StudentFront, width: int) -> str:
     file = io.StringIO()
     Console(file=file, width=width).print(render_front(found))
     return file.getvalue()
@@ -49,10 +50,20 @@ def test_the_table(width: int) -> None:
     text = shown(front(TWICE, FOUR, NEVER), width)
     assert all(len(line) <= width for line in text.splitlines())
     lines = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line.strip()}
+    assert lines["made-up:"] == "made-up: 2 of 3 students"
     assert lines["teacher"] == "teacher 1.00× 1.00 90.00 % – 100"
-    assert lines["2x"] == "2x 2.00× 0.500 89.50 % 0.50 50 limits met"
-    assert lines["4x.missed"].startswith("4x.missed 4.00× 0.250 85.00 % 5.00 25 limits")
-    assert lines["8x"].startswith("8x – – – – – 5 x is")
+    assert lines["2x"] == "2x 2.00× 0.500 89.50 % 0.50 50 met"
+    assert lines["4x"] == "4x 4.00× 0.250 85.00 % 5.00 25 missed"
+    assert lines["8x"] == "8x – – – – – none"
+    assert lines["·"] == "· 8x: 5 x is the <most>."
+
+
+def test_a_narrow_terminal_gets_the_columns_that_matter() -> None:
+    text = shown(front(TWICE, FOUR, NEVER), 40)
+    assert all(len(line) <= 40 for line in text.splitlines())
+    lines = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line.strip()}
+    assert lines["4x"] == "4x 4.00× 5.00 missed"
+    assert lines["8x"] == "8x – – none"
 
 
 def test_the_page_links_to_the_students_and_escapes() -> None:
@@ -61,6 +72,7 @@ def test_the_page_links_to_the_students_and_escapes() -> None:
     assert "4.00×" in page
     assert "5 x is the &lt;most&gt;." in page
     assert page.count("<svg") == 1
+    assert "made-up: 2 of 3 students" in page
     assert page == render_front_page(front(TWICE, FOUR, NEVER))
 
 

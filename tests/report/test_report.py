@@ -87,7 +87,7 @@ def test_json_and_back(report: Report, tmp_path: Path) -> None:
     assert load_report(path) == report
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 99}', "no json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 99}', '{"schema_version": 1}', "no json"])
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "report.json"
     path.write_text(text)
@@ -241,12 +241,23 @@ def test_a_plan_is_explained_choice_by_choice_and_layer_by_layer(report: Report,
     assert "conv<2>" not in page
 
 
-@pytest.mark.parametrize("width", [60, 80, 160])
+@pytest.mark.parametrize("width", [40, 60, 80, 160])
 def test_an_explanation_fits_and_loses_nothing(report: Report, width: int) -> None:
     text = explained(replace(report, plan=PLAN, quantization=QUANTIZED), width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "…" not in text
     for part in ("62.5", "140", "0.480"):
+        assert part in text
+
+
+def test_names_with_brackets_stay_as_they_are(report: Report) -> None:
+    layer = replace(PLAN.layers[0], name="layer[best]")
+    rung = RungRow("minmax", None, False, 1.0, "[/b]")
+    odd = replace(
+        report, name="net [v2]", plan=replace(PLAN, layers=[layer]), quantization=replace(QUANTIZED, rungs=[rung])
+    )
+    text = explained(odd, 120)
+    for part in ("net [v2]", "layer[best]", "[/b]"):
         assert part in text
 
 

@@ -124,11 +124,13 @@ def check_account(result: PlanResult, before: nn.Module, latencies: list[float])
     assert sum(layer.after_ms or 0 for layer in result.layers) < latencies[-1]
     changed = {(one.kind, one.name): one.after for one in result.decisions if one.before != one.after}
     assert {name for kind, name in changed if kind == "block"} == set(result.blocks)
-    assert {
-        name: rank for (kind, name), rank in changed.items() if kind == "pair" and rank
-    }.keys() >= result.pairs.keys()
-    for narrowed in result.widths:
-        assert changed["width", narrowed.name] == narrowed.channels_after
+    gone = tuple(f"{block}." for block in result.blocks)
+    ranks = {layer.name: layer.rank for layer in result.layers if layer.rank is not None}
+    assert {name: rank for (kind, name), rank in changed.items() if kind == "pair"} == ranks
+    widths = {narrowed.name: narrowed.channels_after for narrowed in result.widths}
+    told = {name: width for (kind, name), width in changed.items() if kind == "width"}
+    assert not any(name.startswith(gone) for name in told)
+    assert told.items() >= {name: width for name, width in widths.items() if not name.startswith(gone)}.items()
     assert all(one.other is not None for one in result.decisions if one.before != one.after)
 
 
@@ -175,7 +177,7 @@ def test_what_is_fast_enough_stays_as_it_is(digits: Classification, trained: nn.
     deployed = Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", 1.0)
     table = PlanTable(latency_ms=1.0)
     result = plan(trained, digits, table, 1.0, lambda _network: deployed, SessionSettings())
-    assert result == PlanResult(trained, [], [], {}, [], 1.0, True, [])
+    assert result == PlanResult(trained, [], [], {}, [], 1.0, True, [], [], [])
 
 
 def test_budgets_go_on_from_where_a_cut_has_led(
@@ -186,10 +188,11 @@ def test_budgets_go_on_from_where_a_cut_has_led(
 
     def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
         asked.append(budget_ms)
-        return Step(network, [], {}, budget_ms, 0.1)
+        return Step(network, [], {}, budget_ms, 0.1, [], {})
 
     times = iter([16.0, 5.0, 2.5, 2.2, 1.9])
     monkeypatch.setattr(Planner, "step", step)
+    monkeypatch.setattr(Planner, "layers", lambda *_: {})
     table = PlanTable(latency_ms=2.0, steps=3)
 
     def deploy(_network: nn.Module) -> Deployed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from onnxdistill.planning.decisions import Decision
-from onnxdistill.stages.plan.account import LayerState, PlannedLayer, account_decisions, account_layers
+from onnxdistill.stages.plan.account import LayerState, PlannedLayer, account_decisions, account_layers, done
 
 KERNEL = "float32 3x3 on 8x8"
 
@@ -58,3 +58,56 @@ def test_choices_go_from_the_first_cut_to_the_last() -> None:
         Decision("block", "d", 1, 0, 0.125, 1, 1.0, -0.125),
     ]
     assert account_decisions([]) == []
+
+
+def test_what_lies_in_a_block_that_went_later_is_not_told_of() -> None:
+    first = [
+        Decision("width", "b.conv", 32, 24, 0.5),
+        Decision("pair", "b.conv2", 0, 8, 0.25),
+        Decision("width", "bc", 32, 8, 0.5),
+    ]
+    block = Decision("block", "b", 1, 0, 0.75)
+    assert account_decisions([first, [block]]) == [first[2], block]
+
+
+def test_a_pair_is_followed_by_the_name_of_its_layer() -> None:
+    cuts = [
+        [Decision("width", "a", 32, 32, 0.0), Decision("pair", "a", 0, 16, 0.5, 0, 0.25, -0.5)],
+        [
+            Decision("width", "a.0", 16, 8, 0.25, 16, 0.125, -0.25),
+            Decision("width", "a.1", 32, 24, 0.125, 32, 0.0625, -0.125),
+        ],
+    ]
+    assert account_decisions(cuts) == [
+        Decision("width", "a", 32, 24, 0.125, 32, 0.0625, -0.125),
+        Decision("pair", "a", 0, 8, 0.75, 16, 0.125, -0.25),
+    ]
+
+
+def test_what_was_decided_and_not_done_is_not_told() -> None:
+    decided = [
+        Decision("width", "a", 32, 24, 0.5, 32, 0.25, -0.5),
+        Decision("width", "b", 32, 24, 0.5, 32, 0.25, -0.5),
+        Decision("width", "c", 32, 32, 0.0, 24, -0.25, 0.5),
+        Decision("pair", "d", 0, 8, 0.5, 0, 0.25, -0.5),
+        Decision("pair", "e", 0, 8, 0.5, 0, 0.25, -0.5),
+        Decision("block", "f", 1, 0, 0.5, 1, 0.25, -0.5),
+    ]
+    assert done(decided, {"a": 24}, {"e": 8}) == [
+        decided[0],
+        Decision("width", "b", 32, 32, 0.0),
+        decided[2],
+        Decision("pair", "d", 0, 0, 0.0),
+        decided[4],
+        decided[5],
+    ]
+
+
+def test_a_pair_within_a_pair_has_the_rank_between_the_outer_two() -> None:
+    before = {"c": LayerState(KERNEL, 64, 64, 1.0)}
+    after = {
+        "c.0.0": LayerState(KERNEL, 64, 8, 0.25),
+        "c.0.1": LayerState(KERNEL, 8, 16, 0.25),
+        "c.1": LayerState(KERNEL, 16, 64, 0.25),
+    }
+    assert account_layers(before, before, after)[0].rank == 16

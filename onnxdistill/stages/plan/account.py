@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from onnxdistill.planning.decisions import Decision
+from onnxdistill.planning.decisions import Decision, Kind
 
 
 @dataclass(frozen=True)
@@ -65,44 +65,78 @@ def account_layers(
     return [_layer(name, state, _parts(name, last), _parts(name, after)) for name, state in before.items()]
 
 
-def _layer(name: str, state: LayerState, last: Sequence[LayerState], now: Sequence[LayerState]) -> PlannedLayer:
-    planned = [part.planned_ms for part in last if part.planned_ms is not None]
+def _layer(name: str, state: LayerState, last: Mapping[str, LayerState], now: Mapping[str, LayerState]) -> PlannedLayer:
+    planned = [part.planned_ms for part in last.values() if part.planned_ms is not None]
+    parts = list(now.values())
+    # The first layer of a pair may have become one itself.
+    narrowest = [part.outputs for other, part in now.items() if other.startswith(f"{name}.0")]
     return PlannedLayer(
         name=name,
         operation=state.operation,
         channels_before=(state.inputs, state.outputs),
-        channels_after=(now[0].inputs, now[-1].outputs) if now else None,
-        rank=now[0].outputs if len(now) > 1 else None,
+        channels_after=(parts[0].inputs, parts[-1].outputs) if parts else None,
+        rank=narrowest[-1] if narrowest and len(parts) > 1 else None,
         before_ms=state.time_ms,
         predicted_ms=sum(planned) if planned else None,
-        after_ms=_sum(part.time_ms for part in now) if now else None,
+        after_ms=total(part.time_ms for part in parts) if parts else None,
     )
 
 
-def _parts(name: str, states: Mapping[str, LayerState]) -> list[LayerState]:
+def _parts(name: str, states: Mapping[str, LayerState]) -> dict[str, LayerState]:
     """The layer, or the layers of the pair in its place."""
-    return [state for other, state in states.items() if other == name or other.startswith(f"{name}.")]
+    return {other: state for other, state in states.items() if other == name or other.startswith(f"{name}.")}
 
 
-def _sum(times_ms: Iterable[float | None]) -> float | None:
+def total(times_ms: Iterable[float | None]) -> float | None:
+    """All times together; None if one is not known."""
     known = list(times_ms)
     return None if None in known else sum(time_ms for time_ms in known if time_ms is not None)
+
+
+def done(decisions: Iterable[Decision], widths: Mapping[str, int], ranks: Mapping[str, int]) -> list[Decision]:
+    """What a cut did of what was decided.
+
+    A group may have become another one with the blocks that went, or a layer may have become too narrow for its pair.
+
+    Args:
+        decisions: What was decided.
+        widths: Of the groups that were cut.
+        ranks: Of the pairs that were made, by the layer.
+    """
+    found = []
+    for decision in decisions:
+        reached = {"width": widths, "pair": ranks, "block": {decision.name: decision.after}}[decision.kind]
+        after = reached.get(decision.name, decision.before)
+        same = after == decision.after
+        found.append(decision if same else Decision(decision.kind, decision.name, decision.before, after, 0.0))
+    return found
 
 
 def account_decisions(cuts: Iterable[Sequence[Decision]]) -> list[Decision]:
     """What was decided on every choice, from before the first cut to after the last one.
 
-    The other option is that of the cut in which the choice was last changed, or else of the last one.
+    The other option is that of the cut in which the choice was last changed, or else of the last one. Nothing is told
+    of what lies in blocks that have gone.
     """
-    found: dict[tuple[str, str], Decision] = {}
+    found: dict[tuple[Kind, str], Decision] = {}
     for decisions in cuts:
+        pairs = {name for (kind, name), one in found.items() if kind == "pair" and one.after}
         for now in decisions:
-            known = found.get((now.kind, now.name))
+            kind, name = key = _known_as(now, pairs)
+            known = found.get(key)
             if known is None:
-                found[now.kind, now.name] = now
+                found[key] = replace(now, kind=kind, name=name)
                 continue
             speaks = now if now.before != now.after or known.before == known.after else known
-            found[now.kind, now.name] = replace(
-                speaks, before=known.before, after=now.after, damage=known.damage + now.damage
-            )
-    return list(found.values())
+            damage = known.damage + now.damage
+            found[key] = replace(speaks, kind=kind, name=name, before=known.before, after=now.after, damage=damage)
+    gone = tuple(f"{name}." for (kind, name), one in found.items() if kind == "block" and not one.after)
+    return [one for (kind, name), one in found.items() if kind == "block" or not name.startswith(gone)]
+
+
+def _known_as(decision: Decision, pairs: Collection[str]) -> tuple[Kind, str]:
+    """A layer's channels are those of the second layer of its pair, and the rank those of the first one."""
+    layer, _, place = decision.name.rpartition(".")
+    if decision.kind == "width" and layer in pairs and place in ("0", "1"):
+        return ("pair", layer) if place == "0" else ("width", layer)
+    return decision.kind, decision.name

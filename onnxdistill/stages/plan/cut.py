@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from onnxdistill.planning.decisions import Decision, decisions_of
 from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
 from onnxdistill.planning.problem import Plan, Term, solve
 from onnxdistill.recipe import PlanTable
-from onnxdistill.stages.plan.account import LayerState
+from onnxdistill.stages.plan.account import LayerState, done, total
 from onnxdistill.tasks import Task
 from onnxdistill.training.pairs import PairForm, best_fitted, pair_factors, with_pairs
 from onnxdistill.training.repaired import best_repaired, calibration_loss, calibration_losses
@@ -86,8 +87,8 @@ class Step:
     pairs: dict[str, int]
     predicted_ms: float
     damage: float
-    decisions: list[Decision] = field(default_factory=list)
-    layers: dict[str, LayerState] = field(default_factory=dict)
+    decisions: list[Decision]
+    layers: dict[str, LayerState]
 
 
 @dataclass(frozen=True)
@@ -98,16 +99,18 @@ class _Seen:
     graph: Graph
     traced: Trace
 
-    def states(self, latency_ms: float, planned_ms: Mapping[str, float]) -> dict[str, LayerState]:
-        """What is known of the layers of modules, by the modules' names; `planned_ms` is by nodes."""
+    def states(self, latency_ms: float, planned_ms_by_node: Mapping[str, float]) -> dict[str, LayerState]:
+        """What is known of the layers of modules, by the modules' names."""
         times_ms = layer_times_ms(self.layers, self.traced, latency_ms)
-        return {
-            self.graph.weights[layer.name].removesuffix(".weight"): LayerState(
-                str(layer.kind), layer.inputs, layer.outputs, times_ms[layer.name], planned_ms.get(layer.name)
-            )
-            for layer in self.layers
-            if layer.name in self.graph.weights
-        }
+        found: dict[str, LayerState] = {}
+        for layer in self.layers:
+            if weight := self.graph.weights.get(layer.name):
+                name, kind = weight.removesuffix(".weight"), str(layer.kind)
+                time_ms, planned_ms = times_ms[layer.name], planned_ms_by_node.get(layer.name)
+                if (known := found.get(name)) is not None:  # called more than once
+                    time_ms, planned_ms = total((known.time_ms, time_ms)), total((known.planned_ms, planned_ms))
+                found[name] = LayerState(kind, layer.inputs, layer.outputs, time_ms, planned_ms)
+        return found
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,7 @@ class Planner:
         if not decided:
             return None
         self._say("cutting and repairing")
-        smaller = self._cut(network, analysis, scores, decided["widths"], decided["blocks"])
+        smaller, widths = self._cut(network, analysis, scores, decided["widths"], decided["blocks"])
         forms = {name: PairForm(scheme, rank) for name, (scheme, rank) in decided["pairs"].items()}
         if forms:
             smaller, forms = self._factorized(smaller, forms)
@@ -182,7 +185,7 @@ class Planner:
             ranks,
             decided["latency_ms"],
             decided["damage"],
-            [Decision(**each) for each in decided["decisions"]],
+            done(map(_decision, decided["decisions"]), widths, ranks),
             {name: LayerState(**each) for name, each in decided["layers"].items()},
         )
 
@@ -269,7 +272,8 @@ class Planner:
         if not (self._table.pairs and self._task.measurable):
             return {}
         found: dict[str, list[Scheme]] = {}
-        for weight in graph.weights.values():
+        calls = Counter(graph.weights.values())
+        for weight in (weight for weight, count in calls.items() if count == 1):
             name = weight.removesuffix(".weight")
             layer = network.get_submodule(name) if weight.endswith(".weight") else network
             if not isinstance(layer, nn.Conv2d | nn.Linear) or not can_factorize(layer):
@@ -372,7 +376,8 @@ class Planner:
         scores: Scores,
         widths: Mapping[str, int],
         blocks: Sequence[str],
-    ) -> nn.Module:
+    ) -> tuple[nn.Module, dict[str, int]]:
+        """Without blocks and channels, as good as it can be made; and the widths of the groups that were cut."""
         shorter = without_blocks(network, blocks) if blocks else network
         example = self._task.example_input(2)
         if blocks:
@@ -383,13 +388,17 @@ class Planner:
         left = {group.name: group.size for group in analysis.free if group.size == len(scores.get(group.name, ()))}
         narrower = {name: width for name, width in widths.items() if width < left.get(name, 0)}
         if not narrower:
-            return shorter
+            return shorter, {}
         kept = most_important(scores, narrower)
         smaller = remove_channels(shorter, analysis, kept, example)
-        if not self._task.measurable:
-            return smaller
-        removed = analysis.removed_indices(kept)
-        return best_repaired(shorter, smaller, removed, (), self._task, fit=self._table.repair)
+        if self._task.measurable:
+            removed = analysis.removed_indices(kept)
+            smaller = best_repaired(shorter, smaller, removed, (), self._task, fit=self._table.repair)
+        return smaller, narrower
+
+
+def _decision(values: Mapping[str, Any]) -> Decision:
+    return Decision(**values)
 
 
 def _growth(before: float, after: float) -> float:

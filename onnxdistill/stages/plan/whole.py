@@ -8,7 +8,7 @@ latency is measured: the plan of the next cut begins with that, and the last cut
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -69,8 +69,8 @@ class PlanResult:
     latency_ms: float
     fits: bool
     notes: list[str]
-    decisions: list[Decision] = field(default_factory=list)
-    layers: list[PlannedLayer] = field(default_factory=list)
+    decisions: list[Decision]
+    layers: list[PlannedLayer]
 
 
 def plan(
