@@ -185,9 +185,16 @@ class _Run:
             self.progress.end(f"left out: {'the network is as fast as asked' if result.fits else 'nothing can be cut'}")
             return original
         last = result.cuts[-1]
-        gone = f"without {len(result.blocks)} blocks, " if result.blocks else ""
-        paired = f"{len(result.pairs)} layers in low rank, " if result.pairs else ""
-        summary = f"{gone}{len(result.widths)} groups narrower, {paired}{last.measured_ms:.3g} ms as deployed"
+        done = [
+            f"{len(made)} {one if len(made) == 1 else one + 's'} {what}"
+            for made, one, what in (
+                (result.blocks, "block", "left out"),
+                (result.widths, "group", "narrower"),
+                (result.pairs, "layer", "in low rank"),
+            )
+            if made
+        ]
+        summary = ", ".join([*done, f"{last.measured_ms:.3g} ms as deployed"])
         self.record.groups.extend(GroupCut(**asdict(width)) for width in result.widths)
         self.record.plan = PlanLog(
             budget_ms,

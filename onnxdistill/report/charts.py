@@ -103,12 +103,12 @@ def front_chart(front: StudentFront) -> str | None:
     with _figure() as (axes, result):
         places = sorted((latency_ms, score.value) for _, (latency_ms, score) in points)
         axes.plot(*zip(*places, strict=True), color=STAGE, lw=1.2, alpha=0.5)
-        for index, (point, (x, score)) in enumerate(points):
+        for point, (x, score) in points:
             color = STUDENT if point.shipped else STAGE
             y = score.value
             axes.errorbar(x, y, [[y - score.low], [score.high - y]], fmt="o", color=color, ms=8, capsize=3, lw=1.2)
-            offset = (9, 7 if index % 2 == 0 else -16)
-            axes.annotate(point.folder, (x, y), xytext=offset, textcoords="offset points", color=color)
+            # To the lower right, where the line does not go.
+            axes.annotate(f"{point.asked_speedup:g}x", (x, y), xytext=(9, -16), textcoords="offset points", color=color)
         if front.teacher.score is not None:
             value = front.teacher.score.value
             axes.axhline(value, color=TEACHER, lw=1.2)
