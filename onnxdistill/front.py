@@ -12,9 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import check_place, write_text
 from onnxdistill.errors import LimitsMissedError, ModelFileError, OutputError, ResultError, UsageError
-from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, has_settings, is_of_here
+from onnxdistill.gate import place_of
+from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, has_settings, is_of
 from onnxdistill.pipeline import compress
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import Report, load_report
@@ -70,11 +72,13 @@ def compress_front(
     speedups = _ratios(loaded.plan.speedup, count)
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
     _check_places(target, speedups)
+    host = place_of(loaded.bench).host
     teacher = SharedTeacher(target, loaded)
     points: list[FrontPoint] = []
     front: StudentFront | None = None
     for speedup in speedups:
-        run = _Run(speedup, target / f"{speedup:g}x", source, (*overrides, *teacher.overrides, *_asked(speedup)))
+        items = (*overrides, *teacher.overrides, *_asked(speedup))
+        run = _Run(speedup, target / f"{speedup:g}x", source, items, host)
         outcome = run.kept(teacher, console) or run.tried(console, log_file, tensorboard)
         if isinstance(outcome, Made):
             teacher.remember(outcome.report, outcome.folder)
@@ -127,12 +131,13 @@ class _Run:
     folder: Path
     recipe: Path
     overrides: tuple[str, ...]
+    host: HostFacts
 
     def kept(self, teacher: SharedTeacher, console: Console | None) -> Made | None:
         """What an earlier call has made here of the same teacher with the same settings."""
         recipe = load_recipe(self.recipe, self.overrides)
         for folder, report in self._reports():
-            if teacher.made(report) and has_settings(report, recipe) and is_of_here(report):
+            if teacher.made(report) and has_settings(report, recipe) and is_of(report, self.host):
                 if console is not None:
                     console.print(Text(f"{folder} is kept: it was made with the same settings."))
                 return Made(report, folder)

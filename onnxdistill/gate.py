@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import onnxruntime
 import torch
 from torch import nn
 
-from onnxdistill.device.bench import bench
-from onnxdistill.device.measuring.compare import compare, describe, is_close, measurably_faster
+from onnxdistill.device.measuring.compare import Until, describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.device.runtime import usable_provider
+from onnxdistill.device.places import Here, Place
+from onnxdistill.device.remote.place import There
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.errors import FallbackError, ProviderError
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import BenchTable, Recipe
 from onnxdistill.stages.export import export
@@ -26,25 +23,33 @@ from onnxdistill.stages.quantize import quantize
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Feeds
 
-__all__ = ["FileGate", "Gate", "describe", "measurably_faster", "usable_settings"]
+__all__ = ["FileGate", "Gate", "describe", "measurably_faster", "place_of", "settings_of", "verifying_settings"]
 
 # Ranges do not change how long a kernel takes, so a gate calibrates on few samples.
 CALIBRATION_BATCHES = 2
 _EXPORTED_BATCH = 3
 
 
-def usable_settings(table: BenchTable) -> SessionSettings:
-    """How files are run; what is not usable here is refused before anything has run.
+def place_of(table: BenchTable) -> Place:
+    """The machine that files are timed on; what is not usable there is refused before anything has run.
 
     Raises:
-        UsageError: If there are too many threads, or if the provider is unknown or not usable here.
+        UsageError: If it cannot be reached, if there are too many threads, or if the provider is unknown or not usable
+            there.
     """
-    settings = SessionSettings(threads=table.threads, provider=table.provider)
-    try:
-        usable_provider(table.provider)
-    except FallbackError as error:  # nothing has run yet
-        raise ProviderError(error.what, error.fix) from error
-    return settings
+    place = Here() if table.remote is None else There(table.remote)
+    place.check(settings_of(table))
+    return place
+
+
+def settings_of(table: BenchTable) -> SessionSettings:
+    """How files are timed."""
+    return SessionSettings(threads=table.threads, provider=table.provider)
+
+
+def verifying_settings(table: BenchTable) -> SessionSettings:
+    """How files are scored, which is done here, whatever machine they are timed on."""
+    return settings_of(table) if table.remote is None else SessionSettings()
 
 
 class FileGate:
@@ -52,30 +57,33 @@ class FileGate:
 
     Args:
         table: Says how latency is measured.
+        place: Where that is done.
         seed: Of the order of the calls.
         journal: Remembers what was measured before the run was ended.
         inputs: Arrays by input name, of which the first items make a batch; random ones if left out.
     """
 
-    def __init__(self, table: BenchTable, seed: int, journal: Journal, inputs: Feeds | None = None) -> None:
+    def __init__(
+        self, table: BenchTable, place: Place, seed: int, journal: Journal, inputs: Feeds | None = None
+    ) -> None:
         self._table = table
+        self._place = place
         self._seed = seed
         self._journal = journal
         self._inputs = inputs
 
-    def speedup(self, before: Path, after: Path, enough: Callable[[Estimate], bool] | None = None) -> Estimate:
+    def speedup(self, before: Path, after: Path, until: Until = "clear") -> Estimate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
-        table, settings = self._table, self._settings
+        table, settings = self._table, settings_of(self._table)
         shapes = {name: array.shape for name, array in (self._inputs or {}).items()}
-        asked = "" if enough is None else enough.__name__
-        text = f"{settings} {table.batch} {shapes} {onnxruntime.__version__} {platform.node()} {asked}"
+        text = f"{settings} {table.batch} {shapes} {self._place.key} {until}"
         digest = hashlib.sha256(text.encode())
         for path in (before, after):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return self._journal.ratio(
             digest.hexdigest(),
-            lambda: compare(
-                before, after, settings, batch=table.batch, seed=self._seed, inputs=self._inputs, enough=enough
+            lambda: self._place.compare(
+                before, after, settings, batch=table.batch, seed=self._seed, inputs=self._inputs, until=until
             ),
         )
 
@@ -84,7 +92,7 @@ class FileGate:
         table = self._table
 
         def measure() -> float:
-            timed = bench(
+            timed = self._place.bench(
                 {"model": path},
                 threads=table.threads,
                 batch=table.batch,
@@ -96,12 +104,8 @@ class FileGate:
             return timed.cases[0].latency_ms.median.value
 
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        key = f"latency {self._settings} {table.batch} {onnxruntime.__version__} {platform.node()} {digest}"
+        key = f"latency {settings_of(table)} {table.batch} {self._place.key} {digest}"
         return float(self._journal.decision(key, measure))
-
-    @property
-    def _settings(self) -> SessionSettings:
-        return SessionSettings(threads=self._table.threads, provider=self._table.provider)
 
 
 class Gate(FileGate):
@@ -109,13 +113,14 @@ class Gate(FileGate):
 
     Args:
         recipe: Says how latency is measured, and whether the student is quantized.
+        place: Where that is done.
         task: Gives calibration samples.
         scratch: Folder for the files that are measured.
         journal: Remembers what was measured before the run was ended.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, scratch: Path, journal: Journal) -> None:
-        super().__init__(recipe.bench, recipe.seed, journal)
+    def __init__(self, recipe: Recipe, place: Place, task: Task, scratch: Path, journal: Journal) -> None:
+        super().__init__(recipe.bench, place, recipe.seed, journal)
         self._recipe = recipe
         self._task = task
         self._scratch = scratch
@@ -138,7 +143,7 @@ class Gate(FileGate):
             output_name=self._task.output_name,
         )
         files = dict.fromkeys([path, self._as_deployed(path)])
-        ratios = {file: self.speedup(reference, file, is_close).value for file in files}
+        ratios = {file: self.speedup(reference, file, "close").value for file in files}
         file = max(ratios, key=lambda one: ratios[one])
         return Deployed(path, file, self.latency_ms(reference) / ratios[file])
 
@@ -152,7 +157,7 @@ class Gate(FileGate):
             return path
         if path not in self._deployed:
             self._deployed[path] = self._fresh()
-            quantize(path, self._deployed[path], self._few_samples(), self._recipe.quantize)
+            quantize(path, self._deployed[path], self._few_samples(), self._recipe.quantize, self._place.host)
         return self._deployed[path]
 
     def _few_samples(self) -> Iterator[Feeds]:
@@ -167,7 +172,7 @@ class Gate(FileGate):
         if self._recipe.quantize is None:
             return path
         quantized = self._fresh()
-        quantize(path, quantized, [{"input": inputs.numpy()}], self._recipe.quantize)
+        quantize(path, quantized, [{"input": inputs.numpy()}], self._recipe.quantize, self._place.host)
         return quantized
 
     def _fresh(self) -> Path:

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import onnxdistill
-from onnxdistill.device.host import read_host
+from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import read_json, write_json
 from onnxdistill.errors import DataError, cannot_write
 from onnxdistill.recipe import Recipe
@@ -84,8 +84,8 @@ def has_settings(report: Report, recipe: Recipe) -> bool:
     return {**report.recipe, "teacher": None} == {**ours, "teacher": None}
 
 
-def is_of_here(report: Report) -> bool:
+def is_of(report: Report, host: HostFacts) -> bool:
     """Whether latencies were measured on such a machine, by this version."""
-    here = read_host().to_json()
-    same = all(report.host.get(key) == here[key] for key in ("cpu", "usable_cpus", "onnxruntime", "os"))
+    facts = host.to_json()
+    same = all(report.host.get(key) == facts[key] for key in ("cpu", "usable_cpus", "onnxruntime", "os"))
     return same and report.onnxdistill_version == onnxdistill.__version__

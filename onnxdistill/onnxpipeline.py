@@ -24,7 +24,7 @@ from onnxdistill.device.modelfile import check_model_file
 from onnxdistill.device.profiling.counting import count_macs
 from onnxdistill.device.session import Session, open_session
 from onnxdistill.errors import UsageError
-from onnxdistill.gate import FileGate, usable_settings
+from onnxdistill.gate import FileGate, place_of, verifying_settings
 from onnxdistill.journal import Journal
 from onnxdistill.judge import Int8Judge
 from onnxdistill.progress import Progress
@@ -87,17 +87,18 @@ class _Run:
     def whole(self, folder: Path) -> Report:
         """Runs every step and fills the run folder."""
         started = time.monotonic()
-        self.settings = usable_settings(self.recipe.bench)
+        self.place = place_of(self.recipe.bench)
+        self.settings = verifying_settings(self.recipe.bench)
         self.progress.begin("data", "reading and splitting")
         session = open_session(Path(self.recipe.onnx), self.settings)
         source = take_source(Path(self.recipe.onnx), self.scratch / "teacher.onnx")
         self._take_batch(session)
         notes = self._take_samples(session, source)
-        self.record = FileRecord(self.recipe, self.scoring, self.settings, self.progress)
+        self.record = FileRecord(self.recipe, self.scoring, self.settings, self.place, self.progress)
         self.record.note(*notes)
         inputs = self._bench_inputs()
         self._teacher(source)
-        self._quantize(source, FileGate(self.recipe.bench, self.recipe.seed, self.journal, inputs))
+        self._quantize(source, FileGate(self.recipe.bench, self.place, self.recipe.seed, self.journal, inputs))
         timings = self.record.bench(inputs)
         report = self.record.report(timings, time.monotonic() - started)
         samples = self.scoring.examples(self.scoring.batch or SAMPLES)

@@ -21,7 +21,7 @@ from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teac
 from onnxdistill.device.feeds import check_memory
 from onnxdistill.errors import LimitsMissedError, TrainingError
 from onnxdistill.fakequant import FakeQuantized, UnsupportedOperatorError
-from onnxdistill.gate import Gate, usable_settings
+from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
 from onnxdistill.journal import Journal
 from onnxdistill.judge import Int8Judge
@@ -120,11 +120,12 @@ class _Run:
         started = time.monotonic()
         # Refused now rather than after the training.
         table = self.recipe.bench
-        self.settings = usable_settings(table)
+        self.place = place_of(table)
+        self.settings = verifying_settings(table)
         self.task = self._load_task()
         check_memory(f"bench.batch = {table.batch}", table.batch * self.task.example_input(1).nbytes)
-        self.gate = Gate(self.recipe, self.task, self.scratch, self.journal)
-        self.record = Record(self.recipe, self.task, self.settings, self.gate, self.scratch, self.progress)
+        self.gate = Gate(self.recipe, self.place, self.task, self.scratch, self.journal)
+        self.record = Record(self.recipe, self.task, self.settings, self.place, self.gate, self.scratch, self.progress)
         original = self._teacher()
         student = self._plan(original)
         student = self._prune(student)
@@ -173,7 +174,8 @@ class _Run:
             table,
             budget_ms,
             partial(self.gate.deployed, reference=original.path),
-            self.settings,
+            self.place,
+            settings_of(self.recipe.bench),
             self.recipe.bench.batch,
             self.journal.decision,
             self.progress.update,

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import nn
 
-from onnxdistill.device.bench import bench
+from onnxdistill.device.places import Place
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.gate import Gate, describe, measurably_faster
@@ -47,6 +47,7 @@ class FileRecord:
         recipe: The run's.
         scoring: Scores files.
         settings: How files are run to be verified.
+        place: Where they are timed.
         progress: Shows all of it.
 
     Attributes:
@@ -60,7 +61,12 @@ class FileRecord:
     """
 
     def __init__(
-        self, recipe: Recipe | OnnxRecipe, scoring: Scoring, settings: SessionSettings, progress: Progress
+        self,
+        recipe: Recipe | OnnxRecipe,
+        scoring: Scoring,
+        settings: SessionSettings,
+        place: Place,
+        progress: Progress,
     ) -> None:
         self.steps: list[Step] = []
         self.notes: list[str] = []
@@ -72,6 +78,7 @@ class FileRecord:
         self._recipe = recipe
         self._scoring = scoring
         self._settings = settings
+        self._place = place
         self._progress = progress
         self._stage_started = 0.0
 
@@ -108,7 +115,7 @@ class FileRecord:
             finetune: Trains an int8 file; None where that cannot be.
         """
         path = scratch / "quantize.onnx"
-        workshop = Workshop(source, calibration)
+        workshop = Workshop(source, calibration, self._place.host)
         result = quantize_measured(workshop, path, table, judge, finetune=finetune, on_progress=self._progress.update)
         schemes = [SchemeRow(one.scheme, *asdict(one.speedup).values()) for one in result.variants]
         rungs = [
@@ -172,7 +179,11 @@ class FileRecord:
         """
         table = self._recipe.bench
         self.begin("bench", "timing all stages in turns")
-        result = bench(
+        if table.remote is not None:
+            self.note(
+                f"Latencies are of another machine, {self._place.host.cpu}; accuracies were measured on this one."
+            )
+        result = self._place.bench(
             {step.stage: step.path for step in self.steps},
             threads=table.threads,
             batch=table.batch,
@@ -214,15 +225,23 @@ class Record(FileRecord):
         recipe: The run's.
         task: Gives examples to export with, and scores.
         settings: How files are run to be verified.
+        place: Where they are timed.
         gate: Measures whether something is faster.
         scratch: Folder for the ONNX files.
         progress: Shows all of it.
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, settings: SessionSettings, gate: Gate, scratch: Path, progress: Progress
+        self,
+        recipe: Recipe,
+        task: Task,
+        settings: SessionSettings,
+        place: Place,
+        gate: Gate,
+        scratch: Path,
+        progress: Progress,
     ) -> None:
-        super().__init__(recipe, task, settings, progress)
+        super().__init__(recipe, task, settings, place, progress)
         self._export_table = recipe.export
         self._task = task
         self._gate = gate

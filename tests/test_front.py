@@ -15,7 +15,7 @@ import onnxdistill
 from onnxdistill import compress_front, front
 from onnxdistill.device.host import read_host
 from onnxdistill.errors import LimitsMissedError, TrainingError, UsageError
-from onnxdistill.keeping import SharedTeacher, has_settings, is_of_here
+from onnxdistill.keeping import SharedTeacher, has_settings, is_of
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import Artifact, Report, StageRow, load_report
 
@@ -117,9 +117,9 @@ def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report
     shared = recipe_of(["plan.speedup=2", *later.overrides])
     assert has_settings(made, shared)
     assert not has_settings(made, recipe_of(["plan.speedup=2", "distill.epochs=3"]))
-    assert is_of_here(made)
-    assert not is_of_here(replace(made, onnxdistill_version="0"))
-    assert not is_of_here(replace(made, host={**host, "cpu": "another one"}))
+    assert is_of(made, read_host())
+    assert not is_of(replace(made, onnxdistill_version="0"), read_host())
+    assert not is_of(made, replace(read_host(), cpu="another one"))
 
 
 def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:

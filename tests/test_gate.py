@@ -8,6 +8,7 @@ from torch import nn
 
 from onnxdistill.device.measuring.compare import NEEDED_SPEEDUP
 from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.device.places import Here
 from onnxdistill.gate import Gate, describe, measurably_faster
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe
@@ -23,7 +24,7 @@ def recipe(**tables: object) -> Recipe:
 def test_a_layer_with_a_sixteenth_of_the_work_is_faster(digits: Classification, tmp_path: Path) -> None:
     wide, narrow = nn.Conv2d(64, 64, 3, padding=1), nn.Conv2d(64, 4, 3, padding=1)
     for quantized in ({}, {"quantize": {}}):
-        gate = Gate(recipe(**quantized), digits, tmp_path, Journal(tmp_path / "run"))
+        gate = Gate(recipe(**quantized), Here(), digits, tmp_path, Journal(tmp_path / "run"))
         ratio = gate.layer_speedup(wide, narrow, (64, 16, 16))
         assert measurably_faster(ratio)
         assert not measurably_faster(gate.layer_speedup(narrow, wide, (64, 16, 16)))
@@ -34,7 +35,7 @@ def test_a_copy_is_not_faster_than_its_original(digits: Classification, tmp_path
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(original.read_bytes())
     for seed in (0, 1):
-        ratio = Gate(recipe(seed=seed), digits, tmp_path, Journal(tmp_path / "run")).speedup(original, copy)
+        ratio = Gate(recipe(seed=seed), Here(), digits, tmp_path, Journal(tmp_path / "run")).speedup(original, copy)
         assert not measurably_faster(ratio), describe(ratio)
         assert 0.8 < ratio.value < 1.25
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxdistill.device.places import Here
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.gate import Gate
 from onnxdistill.journal import Journal
@@ -33,7 +34,7 @@ def judge_of(digits: Classification, folder: Path, teacher: Path, student: Path,
     recipe = Recipe.model_validate(
         {"name": "judge", "data": {"source": "digits"}, "teacher": network, "quantize": {}, **tables}
     )
-    gate = Gate(recipe, digits, folder, Journal(folder / "run"))
+    gate = Gate(recipe, Here(), digits, folder, Journal(folder / "run"))
     return Int8Judge(recipe, digits, SessionSettings(), gate, teacher, student)
 
 

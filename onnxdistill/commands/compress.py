@@ -57,6 +57,11 @@ from onnxdistill.errors import UsageError
     help="Make a file for another kind of machine as well, such as arm64 or tensorrt; repeatable; quantize.targets.",
 )
 @click.option(
+    "--remote",
+    metavar="[USER@]HOST[:PYTHON]",
+    help="Make the student for another machine: all latencies are measured there, over ssh; bench.remote.",
+)
+@click.option(
     "--log-file", metavar="FILE", type=click.Path(path_type=Path), help="Add a line of JSON for all that happens."
 )
 @click.option(
@@ -75,6 +80,7 @@ def compress_command(
     max_drop: float | None,
     minutes: float | None,
     targets: tuple[str, ...],
+    remote: str | None,
     log_file: Path | None,
     tensorboard: Path | None,
     quiet: bool,
@@ -84,6 +90,8 @@ def compress_command(
     overrides = (*overrides, *_asked(speedup, latency_ms, max_drop, plans=model is None))
     if targets:
         overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
+    if remote is not None:
+        overrides = (*overrides, f"bench.remote={json.dumps(remote)}")
     assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
     if model is not None:
         _check_alone(recipe, data, minutes, tensorboard, count)

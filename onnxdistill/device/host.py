@@ -74,6 +74,11 @@ class HostFacts:
     int8_features: tuple[str, ...] | None
     load_average: float | None
 
+    @property
+    def is_x86(self) -> bool:
+        """Whether its kernels take unsigned activations: signed ones are rewritten and slower."""
+        return self.architecture.lower() in _X86
+
     def to_json(self) -> dict[str, Any]:
         """The attributes by name."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in self.__dict__.items()}
@@ -158,11 +163,6 @@ def read_host() -> HostFacts:
         int8_features=processor.int8_features,
         load_average=load_average(),
     )
-
-
-def is_x86() -> bool:
-    """Whether this machine's kernels take unsigned activations: signed ones are rewritten and slower."""
-    return platform.machine().lower() in _X86
 
 
 def read_processor() -> Processor:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import onnx
 
-from onnxdistill.device.host import is_x86, read_processor
+from onnxdistill.device.host import HostFacts
 from onnxdistill.quantization.calibration import QUANTIZABLE
 from onnxdistill.quantization.placement import float_beginning
 
@@ -57,26 +57,29 @@ class Scheme:
         return text
 
 
-def saturates() -> bool:
-    """Whether this machine adds pairs of products of 8-bit integers in 16 bits, which the largest overflow."""
-    return is_x86() and not NON_SATURATING & set(read_processor().int8_features or ())
+def saturates(host: HostFacts) -> bool:
+    """Whether a machine adds pairs of products of 8-bit integers in 16 bits, which the largest overflow."""
+    return host.is_x86 and not NON_SATURATING & set(host.int8_features or ())
 
 
-def usual_scheme(model: onnx.ModelProto, activations: Literal["auto", "uint8", "int8"], per_channel: bool) -> Scheme:
-    """What is fastest on most networks on this machine, by what was measured; see `candidates` for the rest.
+def usual_scheme(
+    model: onnx.ModelProto, activations: Literal["auto", "uint8", "int8"], per_channel: bool, host: HostFacts
+) -> Scheme:
+    """What is fastest on most networks on a machine, by what was measured; see `candidates` for the rest.
 
     Args:
         model: Float and prepared.
-        activations: `auto` for those that this machine's kernels take.
+        activations: `auto` for those that the machine's kernels take.
         per_channel: Whether weights have a scale for every output channel.
+        host: The machine.
     """
-    chosen: Activations = ("uint8" if is_x86() else "int8") if activations == "auto" else activations
-    beginning = float_beginning(model) if chosen == "uint8" and is_x86() else ()
-    return Scheme(chosen, per_channel, 7 if saturates() else 8, float_nodes=frozenset(beginning))
+    chosen: Activations = ("uint8" if host.is_x86 else "int8") if activations == "auto" else activations
+    beginning = float_beginning(model) if chosen == "uint8" and host.is_x86 else ()
+    return Scheme(chosen, per_channel, 7 if saturates(host) else 8, float_nodes=frozenset(beginning))
 
 
 def candidates(
-    model: onnx.ModelProto, activations: Literal["auto", "uint8", "int8"], per_channel: bool
+    model: onnx.ModelProto, activations: Literal["auto", "uint8", "int8"], per_channel: bool, host: HostFacts
 ) -> Iterator[Scheme]:
     """Schemes that may be faster than the usual one, which comes first. None is worse for accuracy but by chance.
 
@@ -84,7 +87,7 @@ def candidates(
     other kernels. So the beginning of the network is tried in int8 too; layers, and what only moves their values,
     without the functions between them; and the other kind of activations.
     """
-    usual = usual_scheme(model, activations, per_channel)
+    usual = usual_scheme(model, activations, per_channel, host)
     yield usual
     if usual.float_nodes:
         yield Scheme(usual.activations, per_channel, usual.weight_bits)

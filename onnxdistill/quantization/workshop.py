@@ -9,6 +9,7 @@ from typing import Literal
 
 import onnx
 
+from onnxdistill.device.host import HostFacts, read_host
 from onnxdistill.onnxfile import save_checked
 from onnxdistill.quantization.biases import correct_biases
 from onnxdistill.quantization.calibration import Feeds, Histogram, collect, find_activations
@@ -80,20 +81,25 @@ class Workshop:
     Args:
         source: Its ONNX file.
         calibration: Samples that ranges, roundings and biases are taken from.
+        host: The machine that the forms are for; this one if left out.
         remembers: Whether histograms of an earlier run are found again; samples are read twice then.
 
     Attributes:
         prepared: The float model as it is quantized; see `prepare`.
         calibration: As it was given.
+        host: The machine that the forms are for.
 
     Raises:
         ModelFileError: If ONNX Runtime cannot load the model, or if it is too large.
     """
 
-    def __init__(self, source: Path, calibration: Calibration, *, remembers: bool = True) -> None:
+    def __init__(
+        self, source: Path, calibration: Calibration, host: HostFacts | None = None, *, remembers: bool = True
+    ) -> None:
         model = onnx.load(source)
         self._metadata = list(model.metadata_props)
         self.calibration = calibration
+        self.host = host or read_host()
         self._remembers = remembers
         self.prepared = prepare(model)
         self._floats: dict[Equalization, onnx.ModelProto] = {"none": self.prepared}

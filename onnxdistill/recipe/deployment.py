@@ -24,6 +24,9 @@ class BenchTable(Table):
     batch: Batch = Field(1, description="Images a call.")
     provider: str = Field("cpu", description="Execution provider.")
     seconds: Annotated[float, Field(gt=0, le=3600)] = Field(4.0, description="For how long every model is timed.")
+    remote: str | None = Field(
+        None, description="Another machine, `[USER@]HOST[:PYTHON]`, that latency is measured on, over ssh."
+    )
 
 
 class LimitsTable(Table):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from onnxdistill.device.host import HostFacts
 from onnxdistill.device.measuring.compare import describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.quantization.ladder import Finetune, Ladder, Loss, Rung
@@ -80,7 +81,9 @@ class QuantizeResult:
     refusal: str = ""
 
 
-def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: QuantizeTable) -> Int8Model:
+def quantize(
+    source: Path, path: Path, calibration: Iterable[Feeds], table: QuantizeTable, host: HostFacts | None = None
+) -> Int8Model:
     """Quantizes weights and activations to 8 bits, in the form that mostly is the fastest; nothing is measured.
 
     Activations are unsigned on x86-64 (U8S8): the runtime's kernels there take unsigned activations; signed ones
@@ -91,13 +94,14 @@ def quantize(source: Path, path: Path, calibration: Iterable[Feeds], table: Quan
         path: Where the int8 file goes.
         calibration: Inputs by name, batch by batch, that the ranges of activations are taken from; read once.
         table: The recipe's `[quantize]`.
+        host: The machine that it is for; this one if left out.
 
     Raises:
         DataError: If there is no calibration sample.
         ModelFileError: If an activation is NaN or infinite; the message names it.
     """
-    workshop = Workshop(source, lambda: calibration, remembers=False)
-    scheme = usual_scheme(workshop.prepared, table.activations, table.per_channel)
+    workshop = Workshop(source, lambda: calibration, host, remembers=False)
+    scheme = usual_scheme(workshop.prepared, table.activations, table.per_channel, workshop.host)
     return workshop.write(Form(scheme, _first_ranges(table)), path)
 
 
@@ -167,7 +171,7 @@ def _timed(
     workshop: Workshop, folder: Path, table: QuantizeTable, judge: Judge, on_progress: Callable[[str], None]
 ) -> list[_Timed]:
     """Every form, its file, and how many times faster than float32 it is."""
-    schemes = list(candidates(workshop.prepared, table.activations, table.per_channel))
+    schemes = list(candidates(workshop.prepared, table.activations, table.per_channel, workshop.host))
     timed = []
     for number, scheme in enumerate(schemes, 1):
         on_progress(f"measuring int8 against float32, {number} of {len(schemes)} schemes")

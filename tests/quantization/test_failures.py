@@ -93,7 +93,7 @@ def forms(model: onnx.ModelProto, x: Array, folder: Path) -> list[Array]:
     workshop = Workshop(folder / "float.onnx", lambda: [{"x": x}])
     made: list[onnx.ModelProto] = []
     for per_channel in (True, False):
-        usual = Form(usual_scheme(workshop.prepared, "auto", per_channel))
+        usual = Form(usual_scheme(workshop.prepared, "auto", per_channel, workshop.host))
         changes = ({}, {"corrected": True}, {"corrected": True, "rounded": True}, {"equalization": "exact"})
         made += [workshop.make(replace(usual, **change)).model for change in changes]
     return [run(each, x=x)[0] for each in made]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from onnxdistill.device.places import Here
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.gate import Gate
 from onnxdistill.graph.channels import analyse_channels
@@ -53,10 +54,10 @@ class Setting:
         names: dict[str, Any] = {"input_name": self.task.input_name, "output_name": self.task.output_name}
         export(network, self.task.example_input(3), reference, ExportTable(), **names)
         with Journal(self.folder / "run") as journal:
-            gate = Gate(self.recipe, self.task, self.folder, journal)
+            gate = Gate(self.recipe, Here(), self.task, self.folder, journal)
             deploy = self.noted(partial(gate.deployed, reference=reference))
             budget_ms = self.remember("teacher", lambda: gate.latency_ms(reference)) / speedup
-            return plan(network, self.task, table, budget_ms, deploy, SessionSettings(), remember=self.remember)
+            return plan(network, self.task, table, budget_ms, deploy, Here(), SessionSettings(), remember=self.remember)
 
     def noted(self, deploy: Callable[[nn.Module], Deployed]) -> Callable[[nn.Module], Deployed]:
         def deployed(network: nn.Module) -> Deployed:
@@ -176,7 +177,7 @@ def test_nothing_may_go(digits: Classification, trained: nn.Module, tmp_path: Pa
 def test_what_is_fast_enough_stays_as_it_is(digits: Classification, trained: nn.Module, tmp_path: Path) -> None:
     deployed = Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", 1.0)
     table = PlanTable(latency_ms=1.0)
-    result = plan(trained, digits, table, 1.0, lambda _network: deployed, SessionSettings())
+    result = plan(trained, digits, table, 1.0, lambda _network: deployed, Here(), SessionSettings())
     assert result == PlanResult(trained, [], [], {}, [], 1.0, True, [], [], [])
 
 
@@ -198,7 +199,7 @@ def test_budgets_go_on_from_where_a_cut_has_led(
     def deploy(_network: nn.Module) -> Deployed:
         return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", next(times))
 
-    result = plan(trained, digits, table, 2.0, deploy, SessionSettings())
+    result = plan(trained, digits, table, 2.0, deploy, Here(), SessionSettings())
     # 16 to 2 in three cuts; from 5 in two; from 2.5 in one; then less by as much as the last one was too slow.
     assert asked == pytest.approx([8.0, 10**0.5, 2.0, 2.0 * 2.0 / 2.2])
     assert [cut.measured_ms for cut in result.cuts] == [5.0, 2.5, 2.2, 1.9]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from onnxdistill.device.host import read_host
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.networks import build_network
-from onnxdistill.quantization import scheme as module
 from onnxdistill.quantization.ladder import Loss
 from onnxdistill.quantization.workshop import Workshop
 from onnxdistill.recipe import ExportTable, QuantizeTable
@@ -46,22 +46,19 @@ def zero_point_types(path: Path) -> Counter[int]:
 
 
 @pytest.mark.parametrize("architecture", ["x86_64", "AMD64"])
-def test_activations_are_unsigned_on_x86(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
-) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: architecture)
-    result = quantize(source, tmp_path / "int8.onnx", feeds(), QuantizeTable())
+def test_activations_are_unsigned_on_x86(source: Path, tmp_path: Path, architecture: str) -> None:
+    host = replace(read_host(), architecture=architecture)
+    result = quantize(source, tmp_path / "int8.onnx", feeds(), QuantizeTable(), host)
     assert result.form.scheme.activations == "uint8"
     assert set(zero_point_types(tmp_path / "int8.onnx")) == {TensorProto.UINT8}
 
 
-def test_activations_are_signed_elsewhere_or_on_demand(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_activations_are_signed_elsewhere_or_on_demand(source: Path, tmp_path: Path) -> None:
     quantize(source, tmp_path / "a.onnx", feeds(), QuantizeTable(activations="int8"))
     assert set(zero_point_types(tmp_path / "a.onnx")) == {TensorProto.INT8}
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    assert quantize(source, tmp_path / "b.onnx", feeds(), QuantizeTable()).form.scheme.activations == "int8"
+    host = replace(read_host(), architecture="aarch64", int8_features=("DOTPROD",))
+    scheme = quantize(source, tmp_path / "b.onnx", feeds(), QuantizeTable(), host).form.scheme
+    assert (scheme.activations, scheme.weight_bits) == ("int8", 8)
 
 
 def test_outputs_stay_near_and_every_convolution_is_quantized(source: Path, tmp_path: Path) -> None:
@@ -78,15 +75,9 @@ def test_outputs_stay_near_and_every_convolution_is_quantized(source: Path, tmp_
     assert {entry.key: entry.value for entry in model.metadata_props}["classes"] == "ten"
 
 
-def test_weights_keep_seven_bits_where_sums_saturate(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class WithoutVnni:
-        int8_features = ("AVX2",)
-
-    monkeypatch.setattr(module, "read_processor", WithoutVnni)
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    result = quantize(source, tmp_path / "int8.onnx", feeds(), QuantizeTable())
+def test_weights_keep_seven_bits_where_sums_saturate(source: Path, tmp_path: Path) -> None:
+    host = replace(read_host(), architecture="x86_64", int8_features=("AVX2",))
+    result = quantize(source, tmp_path / "int8.onnx", feeds(), QuantizeTable(), host)
     assert result.form.scheme.weight_bits == 7
     model = onnx.load(tmp_path / "int8.onnx")
     weights = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if len(t.dims) == 4]
@@ -119,17 +110,12 @@ class Scripted:
 SAME, SLOW, FAST, FASTER = (1.0, 0.9, 1.1), (0.7, 0.6, 0.8), (1.5, 1.4, 1.6), (2.0, 1.9, 2.1)
 
 
-@pytest.fixture
-def on_x86(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where two schemes come into question for a ResNet: unsigned activations and signed ones."""
-    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-
-
 def measured(source: Path, folder: Path, judge: Scripted) -> QuantizeResult:
-    return quantize_measured(Workshop(source, feeds), folder / "int8.onnx", QuantizeTable(), judge)
+    # Where two schemes come into question for a ResNet: unsigned activations and signed ones.
+    host = replace(read_host(), architecture="x86_64")
+    return quantize_measured(Workshop(source, feeds, host), folder / "int8.onnx", QuantizeTable(), judge)
 
 
-@pytest.mark.usefixtures("on_x86")
 def test_the_usual_scheme_ships_unless_another_is_clearly_faster(source: Path, tmp_path: Path) -> None:
     result = measured(source, tmp_path, Scripted([FAST, (1.55, 1.45, 1.65)]))
     assert [one.speedup.value for one in result.variants] == [1.5, 1.55]
@@ -139,7 +125,6 @@ def test_the_usual_scheme_ships_unless_another_is_clearly_faster(source: Path, t
     assert (result.refusal, result.rungs, result.loss) == ("", (), None)
 
 
-@pytest.mark.usefixtures("on_x86")
 def test_what_is_not_faster_does_not_ship(source: Path, tmp_path: Path) -> None:
     result = measured(source, tmp_path, Scripted([SAME, SLOW], losses=[]))
     assert "int8 is 1.00× as fast" in result.refusal
@@ -150,7 +135,6 @@ def test_what_is_not_faster_does_not_ship(source: Path, tmp_path: Path) -> None:
     assert result.form.scheme.activations == "int8"
 
 
-@pytest.mark.usefixtures("on_x86")
 def test_the_ladder_ends_where_little_enough_is_lost(source: Path, tmp_path: Path) -> None:
     result = measured(source, tmp_path, Scripted([FAST, SLOW], losses=[3.0, 2.0, 0.4]))
     assert [rung.kept for rung in result.rungs] == [True, True, True]

@@ -15,7 +15,7 @@ from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
 from onnxdistill.device.costs.measuring import LayerClock
 from onnxdistill.device.costs.probes import Widths
 from onnxdistill.device.costs.surface import Surface, axis, pairs
-from onnxdistill.device.host import HostFacts, is_x86, read_host
+from onnxdistill.device.host import HostFacts, read_host
 from onnxdistill.device.jsonfile import read_json
 from onnxdistill.device.schema import reading
 from onnxdistill.device.session import SessionSettings
@@ -143,6 +143,7 @@ def profile_device(
     *,
     cached: bool = True,
     fresh: bool = False,
+    known: DeviceProfile | None = None,
 ) -> DeviceProfile:
     """Measures layers on this machine, or takes what was measured here before.
 
@@ -156,28 +157,40 @@ def profile_device(
         on_kind: See `OnKind`.
         cached: Take what was measured here before, and keep what is measured now.
         fresh: Measure all of it again.
+        known: What was measured here before, where that is not kept here.
 
     Raises:
         ModelFileError: If ONNX Runtime does not take such a layer.
     """
-    if activations is None:
-        activations = "uint8" if is_x86() else "int8"
-    empty = DeviceProfile(read_host(), settings.threads, settings.provider, activations, Coldness((), ()), {})
-    file = cache_folder("devices") / f"{_key(empty)}.json"
-    kept = _kept(file) if cached and not fresh else None
-    if kept is None:
-        profile = replace(empty, coldness=measure_coldness(LayerClock(settings, activations)))
+    empty = _empty(read_host(), settings, activations)
+    if known is None and cached and not fresh:
+        known = _kept(_file(empty))
+    if known is None:
+        profile = replace(empty, coldness=measure_coldness(LayerClock(settings, empty.activations)))
     else:
-        profile = replace(empty, coldness=kept.coldness, surfaces=kept.surfaces)
+        profile = replace(empty, coldness=known.coldness, surfaces=known.surfaces)
     by_kind: dict[LayerKind, list[Layer]] = {}
     for layer in layers:
         by_kind.setdefault(layer.kind, []).append(layer)
     for alike in by_kind.values():
         extended = profile.extended(alike, step, on_kind)
         if cached and extended.surfaces != profile.surfaces:  # at once: whoever ends this goes on from here
-            keep(file, json.dumps(_with_others(extended, file).to_json()).encode(), _MOST_FILES)
+            remember_profile(extended)
         profile = extended
     return profile
+
+
+def remembered_profile(host: HostFacts, settings: SessionSettings) -> DeviceProfile | None:
+    """What is kept here of layers that were measured on a machine; None if there is nothing."""
+    return _kept(_file(_empty(host, settings)))
+
+
+def remember_profile(profile: DeviceProfile) -> None:
+    """Keeps a profile, with what another process has kept meanwhile of other kinds of layers."""
+    file = _file(profile)
+    kept = _kept(file)
+    whole = profile if kept is None else replace(profile, surfaces={**kept.surfaces, **profile.surfaces})
+    keep(file, json.dumps(whole.to_json()).encode(), _MOST_FILES)
 
 
 def read_device_profile(path: Path) -> DeviceProfile:
@@ -197,18 +210,18 @@ def _points(layer: Layer, step: int) -> list[Widths]:
     return [pair for pair in pairs(ins, outs) if not (pair[0] % of_a_group or pair[1] % of_a_group)]
 
 
-def _key(profile: DeviceProfile) -> str:
+def _empty(host: HostFacts, settings: SessionSettings, activations: str | None = None) -> DeviceProfile:
+    chosen = activations or ("uint8" if host.is_x86 else "int8")
+    return DeviceProfile(host, settings.threads, settings.provider, chosen, Coldness((), ()), {})
+
+
+def _file(profile: DeviceProfile) -> Path:
+    """Where the profile of that machine and those settings is kept."""
     host = profile.host
     machine = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.os}"
     runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
     text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations}"
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _with_others(profile: DeviceProfile, file: Path) -> DeviceProfile:
-    """The profile with what another process has kept meanwhile of other kinds of layers."""
-    kept = _kept(file)
-    return profile if kept is None else replace(profile, surfaces={**kept.surfaces, **profile.surfaces})
+    return cache_folder("devices") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 
 def _kept(file: Path) -> DeviceProfile | None:

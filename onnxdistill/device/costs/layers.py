@@ -103,6 +103,15 @@ class Layer:
     inputs: int
     outputs: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dump`."""
+        return {"name": self.name, "kind": self.kind.to_json(), "inputs": self.inputs, "outputs": self.outputs}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Layer:
+        """The inverse of `to_json`."""
+        return cls(data["name"], LayerKind.from_json(data["kind"]), data["inputs"], data["outputs"])
+
     @property
     def weights(self) -> int:
         """How many there are."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.measuring.openings import Openings
 from onnxdistill.device.measuring.statistics import Estimate, speedup
 from onnxdistill.device.session import Array, SessionSettings
+
+Until = Literal["clear", "close"]
 
 NEEDED_SPEEDUP = 1.02
 """A gain that counts has its whole interval above this: 2 % is what is left of two equal files at their worst, and
@@ -74,7 +77,7 @@ def compare(
     seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
     inputs: Mapping[str, Array] | None = None,
-    enough: Callable[[Estimate], bool] | None = None,
+    until: Until = "clear",
 ) -> Estimate:
     """How many times faster `after` runs than `before`, with a 95 % interval over openings of the two files.
 
@@ -90,7 +93,7 @@ def compare(
         clock: Returns seconds.
         inputs: Arrays by input name, of which the first items make a batch; random ones if left out, which do where no
             dimension but the batch is open.
-        enough: Of a ratio, whether to end; if left out, as soon as it is clear which of the two is faster.
+        until: When to end: as soon as it is clear which of the two is faster, or as soon as the ratio is known closely.
 
     Raises:
         ModelFileError: If a file does not load or run.
@@ -107,7 +110,7 @@ def compare(
         timings = openings.timings
         return speedup(timings["before"].series, timings["after"].series, rng, LOOK_CONFIDENCE)
 
-    look(opening, lambda: (enough or is_clear)(ratio()), clock=clock)
+    look(opening, lambda: _ENDS[until](ratio()), clock=clock)
     return ratio()
 
 
@@ -119,6 +122,9 @@ def is_close(ratio: Estimate) -> bool:
 def is_clear(ratio: Estimate) -> bool:
     """Whether more openings would hardly change the answer: the whole interval is on one side of what is needed."""
     return measurably_faster(ratio) or ratio.high < NEEDED_SPEEDUP
+
+
+_ENDS: dict[Until, Callable[[Estimate], bool]] = {"clear": is_clear, "close": is_close}
 
 
 def measurably_faster(ratio: Estimate) -> bool:

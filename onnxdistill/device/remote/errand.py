@@ -37,7 +37,7 @@ def run_remotely(
 
     Args:
         target: See `parse_target`.
-        work: See `runner.WORK`.
+        work: See `work.WORK`.
         models: Files of this machine by name, which are sent with their external data.
         options: Keyword arguments of the work.
         read: Makes the result of its JSON.

@@ -83,7 +83,7 @@ def pack(work: str, models: Mapping[str, Path], options: Mapping[str, Any], scra
     """Puts together what to send.
 
     Args:
-        work: What is to be done; see `runner.WORK`.
+        work: What is to be done; see `work.WORK`.
         models: Files by name.
         options: Its keyword arguments, all but `on_progress`.
         scratch: A folder for what is too large for the memory until it is sent.

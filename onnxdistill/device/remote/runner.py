@@ -5,27 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import BinaryIO
 
-from onnxdistill.device.bench import bench
-from onnxdistill.device.costs.models import profile_models
 from onnxdistill.device.remote.parcel import read_request
 from onnxdistill.device.remote.receiver import tell
+from onnxdistill.device.remote.work import WORK
 from onnxdistill.errors import OnnxDistillError, UsageError, explained
-
-
-class Result(Protocol):
-    """What work comes to."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`."""
-        ...
-
-
-WORK: dict[str, Callable[..., Result]] = {"bench": bench, "profile": profile_models}
-"""What can be asked for."""
 
 # Sending a line is work for this machine, too, which a timed call should seldom meet.
 _SECONDS_BETWEEN = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,15 +13,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import nn
 
 import onnxdistill
-from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
+from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, pair_of, read_exported
 from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, layer_times_ms, network_costs
-from onnxdistill.device.profiling.trace import Trace, trace
+from onnxdistill.device.places import Place
+from onnxdistill.device.profiling.trace import Trace
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
@@ -140,6 +139,7 @@ class Planner:
     Args:
         task: Gives calibration samples, and the score on validation.
         table: The recipe's `[plan]`.
+        place: Where the deployed student will run.
         settings: How deployed files run.
         batch: Items a call.
         remember: See `Remember`.
@@ -150,6 +150,7 @@ class Planner:
         self,
         task: Task,
         table: PlanTable,
+        place: Place,
         settings: SessionSettings,
         batch: int,
         remember: Remember,
@@ -157,6 +158,7 @@ class Planner:
     ) -> None:
         self._task = task
         self._table = table
+        self._place = place
         self._settings = settings
         self._batch = batch
         self._remember = remember
@@ -196,7 +198,7 @@ class Planner:
     def _key(self, deployed: Deployed, budget_ms: float) -> str:
         """Of all that a decision hangs on; what it is timed with is remembered itself."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
-        settings = f"{self._settings} {self._batch} {onnxruntime.__version__} {platform.node()}"
+        settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
         version = f"plan 2 {onnxdistill.__version__}"
         return f"{version} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
@@ -235,7 +237,7 @@ class Planner:
     def _see(self, network: nn.Module, deployed: Deployed) -> _Seen:
         self._say("tracing")
         feeds = {self._task.input_name: self._task.example_input(self._batch).numpy()}
-        traced = trace(deployed.path, feeds, self._settings)
+        traced = self._place.trace(deployed.path, feeds, self._settings)
         layers = deployed_layers(read_exported(deployed.exported, feeds).layers, traced)
         parameters = dict(network.named_parameters())
         return _Seen(layers, read_graph(onnx.load(deployed.exported), parameters, [one.name for one in layers]), traced)
@@ -250,12 +252,7 @@ class Planner:
             for scheme in schemes.get(graph.weights.get(layer.name, "").removesuffix(".weight"), ())
             for part in pair_of(layer, min(layer.inputs, layer.outputs), spatial=scheme == "spatial")
         ]
-        profile = profile_device(
-            [*layers, *pairs],
-            self._settings,
-            self._table.multiple_of,
-            on_kind=lambda kind, _: self._say(f"measuring {kind}"),
-        )
+        profile = self._place.profile([*layers, *pairs], self._settings, self._table.multiple_of, self._say)
         blocks = removable_blocks(network, self._task.example_input(2)) if self._table.blocks else []
         steps = Steps(self._table.multiple_of, self._table.minimum, tuple(self._table.skip))
         return _Known(

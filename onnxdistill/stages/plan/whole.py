@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from onnxdistill.device.places import Place
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.channels import analyse_channels
@@ -79,6 +80,7 @@ def plan(
     table: PlanTable,
     budget_ms: float,
     deploy: Callable[[nn.Module], Deployed],
+    place: Place,
     settings: SessionSettings,
     batch: int = 1,
     remember: Remember = lambda _key, decide: decide(),
@@ -92,6 +94,7 @@ def plan(
         table: The recipe's `[plan]`.
         budget_ms: What a call of the deployed student may take.
         deploy: Exports, quantizes and times a network.
+        place: Where the deployed student will run.
         settings: How deployed files run.
         batch: Items a call.
         remember: Returns what was decided before under a key, or else decides.
@@ -101,7 +104,7 @@ def plan(
         NetworkError: If the network cannot be traced, does not run with fewer channels, or has choices that depend on
             each other in too many ways.
     """
-    planner = Planner(task, table, settings, batch, remember, on_progress)
+    planner = Planner(task, table, place, settings, batch, remember, on_progress)
     current, notes, pairs = network, list[str](), dict[str, int]()
     cuts, steps = list[Cut](), list[Step]()
     deployed = deploy(network)

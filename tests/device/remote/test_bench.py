@@ -19,16 +19,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxdistill.device.costs.layers import read_exported
+from onnxdistill.device.places import Here
+from onnxdistill.device.profiling.trace import trace
 from onnxdistill.device.remote.bench import remote_bench
+from onnxdistill.device.remote.place import There
 from onnxdistill.device.remote.profile import remote_profile
+from onnxdistill.device.session import SessionSettings
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import (
     FallbackError,
     MissingPackageError,
     ModelFileError,
     OutputError,
+    ProviderError,
     UsageError,
 )
+from onnxdistill.report import load_report
 from tests.device.costs.models import network
 from tests.device.remote.files import externalize, script
 
@@ -357,6 +364,67 @@ def test_no_ssh_here(make_model: Callable[..., Path], monkeypatch: pytest.Monkey
     monkeypatch.setenv("ONNXDISTILL_SSH", "ssh 'open")
     with pytest.raises(UsageError, match="ONNXDISTILL_SSH does not read: No closing quotation"):
         remote_bench("device", {"model": make_model()}, {})
+
+
+@needs_sshd
+def test_all_that_a_student_is_made_by_is_measured_there(
+    device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path / "cache"))
+    wide, narrow = network(tmp_path / "wide.onnx", 64), network(tmp_path / "narrow.onnx", 8)
+    there, settings = There(device.target, ssh=device.ssh), SessionSettings()
+    assert there.host.usable_cpus == len(os.sched_getaffinity(0))
+    assert there.key == f"{device.target} {Here().key}"
+    assert there.compare(wide, narrow, settings, until="close").low > 1
+    feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
+    traced, here = there.trace(wide, feeds, settings), trace(wide, feeds, settings)
+    assert [node.op_type for node in traced.nodes] == [node.op_type for node in here.nodes]
+    timed = there.bench({"m": wide}, seconds=0.2, on_progress=lambda *_: None)
+    assert timed.cases[0].path == str(wide)
+    layers = read_exported(wide, feeds).layers
+    said: list[str] = []
+    first = there.profile(layers, settings, 16, said.append)
+    assert {layer.kind for layer in layers} == first.surfaces.keys()
+    assert any(text.startswith("measuring float32 ") for text in said)
+    # What is known is sent, and not measured again; nor by another process.
+    said.clear()
+    again = There(device.target, ssh=device.ssh).profile(layers, settings, 16, said.append)
+    assert again.surfaces == first.surfaces
+    assert said == []
+    assert device.is_clean()
+    with pytest.raises(ProviderError, match=r"^On device: "):
+        there.check(SessionSettings(provider="cuda"))
+
+
+@needs_sshd
+def test_a_student_for_another_machine(device: Device, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        'name = "there"\n[data]\nsource = "digits"\ncalibration = 64\n[teacher]\nnetwork = "digits-resnet"\n'
+        "[teacher.train]\nepochs = 1\nlearning_rate = 0.1\n[bench]\nseconds = 0.2\n[plan]\nspeedup = 1.2\nsteps = 1\n"
+    )
+    environment = {
+        **os.environ,
+        "ONNXDISTILL_SSH": shlex.join(device.ssh),
+        "ONNXDISTILL_CACHE": str(tmp_path / "cache"),
+    }
+    command = [sys.executable, "-m", "onnxdistill", "compress", str(recipe), "--out", str(tmp_path / "run")]
+    process = subprocess.run(
+        [*command, "--remote", device.target], capture_output=True, text=True, check=False, env=environment
+    )
+    assert process.returncode == 0, process.stderr
+    report = load_report(tmp_path / "run" / "report.json")
+    assert any(note.startswith("Latencies are of another machine, ") for note in report.notes)
+    assert report.recipe["bench"]["remote"] == device.target
+    assert report.plan is not None
+    assert all(layer.before_ms is not None for layer in report.plan.layers)
+    assert device.is_clean()
+    process = subprocess.run(
+        [*command, "--remote", "stranger"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert process.returncode == 2
+    assert "stranger" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 @needs_sshd

@@ -1,0 +1,105 @@
+"""Another machine that times ONNX files, behind the protocol of `places`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from onnxdistill.device.costs.deviceprofile import DeviceProfile, remember_profile, remembered_profile
+from onnxdistill.device.costs.layers import Layer
+from onnxdistill.device.host import HostFacts
+from onnxdistill.device.measuring.compare import Until
+from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.device.places import Say, key_of
+from onnxdistill.device.profiling.trace import Trace
+from onnxdistill.device.remote.bench import remote_bench
+from onnxdistill.device.remote.errand import run_remotely
+from onnxdistill.device.result import BenchResult
+from onnxdistill.device.session import Array, SessionSettings
+
+Result = TypeVar("Result")
+
+
+class There:
+    """Another machine, over the system's `ssh`; see `run_remotely`, and `Place` for the methods.
+
+    Args:
+        target: See `parse_target`.
+        ssh: See `run_remotely`.
+    """
+
+    def __init__(self, target: str, *, ssh: Sequence[str] | None = None) -> None:
+        self._target = target
+        self._ssh = ssh
+        self._host: HostFacts | None = None
+
+    @property
+    def host(self) -> HostFacts:
+        """The facts of the machine."""
+        if self._host is None:
+            self.check(SessionSettings())
+        assert self._host is not None
+        return self._host
+
+    @property
+    def key(self) -> str:
+        """See `Place`."""
+        return f"{self._target} {key_of(self.host)}"
+
+    def check(self, settings: SessionSettings) -> None:
+        """See `Place`."""
+        self._host = self._ask("host", {}, settings, {}, HostFacts.from_json)
+
+    def bench(self, models: Mapping[str, Path], **options: Any) -> BenchResult:
+        """See `bench`."""
+        given = {name: value for name, value in options.items() if name != "on_progress"}
+        return remote_bench(self._target, models, given, options.get("on_progress"), ssh=self._ssh)
+
+    def compare(
+        self,
+        before: Path,
+        after: Path,
+        settings: SessionSettings,
+        *,
+        batch: int = 1,
+        seed: int = 0,
+        inputs: Mapping[str, Array] | None = None,
+        until: Until = "clear",
+    ) -> Estimate:
+        """See `compare`."""
+        options = {"batch": batch, "seed": seed, "inputs": inputs, "until": until}
+        return self._ask("compare", {"before": before, "after": after}, settings, options, Estimate.from_json)
+
+    def trace(self, model: Path, feeds: Mapping[str, Array], settings: SessionSettings) -> Trace:
+        """See `trace`."""
+        return self._ask("trace", {"model": model}, settings, {"inputs": feeds}, Trace.from_json)
+
+    def profile(self, layers: Sequence[Layer], settings: SessionSettings, step: int, say: Say) -> DeviceProfile:
+        """See `profile_device`; what was measured there is kept here."""
+        known = remembered_profile(self.host, settings)
+        options = {
+            "layers": [layer.to_json() for layer in layers],
+            "step": step,
+            "known": None if known is None else known.to_json(),
+        }
+
+        def on_progress(phase: str, _done: float, _total: float) -> None:
+            if phase != "send":
+                say(f"measuring {phase}")
+
+        profile = self._ask("layers", {}, settings, options, DeviceProfile.from_json, on_progress)
+        remember_profile(profile)
+        return profile
+
+    def _ask(
+        self,
+        work: str,
+        models: Mapping[str, Path],
+        settings: SessionSettings,
+        options: Mapping[str, Any],
+        read: Callable[[Mapping[str, Any]], Result],
+        on_progress: Callable[[str, float, float], None] | None = None,
+    ) -> Result:
+        asked = {**options, "threads": settings.threads, "provider": settings.provider}
+        return run_remotely(self._target, work, models, asked, read, on_progress, ssh=self._ssh)
