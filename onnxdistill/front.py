@@ -24,6 +24,7 @@ from onnxdistill.report.front import FrontPoint, StudentFront, point_of
 from onnxdistill.report.frontpage import render_front_page
 from onnxdistill.report.fronttable import render_front
 from onnxdistill.stages.ship import RunFolder
+from onnxdistill.tasks import TASKS, Task
 
 FRONT_JSON, FRONT_PAGE = "front.json", "front.html"
 
@@ -73,7 +74,8 @@ def compress_front(
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
     _check_places(target, speedups)
     host = place_of(loaded.bench).host
-    teacher = SharedTeacher(target, loaded)
+    task: Task = TASKS[loaded.task](loaded)
+    teacher = SharedTeacher(target, loaded, task.describe_data())
     points: list[FrontPoint] = []
     front: StudentFront | None = None
     for speedup in speedups:

@@ -44,7 +44,7 @@ def place_of(table: BenchTable) -> Place:
 
 def settings_of(table: BenchTable) -> SessionSettings:
     """How files are timed."""
-    return SessionSettings(threads=table.threads, provider=table.provider)
+    return SessionSettings(threads=table.threads, provider=table.provider, elsewhere=table.remote is not None)
 
 
 def verifying_settings(table: BenchTable) -> SessionSettings:

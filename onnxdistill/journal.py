@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.errors import OutputError, ResultError, cannot_write
+from onnxdistill.errors import FallbackError, OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
 _NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
@@ -71,7 +71,8 @@ class Journal:
     ) -> None:
         if not self._ours:
             return
-        done = kind is None or issubclass(kind, ResultError)
+        # A provider that has failed may be mended, and what was trained until then is as good.
+        done = kind is None or (issubclass(kind, ResultError) and not issubclass(kind, FallbackError))
         if done or not self.holds_something:
             self._remove()
         self._lock.release()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnxdistill
 from onnxdistill.device.host import HostFacts
@@ -23,14 +25,17 @@ class SharedTeacher:
     Args:
         folder: The front's.
         recipe: As it was asked for.
+        data: The task's splits, as `describe_data` gives them.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
         self._folder = folder
         tables = recipe.model_dump(mode="json", exclude_none=True)
         self._origin = {
             "onnxdistill": onnxdistill.__version__,
             "weights_sha256": _digest(Path(recipe.teacher.weights)),
+            "network_sha256": _digest(Path(recipe.teacher.network.rpartition(":")[0])),
+            "splits": dict(data),
             **{key: tables[key] for key in ("teacher", "data", "task", "seed")},
         }
         self._is_trained = recipe.teacher.train is not None

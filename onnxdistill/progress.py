@@ -147,7 +147,8 @@ class ConsoleProgress:
         elif time.monotonic() - self._last_plain > 30:
             self._last_plain = time.monotonic()
             left = "" if remaining_s is None else f", {clock(remaining_s)} left"
-            self._console.print(f"{self._stage:{NAME_WIDTH}} … {text}{left}", highlight=False, soft_wrap=True)
+            line = Text(f"{self._stage:{NAME_WIDTH}} … {text}{left}")  # names may have brackets
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def training(self, status: TrainingStatus, metric_unit: str) -> None:
         """See `Progress.training`."""

@@ -180,9 +180,8 @@ class FileRecord:
         table = self._recipe.bench
         self.begin("bench", "timing all stages in turns")
         if table.remote is not None:
-            self.note(
-                f"Latencies are of another machine, {self._place.host.cpu}; accuracies were measured on this one."
-            )
+            here = "; accuracies were measured on this one" if self._scoring.measurable else ""
+            self.note(f"Latencies are of another machine, {self._place.host.cpu}{here}.")
         result = self._place.bench(
             {step.stage: step.path for step in self.steps},
             threads=table.threads,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onnxdistill.errors import LimitsMissedError, explained
+from onnxdistill.errors import FallbackError, LimitsMissedError, UsageError, explained
 from onnxdistill.eventfiles import EventFilesProgress
 from onnxdistill.journal import Journal
 from onnxdistill.logfile import LoggedProgress, check_log_place
@@ -44,11 +44,11 @@ class Shell:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Around the stages: progress is shown, and a user who ends them is told how to go on."""
+        """Around the stages: progress is shown, and how to go on is told where they end on the way."""
         try:
             with self.screen:
                 yield
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, UsageError, FallbackError):
             if self.console is not None and self.journal.holds_something:
                 self.console.print("Ended on the way. The same command goes on from here.")
             raise

@@ -102,18 +102,19 @@ def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
-    first = SharedTeacher(tmp_path, recipe_of())
+    first = SharedTeacher(tmp_path, recipe_of(), {})
     assert (first.overrides, first.made(made)) == ([], False)
     first.remember(made, tmp_path / "run")
-    later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]))
+    later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]), {})
     assert later.made(made)
     assert later.overrides == [f"teacher.weights={tmp_path / 'teacher.pt'}", "teacher.train=", "teacher.new_head="]
     assert (tmp_path / "teacher.pt").read_bytes() == b"weights"
     assert not later.made(replace(made, artifacts=[Artifact("teacher.onnx", 1, "cd")]))
     # A teacher that was trained otherwise, or on other data, is another one.
     for change in ("teacher.train.epochs=4", "seed=1", "data.validation=0.2"):
-        other = SharedTeacher(tmp_path, recipe_of([change]))
+        other = SharedTeacher(tmp_path, recipe_of([change]), {})
         assert (other.overrides, other.made(made)) == ([], False)
+    assert not SharedTeacher(tmp_path, recipe_of(), {"test": {"sha256": "of other images"}}).made(made)
     shared = recipe_of(["plan.speedup=2", *later.overrides])
     assert has_settings(made, shared)
     assert not has_settings(made, recipe_of(["plan.speedup=2", "distill.epochs=3"]))
@@ -127,11 +128,11 @@ def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: 
     weights.write_bytes(b"one")
     loaded = load_recipe(recipe, [f"teacher.weights={weights}", "teacher.train="])
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded).remember(made, tmp_path)
-    assert SharedTeacher(tmp_path, loaded).made(made)
-    assert SharedTeacher(tmp_path, loaded).overrides == []  # each run reads them itself
+    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path)
+    assert SharedTeacher(tmp_path, loaded, {}).made(made)
+    assert SharedTeacher(tmp_path, loaded, {}).overrides == []  # each run reads them itself
     weights.write_bytes(b"two")
-    assert not SharedTeacher(tmp_path, loaded).made(made)
+    assert not SharedTeacher(tmp_path, loaded, {}).made(made)
 
 
 def test_what_is_out_of_reach_ends_the_front(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

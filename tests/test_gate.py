@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from torch import nn
 
+from onnxdistill.device.host import read_host
 from onnxdistill.device.measuring.compare import NEEDED_SPEEDUP
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.device.places import Here
-from onnxdistill.gate import Gate, describe, measurably_faster
+from onnxdistill.device.places import Here, key_of
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import UsageError
+from onnxdistill.gate import Gate, describe, measurably_faster, settings_of, verifying_settings
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import Recipe
 from onnxdistill.tasks.classification import Classification
@@ -49,3 +54,18 @@ def test_only_a_whole_interval_above_the_margin_counts() -> None:
 def test_the_words_say_what_was_demanded() -> None:
     text = describe(Estimate(1.0024, 1.0018, 1.0030))
     assert text == "1.00× as fast (95 % interval 1.002 to 1.003; only what lies above 1.02 as a whole counts)"
+
+
+def test_another_machine_may_have_more_threads_than_this_one() -> None:
+    table = recipe(bench={"threads": 1000, "remote": "server"}).bench
+    assert settings_of(table).threads == 1000
+    assert verifying_settings(table) == SessionSettings()
+    with pytest.raises(UsageError, match="1000 threads were asked for"):
+        settings_of(recipe(bench={"threads": 1000}).bench)
+
+
+def test_what_was_measured_counts_for_the_same_machine_and_runtime() -> None:
+    host = read_host()
+    assert key_of(replace(host, load_average=9.0, os="Linux 7")) == key_of(host)
+    for change in ({"onnxruntime": "2"}, {"int8_features": ()}, {"cpu": "another"}, {"usable_cpus": 99}):
+        assert key_of(replace(host, **change)) != key_of(host)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.errors import OutputError, ResultError
+from onnxdistill.errors import FallbackError, OutputError, ResultError
 from onnxdistill.journal import Journal
 
 
@@ -39,6 +39,11 @@ class DivergedError(ResultError):
         super().__init__("why")
 
 
+class DeadProviderError(FallbackError):
+    def __init__(self) -> None:
+        super().__init__("why")
+
+
 def measured(value: float, calls: list[float]) -> Estimate:
     calls.append(value)
     return Estimate(value, value - 0.5, value + 0.5)
@@ -62,7 +67,14 @@ def test_ratios_are_measured_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "stays"), [(SystemExit, True), (RuntimeError, True), (DiskFullError, True), (DivergedError, False)]
+    ("error", "stays"),
+    [
+        (SystemExit, True),
+        (RuntimeError, True),
+        (DiskFullError, True),
+        (DeadProviderError, True),
+        (DivergedError, False),
+    ],
 )
 def test_what_stays_after_an_error(tmp_path: Path, error: type[BaseException], stays: bool) -> None:
     ended(tmp_path / "run", lambda journal: None, error)

@@ -13,9 +13,10 @@ from onnxdistill.device.costs.layers import Layer
 from onnxdistill.device.host import HostFacts, read_host
 from onnxdistill.device.measuring.compare import Until, compare
 from onnxdistill.device.measuring.statistics import Estimate
+from onnxdistill.device.probe import probe_provider
 from onnxdistill.device.profiling.trace import Trace, trace
 from onnxdistill.device.result import BenchResult
-from onnxdistill.device.runtime import usable_provider
+from onnxdistill.device.runtime import short_name, usable_provider
 from onnxdistill.device.session import Array, SessionSettings
 from onnxdistill.errors import FallbackError, ProviderError
 
@@ -86,9 +87,12 @@ class Here:
     def check(self, settings: SessionSettings) -> None:
         """See `Place`."""
         try:
-            usable_provider(settings.provider)
+            full = usable_provider(settings.provider)
         except FallbackError as error:  # nothing has run yet
             raise ProviderError(error.what, error.fix) from error
+        # What is compiled in may lack its driver, and it shall not be found out after the training.
+        if short_name(full) != "cpu" and (wrong := probe_provider(settings.provider)):
+            raise ProviderError(wrong, "See what onnxdistill doctor says there.")
 
     def bench(self, models: Mapping[str, Path], **options: Any) -> BenchResult:
         """See `bench`."""
@@ -119,4 +123,5 @@ class Here:
 
 def key_of(host: HostFacts) -> str:
     """The part of a machine's facts that latencies depend on."""
-    return f"{host.cpu} {host.architecture} {host.usable_cpus} {host.os} {host.onnxruntime_package}"
+    runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
+    return f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {runtime}"

@@ -70,6 +70,7 @@ class SessionSettings:
         provider_options: Handed to the provider as they are.
         allow_fallback: Accept that the provider leaves the whole model to the CPU.
         io_binding: A timed run has its inputs and outputs on the provider's device from the start.
+        elsewhere: The model is run on another machine, which has other numbers of CPUs.
     """
 
     threads: int = 1
@@ -78,11 +79,12 @@ class SessionSettings:
     provider_options: Mapping[str, str] = field(default_factory=dict)
     allow_fallback: bool = False
     io_binding: bool = False
+    elsewhere: bool = False
 
     def __post_init__(self) -> None:
         if self.threads < 1:
             raise UsageError(f"A session needs at least 1 thread, and {self.threads} were asked for.")
-        if self.threads > most_threads():
+        if self.threads > most_threads() and not self.elsewhere:
             raise UsageError(
                 f"{self.threads} threads were asked for, and {os.cpu_count() or 1} CPUs are here.",
                 f"Ask for at most {most_threads()}; more threads than CPUs are slower anyway.",

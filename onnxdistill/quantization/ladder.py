@@ -256,7 +256,7 @@ class Ladder:
 def _may_overflow(path: Path) -> str:
     """Why a file must not run where sums of two products have 16 bits; empty if it is proved that it may."""
     layers = saturating_layers(onnx.load(path))
-    return f"sums of {len(layers)} layers could overflow 16 bits on this processor" if layers else ""
+    return f"sums of {len(layers)} layers could overflow 16 bits" if layers else ""
 
 
 def _with_float(form: Form, operators: Sequence[OperatorLoss]) -> Form:

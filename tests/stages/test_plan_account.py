@@ -84,6 +84,18 @@ def test_a_pair_is_followed_by_the_name_of_its_layer() -> None:
     ]
 
 
+def test_the_rank_of_a_pair_whose_first_layer_is_one_itself() -> None:
+    cuts = [
+        [Decision("pair", "a", 0, 16, 0.5)],
+        [Decision("pair", "a.0", 0, 8, 0.25)],
+        [Decision("width", "a.0.1", 16, 12, 0.125), Decision("width", "a.0.0", 8, 4, 0.0625)],
+    ]
+    assert account_decisions(cuts) == [
+        Decision("pair", "a", 0, 12, 0.625),
+        Decision("pair", "a.0", 0, 4, 0.3125),
+    ]
+
+
 def test_what_was_decided_and_not_done_is_not_told() -> None:
     decided = [
         Decision("width", "a", 32, 24, 0.5, 32, 0.25, -0.5),

@@ -17,6 +17,7 @@ from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.networks import build_network
 from onnxdistill.quantization.ladder import Loss
+from onnxdistill.quantization.scheme import saturates
 from onnxdistill.quantization.workshop import Workshop
 from onnxdistill.recipe import ExportTable, QuantizeTable
 from onnxdistill.stages.export import export
@@ -58,7 +59,8 @@ def test_activations_are_signed_elsewhere_or_on_demand(source: Path, tmp_path: P
     assert set(zero_point_types(tmp_path / "a.onnx")) == {TensorProto.INT8}
     host = replace(read_host(), architecture="aarch64", int8_features=("DOTPROD",))
     scheme = quantize(source, tmp_path / "b.onnx", feeds(), QuantizeTable(), host).form.scheme
-    assert (scheme.activations, scheme.weight_bits) == ("int8", 8)
+    # Accuracies are measured here, and have to be those of the other machine.
+    assert (scheme.activations, scheme.weight_bits) == ("int8", 7 if saturates(read_host()) else 8)
 
 
 def test_outputs_stay_near_and_every_convolution_is_quantized(source: Path, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def profile_device(
         on_kind: See `OnKind`.
         cached: Take what was measured here before, and keep what is measured now.
         fresh: Measure all of it again.
-        known: What was measured here before, where that is not kept here.
+        known: What was measured here before, where that is not kept here; that of another machine is left out.
 
     Raises:
         ModelFileError: If ONNX Runtime does not take such a layer.
@@ -165,7 +165,7 @@ def profile_device(
     empty = _empty(read_host(), settings, activations)
     if known is None and cached and not fresh:
         known = _kept(_file(empty))
-    if known is None:
+    if known is None or _file(known) != _file(empty):
         profile = replace(empty, coldness=measure_coldness(LayerClock(settings, empty.activations)))
     else:
         profile = replace(empty, coldness=known.coldness, surfaces=known.surfaces)
@@ -180,14 +180,25 @@ def profile_device(
     return profile
 
 
-def remembered_profile(host: HostFacts, settings: SessionSettings) -> DeviceProfile | None:
-    """What is kept here of layers that were measured on a machine; None if there is nothing."""
-    return _kept(_file(_empty(host, settings)))
+def remembered_profile(host: HostFacts, settings: SessionSettings, place: str) -> DeviceProfile | None:
+    """What is kept here of layers that were measured on another machine; None if there is nothing.
+
+    Args:
+        host: Its facts, which others may have, too.
+        settings: How layers are run.
+        place: Which machine it is.
+    """
+    return _kept(_file(_empty(host, settings), place))
 
 
-def remember_profile(profile: DeviceProfile) -> None:
-    """Keeps a profile, with what another process has kept meanwhile of other kinds of layers."""
-    file = _file(profile)
+def remember_profile(profile: DeviceProfile, place: str = "") -> None:
+    """Keeps a profile, with what another process has kept meanwhile of other kinds of layers.
+
+    Args:
+        profile: Of this machine, or of another one.
+        place: Which other machine it is.
+    """
+    file = _file(profile, place)
     kept = _kept(file)
     whole = profile if kept is None else replace(profile, surfaces={**kept.surfaces, **profile.surfaces})
     keep(file, json.dumps(whole.to_json()).encode(), _MOST_FILES)
@@ -215,12 +226,12 @@ def _empty(host: HostFacts, settings: SessionSettings, activations: str | None =
     return DeviceProfile(host, settings.threads, settings.provider, chosen, Coldness((), ()), {})
 
 
-def _file(profile: DeviceProfile) -> Path:
+def _file(profile: DeviceProfile, place: str = "") -> Path:
     """Where the profile of that machine and those settings is kept."""
     host = profile.host
     machine = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.os}"
     runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
-    text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations}"
+    text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations} {place}"
     return cache_folder("devices") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, remember_profile, remembered_profile
-from onnxdistill.device.costs.layers import Layer
+from onnxdistill.device.costs.layers import Layer, LayerKind
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.measuring.compare import Until
 from onnxdistill.device.measuring.statistics import Estimate
@@ -15,6 +16,7 @@ from onnxdistill.device.places import Say, key_of
 from onnxdistill.device.profiling.trace import Trace
 from onnxdistill.device.remote.bench import remote_bench
 from onnxdistill.device.remote.errand import run_remotely
+from onnxdistill.device.remote.failures import printable
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import Array, SessionSettings
 
@@ -45,11 +47,12 @@ class There:
     @property
     def key(self) -> str:
         """See `Place`."""
-        return f"{self._target} {key_of(self.host)}"
+        return f"elsewhere {key_of(self.host)}"
 
     def check(self, settings: SessionSettings) -> None:
         """See `Place`."""
-        self._host = self._ask("host", {}, settings, {}, HostFacts.from_json)
+        host = self._ask("host", {}, settings, {}, HostFacts.from_json)
+        self._host = replace(host, cpu=printable(host.cpu))
 
     def bench(self, models: Mapping[str, Path], **options: Any) -> BenchResult:
         """See `bench`."""
@@ -76,21 +79,25 @@ class There:
         return self._ask("trace", {"model": model}, settings, {"inputs": feeds}, Trace.from_json)
 
     def profile(self, layers: Sequence[Layer], settings: SessionSettings, step: int, say: Say) -> DeviceProfile:
-        """See `profile_device`; what was measured there is kept here."""
-        known = remembered_profile(self.host, settings)
-        options = {
-            "layers": [layer.to_json() for layer in layers],
-            "step": step,
-            "known": None if known is None else known.to_json(),
-        }
-
-        def on_progress(phase: str, _done: float, _total: float) -> None:
-            if phase != "send":
-                say(f"measuring {phase}")
-
-        profile = self._ask("layers", {}, settings, options, DeviceProfile.from_json, on_progress)
-        remember_profile(profile)
-        return profile
+        """See `profile_device`; what was measured there is kept here, kind by kind."""
+        by_kind: dict[LayerKind, list[Layer]] = {}
+        for layer in layers:
+            by_kind.setdefault(layer.kind, []).append(layer)
+        known = remembered_profile(self.host, settings, self._target)
+        for kind, alike in by_kind.items():
+            surface = None if known is None else known.surfaces.get(kind)
+            if surface is not None and all(surface.covers(layer.inputs, layer.outputs) for layer in alike):
+                continue
+            say(f"measuring {kind}")
+            options = {
+                "layers": [layer.to_json() for layer in alike],
+                "step": step,
+                "known": None if known is None else known.to_json(),
+            }
+            known = self._ask("layers", {}, settings, options, DeviceProfile.from_json)
+            remember_profile(known, self._target)
+        assert known is not None, "a network without layers is not planned"
+        return known
 
     def _ask(
         self,
@@ -99,7 +106,6 @@ class There:
         settings: SessionSettings,
         options: Mapping[str, Any],
         read: Callable[[Mapping[str, Any]], Result],
-        on_progress: Callable[[str, float, float], None] | None = None,
     ) -> Result:
         asked = {**options, "threads": settings.threads, "provider": settings.provider}
-        return run_remotely(self._target, work, models, asked, read, on_progress, ssh=self._ssh)
+        return run_remotely(self._target, work, models, asked, read, ssh=self._ssh)

@@ -81,12 +81,12 @@ def profile_layers(
     on_progress: OnProgress | None = None,
 ) -> DeviceProfile:
     """Times of layers, with those that are known already; see `profile_device`."""
-    report = on_progress or (lambda _phase, _done, _total: None)
+    if on_progress is not None:
+        on_progress("layers", 0, 1)
     return profile_device(
         [Layer.from_json(layer) for layer in layers],
         SessionSettings(threads=threads, provider=provider),
         step,
-        on_kind=lambda kind, _: report(str(kind), 0, 1),
         cached=False,
         known=None if known is None else DeviceProfile.from_json(known),
     )

@@ -136,7 +136,10 @@ def account_decisions(cuts: Iterable[Sequence[Decision]]) -> list[Decision]:
 
 def _known_as(decision: Decision, pairs: Collection[str]) -> tuple[Kind, str]:
     """A layer's channels are those of the second layer of its pair, and the rank those of the first one."""
-    layer, _, place = decision.name.rpartition(".")
-    if decision.kind == "width" and layer in pairs and place in ("0", "1"):
-        return ("pair", layer) if place == "0" else ("width", layer)
-    return decision.kind, decision.name
+    kind, name = decision.kind, decision.name
+    while kind == "width":
+        layer, _, place = name.rpartition(".")
+        if layer not in pairs or place not in ("0", "1"):
+            break
+        kind, name = ("pair" if place == "0" else "width"), layer
+    return kind, name

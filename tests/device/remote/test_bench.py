@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from onnxdistill import compress
+from onnxdistill.device.costs.deviceprofile import remembered_profile
 from onnxdistill.device.costs.layers import read_exported
 from onnxdistill.device.places import Here
 from onnxdistill.device.profiling.trace import trace
@@ -35,7 +37,6 @@ from onnxdistill.errors import (
     ProviderError,
     UsageError,
 )
-from onnxdistill.report import load_report
 from tests.device.costs.models import network
 from tests.device.remote.files import externalize, script
 
@@ -374,7 +375,7 @@ def test_all_that_a_student_is_made_by_is_measured_there(
     wide, narrow = network(tmp_path / "wide.onnx", 64), network(tmp_path / "narrow.onnx", 8)
     there, settings = There(device.target, ssh=device.ssh), SessionSettings()
     assert there.host.usable_cpus == len(os.sched_getaffinity(0))
-    assert there.key == f"{device.target} {Here().key}"
+    assert there.key == f"elsewhere {Here().key}"
     assert there.compare(wide, narrow, settings, until="close").low > 1
     feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
     traced, here = there.trace(wide, feeds, settings), trace(wide, feeds, settings)
@@ -391,40 +392,38 @@ def test_all_that_a_student_is_made_by_is_measured_there(
     again = There(device.target, ssh=device.ssh).profile(layers, settings, 16, said.append)
     assert again.surfaces == first.surfaces
     assert said == []
+    # But not what another machine with the same facts has measured.
+    assert remembered_profile(there.host, settings, "another one") is None
+    assert remembered_profile(there.host, settings, "") is None
     assert device.is_clean()
     with pytest.raises(ProviderError, match=r"^On device: "):
         there.check(SessionSettings(provider="cuda"))
 
 
 @needs_sshd
-def test_a_student_for_another_machine(device: Device, tmp_path: Path) -> None:
+def test_a_student_for_another_machine(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed here, where the tests run, although that is the same machine."""
+
+    def here(*_: object, **__: object) -> None:
+        pytest.fail("this machine was asked")
+
+    for name in ("bench", "compare", "trace", "profile_device"):
+        monkeypatch.setattr(f"onnxdistill.device.places.{name}", here)
+    monkeypatch.setenv("ONNXDISTILL_SSH", shlex.join(device.ssh))
+    monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path / "cache"))
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "there"\n[data]\nsource = "digits"\ncalibration = 64\n[teacher]\nnetwork = "digits-resnet"\n'
         "[teacher.train]\nepochs = 1\nlearning_rate = 0.1\n[bench]\nseconds = 0.2\n[plan]\nspeedup = 1.2\nsteps = 1\n"
     )
-    environment = {
-        **os.environ,
-        "ONNXDISTILL_SSH": shlex.join(device.ssh),
-        "ONNXDISTILL_CACHE": str(tmp_path / "cache"),
-    }
-    command = [sys.executable, "-m", "onnxdistill", "compress", str(recipe), "--out", str(tmp_path / "run")]
-    process = subprocess.run(
-        [*command, "--remote", device.target], capture_output=True, text=True, check=False, env=environment
-    )
-    assert process.returncode == 0, process.stderr
-    report = load_report(tmp_path / "run" / "report.json")
+    report = compress(recipe, out=tmp_path / "run", overrides=[f"bench.remote={device.target}"])
     assert any(note.startswith("Latencies are of another machine, ") for note in report.notes)
     assert report.recipe["bench"]["remote"] == device.target
     assert report.plan is not None
     assert all(layer.before_ms is not None for layer in report.plan.layers)
     assert device.is_clean()
-    process = subprocess.run(
-        [*command, "--remote", "stranger"], capture_output=True, text=True, check=False, env=environment
-    )
-    assert process.returncode == 2
-    assert "stranger" in process.stderr
-    assert "Traceback" not in process.stderr
+    with pytest.raises(UsageError, match="stranger"):
+        compress(recipe, out=tmp_path / "other", overrides=["bench.remote=stranger"])
 
 
 @needs_sshd
