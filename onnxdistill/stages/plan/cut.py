@@ -79,6 +79,7 @@ class Step:
         damage: By how much the loss was to grow.
         decisions: What became of every choice.
         layers: What was to become of every layer, by its module.
+        doubts: Reasons not to trust the times that it was planned with, a sentence each.
     """
 
     network: nn.Module
@@ -88,6 +89,7 @@ class Step:
     damage: float
     decisions: list[Decision]
     layers: dict[str, LayerState]
+    doubts: list[str]
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,7 @@ class Planner:
             decided["damage"],
             done(map(_decision, decided["decisions"]), widths, ranks),
             {name: LayerState(**each) for name, each in decided["layers"].items()},
+            decided["doubts"],
         )
 
     def layers(self, network: nn.Module, deployed: Deployed) -> dict[str, LayerState]:
@@ -200,7 +203,7 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 2 {onnxdistill.__version__}"
+        version = f"plan 3 {onnxdistill.__version__}"
         return f"{version} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(
@@ -232,6 +235,7 @@ class Planner:
             "damage": chosen.damage,
             "decisions": [asdict(decision) for decision in decisions],
             "layers": {name: asdict(state) for name, state in states.items()},
+            "doubts": list(known.seen.traced.doubts),
         }
 
     def _see(self, network: nn.Module, deployed: Deployed) -> _Seen:

@@ -134,6 +134,7 @@ def plan(
             f"plan, cut {len(cuts)}: {step.predicted_ms:.3g} ms predicted, {deployed.latency_ms:.3g} ms measured, of "
             f"{allowed_ms:.3g} ms allowed."
         )
+        notes += [f"plan, cut {len(cuts)}, was planned with times to doubt. {doubt}" for doubt in step.doubts]
     if deployed.latency_ms > budget_ms:
         notes.append(
             f"plan stopped at {deployed.latency_ms:.3g} ms, above its budget of {budget_ms:.3g} ms: nothing is left to "
