@@ -76,11 +76,6 @@ class Setting:
         return self.decided[key]
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "plan-cache"))
-
-
 def test_it_is_as_fast_as_asked_and_still_knows_something(
     digits: Classification, trained: nn.Module, tmp_path: Path
 ) -> None:
