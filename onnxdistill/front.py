@@ -141,7 +141,8 @@ class _Run:
         for folder, report in self._reports():
             if teacher.made(report) and has_settings(report, recipe) and is_of(report, self.host):
                 if console is not None:
-                    console.print(Text(f"{folder} is kept: it was made with the same settings."))
+                    kept = Text(f"{folder} is kept: it was made with the same settings.")
+                    console.print(kept, soft_wrap=True)
                 return Made(report, folder)
         return None
 

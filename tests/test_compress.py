@@ -354,7 +354,7 @@ class TestStagesThatChangeNothing:
             asked.extend((before, after))
             return Estimate(1.0, 0.99, 1.01)
 
-        monkeypatch.setattr("onnxdistill.gate.compare", slower)
+        monkeypatch.setattr("onnxdistill.device.places.compare", slower)
         return asked
 
     @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ class TestStagesThatChangeNothing:
     def test_prune_that_is_used_tells_its_cuts(
         self, made: Callable[..., Report], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("onnxdistill.gate.compare", lambda *_, **__: Estimate(2.0, 1.9, 2.1))
+        monkeypatch.setattr("onnxdistill.device.places.compare", lambda *_, **__: Estimate(2.0, 1.9, 2.1))
         assert [group.channels_after for group in made("[prune]\nratio = 0.5\n").groups] == [8, 8]
 
     @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[Path]]:
             asked.append(after)
             return Estimate(ratio, ratio - 0.01, ratio + 0.01)
 
-        monkeypatch.setattr("onnxdistill.gate.compare", compared)
+        monkeypatch.setattr("onnxdistill.device.places.compare", compared)
         return asked
 
     return answer
@@ -216,7 +216,7 @@ def test_a_run_that_is_ended_remembers_what_was_timed(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("onnxdistill.record.bench", ended)
+        patch.setattr("onnxdistill.device.places.bench", ended)
         with pytest.raises(KeyboardInterrupt):
             small(tmp_path, quantize__max_drop=100)
     assert (tmp_path / ".run.resume").is_dir()

@@ -87,7 +87,7 @@ def test_it_is_as_fast_as_asked_and_still_knows_something(
     assert setting.latencies[-1] < 0.65 * setting.latencies[0]
     assert [cut.measured_ms for cut in result.cuts] == setting.latencies[1:]
     assert result.cuts[0].budget_ms > result.cuts[-1].budget_ms
-    assert result.widths or result.blocks
+    assert result.widths or result.blocks or result.pairs
     example = digits.example_input(2)
     assert count_macs(result.network, example) < 0.7 * count_macs(trained, example)
     assert validation_score(result.network, digits) > 50
@@ -105,14 +105,20 @@ def check_account(result: PlanResult, before: nn.Module, latencies: list[float])
     assert {layer.name for layer in result.layers} == modules.keys()
     left = dict(result.network.named_modules())
     for layer in result.layers:
-        known = [left[name] for name in (layer.name, f"{layer.name}.0", f"{layer.name}.1") if name in left]
-        weights = [module.weight for module in known if isinstance(module, nn.Conv2d | nn.Linear)]
+        parts = {
+            name: module.weight.shape
+            for name, module in sorted(left.items())
+            if isinstance(module, nn.Conv2d | nn.Linear) and f"{name}.".startswith(f"{layer.name}.")
+        }
+        shapes = list(parts.values())
         if layer.channels_after is None:
             assert any(layer.name.startswith(f"{block}.") for block in result.blocks)
-            assert (weights, layer.after_ms) == ([], None)
+            assert (shapes, layer.after_ms) == ([], None)
         else:
-            assert layer.channels_after == (weights[0].shape[1], weights[-1].shape[0])
-            assert layer.rank == (result.pairs[layer.name] if len(weights) > 1 else None)
+            assert layer.channels_after == (shapes[0][1], shapes[-1][0])
+            firsts = [shape[0] for name, shape in parts.items() if f"{name}.".startswith(f"{layer.name}.0.")]
+            assert layer.rank == (firsts[-1] if len(parts) > 1 else None)
+            assert result.pairs.get(layer.name) == layer.rank
             assert layer.after_ms is not None
             assert layer.predicted_ms is not None
     assert sum(layer.before_ms or 0 for layer in result.layers) < latencies[0]
@@ -121,7 +127,8 @@ def check_account(result: PlanResult, before: nn.Module, latencies: list[float])
     assert {name for kind, name in changed if kind == "block"} == set(result.blocks)
     gone = tuple(f"{block}." for block in result.blocks)
     ranks = {layer.name: layer.rank for layer in result.layers if layer.rank is not None}
-    assert {name: rank for (kind, name), rank in changed.items() if kind == "pair"} == ranks
+    # Pairs within pairs are told of, too.
+    assert {name: rank for (kind, name), rank in changed.items() if kind == "pair" and name in modules} == ranks
     widths = {narrowed.name: narrowed.channels_after for narrowed in result.widths}
     told = {name: width for (kind, name), width in changed.items() if kind == "width"}
     assert not any(name.startswith(gone) for name in told)
@@ -183,7 +190,7 @@ def test_budgets_go_on_from_where_a_cut_has_led(
 
     def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
         asked.append(budget_ms)
-        return Step(network, [], {}, budget_ms, 0.1, [], {}, ["Others ran."] if len(asked) == 2 else [])
+        return Step(network, [], budget_ms, 0.1, [], {}, ["Others ran."] if len(asked) == 2 else [])
 
     times = iter([16.0, 5.0, 2.5, 2.2, 1.9])
     monkeypatch.setattr(Planner, "step", step)

@@ -118,8 +118,10 @@ def test_what_was_decided_and_not_done_is_not_told() -> None:
 def test_a_pair_within_a_pair_has_the_rank_between_the_outer_two() -> None:
     before = {"c": LayerState(KERNEL, 64, 64, 1.0)}
     after = {
-        "c.0.0": LayerState(KERNEL, 64, 8, 0.25),
-        "c.0.1": LayerState(KERNEL, 8, 16, 0.25),
+        # In any order: nodes are numbered as they were exported.
         "c.1": LayerState(KERNEL, 16, 64, 0.25),
+        "c.0.1": LayerState(KERNEL, 8, 16, 0.25),
+        "c.0.0": LayerState(KERNEL, 32, 8, 0.25),
     }
-    assert account_layers(before, before, after)[0].rank == 16
+    layer = account_layers(before, before, after)[0]
+    assert (layer.rank, layer.channels_after) == (16, (32, 64))

@@ -83,8 +83,9 @@ def _layer(name: str, state: LayerState, last: Mapping[str, LayerState], now: Ma
 
 
 def _parts(name: str, states: Mapping[str, LayerState]) -> dict[str, LayerState]:
-    """The layer, or the layers of the pair in its place."""
-    return {other: state for other, state in states.items() if other == name or other.startswith(f"{name}.")}
+    """The layer, or the layers of the pair in its place, in their order."""
+    parts = sorted(other for other in states if other == name or other.startswith(f"{name}."))
+    return {other: states[other] for other in parts}
 
 
 def total(times_ms: Iterable[float | None]) -> float | None:

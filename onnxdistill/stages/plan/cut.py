@@ -74,7 +74,6 @@ class Step:
     Attributes:
         network: After it.
         blocks: Residual blocks that it left out.
-        pairs: Rank of every low-rank pair, by the layer that it stands for.
         predicted_ms: What the network was to take.
         damage: By how much the loss was to grow.
         decisions: What became of every choice.
@@ -84,7 +83,6 @@ class Step:
 
     network: nn.Module
     blocks: list[str]
-    pairs: dict[str, int]
     predicted_ms: float
     damage: float
     decisions: list[Decision]
@@ -186,7 +184,6 @@ class Planner:
         return Step(
             smaller,
             decided["blocks"],
-            ranks,
             decided["latency_ms"],
             decided["damage"],
             done(map(_decision, decided["decisions"]), widths, ranks),

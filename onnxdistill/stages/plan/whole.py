@@ -105,7 +105,7 @@ def plan(
             each other in too many ways.
     """
     planner = Planner(task, table, place, settings, batch, remember, on_progress)
-    current, notes, pairs = network, list[str](), dict[str, int]()
+    current, notes = network, list[str]()
     cuts, steps = list[Cut](), list[Step]()
     deployed = deploy(network)
     for number in range(table.steps + _MOST_CORRECTIONS):
@@ -127,7 +127,6 @@ def plan(
             break
         current = step.network
         steps.append(step)
-        pairs |= step.pairs
         deployed = deploy(current)
         cuts.append(Cut(allowed_ms, step.predicted_ms, deployed.latency_ms, step.damage))
         notes.append(
@@ -147,7 +146,7 @@ def plan(
         network=current,
         widths=_widths(network, current, task),
         blocks=[block for step in steps for block in step.blocks],
-        pairs=pairs,
+        pairs={layer.name: layer.rank for layer in layers if layer.rank is not None},
         cuts=cuts,
         latency_ms=deployed.latency_ms,
         fits=deployed.latency_ms <= budget_ms,
