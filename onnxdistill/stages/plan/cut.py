@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ from torch import nn
 import onnxdistill
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, pair_of, read_exported
-from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, layer_times_ms, network_costs
+from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, network_costs
 from onnxdistill.device.places import Place
-from onnxdistill.device.profiling.trace import Trace
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
@@ -35,7 +33,8 @@ from onnxdistill.planning.decisions import Decision, decisions_of
 from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
 from onnxdistill.planning.problem import Plan, Term, solve
 from onnxdistill.recipe import PlanTable
-from onnxdistill.stages.plan.account import LayerState, done, total
+from onnxdistill.stages.plan.account import LayerState, done
+from onnxdistill.stages.plan.deployed import Deployed, Seen
 from onnxdistill.tasks import Task
 from onnxdistill.training.pairs import PairForm, best_fitted, pair_factors, with_pairs
 from onnxdistill.training.repaired import best_repaired, calibration_loss, calibration_losses
@@ -50,21 +49,6 @@ _CACHE_ROUNDS = 2
 
 Remember = Callable[[str, Callable[[], Any]], Any]
 """Returns what was decided before under a key, or else decides."""
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """A network in the form in which it is deployed.
-
-    Attributes:
-        exported: Its float file.
-        path: The file that runs.
-        latency_ms: What a call takes.
-    """
-
-    exported: Path
-    path: Path
-    latency_ms: float
 
 
 @dataclass(frozen=True)
@@ -91,34 +75,12 @@ class Step:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A deployed network in a trace."""
-
-    layers: Sequence[Layer]
-    graph: Graph
-    traced: Trace
-
-    def states(self, latency_ms: float, planned_ms_by_node: Mapping[str, float]) -> dict[str, LayerState]:
-        """What is known of the layers of modules, by the modules' names."""
-        times_ms = layer_times_ms(self.layers, self.traced, latency_ms)
-        found: dict[str, LayerState] = {}
-        for layer in self.layers:
-            if weight := self.graph.weights.get(layer.name):
-                name, kind = weight.removesuffix(".weight"), str(layer.kind)
-                time_ms, planned_ms = times_ms[layer.name], planned_ms_by_node.get(layer.name)
-                if (known := found.get(name)) is not None:  # called more than once
-                    time_ms, planned_ms = total((known.time_ms, time_ms)), total((known.planned_ms, planned_ms))
-                found[name] = LayerState(kind, layer.inputs, layer.outputs, time_ms, planned_ms)
-        return found
-
-
-@dataclass(frozen=True)
 class _Known:
     """What one cut is planned from."""
 
     choices: Choices
     analysis: ChannelAnalysis
-    seen: _Seen
+    seen: Seen
     costs: NetworkCosts
     profile: DeviceProfile
     schemes: Mapping[str, Sequence[Scheme]]
@@ -235,13 +197,13 @@ class Planner:
             "doubts": list(known.seen.traced.doubts),
         }
 
-    def _see(self, network: nn.Module, deployed: Deployed) -> _Seen:
+    def _see(self, network: nn.Module, deployed: Deployed) -> Seen:
         self._say("tracing")
         feeds = {self._task.input_name: self._task.example_input(self._batch).numpy()}
         traced = self._place.trace(deployed.path, feeds, self._settings)
         layers = deployed_layers(read_exported(deployed.exported, feeds).layers, traced)
         parameters = dict(network.named_parameters())
-        return _Seen(layers, read_graph(onnx.load(deployed.exported), parameters, [one.name for one in layers]), traced)
+        return Seen(layers, read_graph(onnx.load(deployed.exported), parameters, [one.name for one in layers]), traced)
 
     def _known(self, network: nn.Module, analysis: ChannelAnalysis, deployed: Deployed) -> _Known:
         seen = self._see(network, deployed)

@@ -21,7 +21,8 @@ from onnxdistill.planning.decisions import Decision
 from onnxdistill.planning.problem import EntangledError
 from onnxdistill.recipe import PlanTable
 from onnxdistill.stages.plan.account import PlannedLayer, account_decisions, account_layers
-from onnxdistill.stages.plan.cut import Deployed, Planner, Remember, Step
+from onnxdistill.stages.plan.cut import Planner, Remember, Step
+from onnxdistill.stages.plan.deployed import Deployed
 from onnxdistill.tasks import Task
 
 # Cuts after the last one of the recipe, where the latency is still too high.
