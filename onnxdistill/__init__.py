@@ -2,8 +2,9 @@
 
 `compress` runs a recipe and needs the extra `compress`, as do `compress_front`, which runs it for several speeds,
 `quantize_onnx`, which takes an ONNX file alone, `load_student`, which gives a run's student as a PyTorch module, and
-`assist`, which takes part in the trainings of another process under `torchrun`; `bench` times ONNX files and needs only
-ONNX Runtime. They are imported on first use, so that importing the package costs neither torch nor ONNX Runtime.
+`assist`, which takes part in the trainings of another process under `torchrun`, and `export_untrained`, which writes a
+recipe's teacher for `onnxdistill profile`; `bench` times ONNX files and needs only ONNX Runtime. They are imported on
+first use, so that importing the package costs neither torch nor ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -20,16 +21,27 @@ if TYPE_CHECKING:
     from onnxdistill.onnxpipeline import quantize_onnx
     from onnxdistill.pipeline import assist, compress
     from onnxdistill.student import load_student
+    from onnxdistill.teacherfile import export_untrained
 
     __version__: str
 
-__all__ = ["__version__", "assist", "bench", "compress", "compress_front", "load_student", "quantize_onnx"]
+__all__ = [
+    "__version__",
+    "assist",
+    "bench",
+    "compress",
+    "compress_front",
+    "export_untrained",
+    "load_student",
+    "quantize_onnx",
+]
 
 _HOMES = {
     "assist": "onnxdistill.pipeline",
     "bench": "onnxdistill.device.bench",
     "compress": "onnxdistill.pipeline",
     "compress_front": "onnxdistill.front",
+    "export_untrained": "onnxdistill.teacherfile",
     "load_student": "onnxdistill.student",
     "quantize_onnx": "onnxdistill.onnxpipeline",
 }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
+import onnxdistill
 from onnxdistill.commands.options import Several, Shape
 from onnxdistill.device.cases import name_models
 from onnxdistill.device.costs.layers import Precision
@@ -16,12 +20,16 @@ from onnxdistill.device.display import BenchProgress
 from onnxdistill.device.jsonfile import check_place, write_json
 from onnxdistill.device.profiledisplay import show_profile
 from onnxdistill.device.remote.profile import remote_profile
+from onnxdistill.errors import UsageError
 
 _FILE = click.Path(path_type=Path)
 
 
 @click.command("profile")
-@click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx...", type=_FILE)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL.onnx|RECIPE.toml...", type=_FILE)
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a value of the recipes; repeatable."
+)
 @click.option("--threads", default=1, show_default=True, help="Threads inside one operator.")
 @click.option("--batch", default=1, show_default=True, help="Items per call.")
 @click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, tensorrt, openvino, coreml, ...")
@@ -49,6 +57,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--out", metavar="FILE", type=_FILE, help="Also write all times as JSON.")
 def profile_command(
     models: tuple[Path, ...],
+    overrides: tuple[str, ...],
     threads: int,
     batch: int,
     provider: str,
@@ -61,7 +70,7 @@ def profile_command(
 ) -> None:
     """Measure what the layers of ONNX models cost on this machine, at the widths that they have and at smaller ones.
 
-    What was measured is kept, and is not measured again.
+    Of a recipe, the layers of its teacher are measured. What was measured is kept, and is not measured again.
     """
     if out is not None:
         check_place(out, models)
@@ -74,8 +83,7 @@ def profile_command(
         "shapes": dict(shapes),
         "fresh": fresh,
     }
-    named = name_models(models)
-    with BenchProgress(Console(stderr=True)) as progress:
+    with _exported(name_models(models), overrides) as named, BenchProgress(Console(stderr=True)) as progress:
 
         def on_progress(phase: str, done: float, total: float) -> None:
             progress(phase if phase == "send" else "layers", done, total)
@@ -87,3 +95,17 @@ def profile_command(
     if out is not None:
         write_json(out, profile.to_json())
     show_profile(profile, Console(highlight=False))
+
+
+@contextmanager
+def _exported(named: Mapping[str, Path], overrides: Sequence[str]) -> Iterator[dict[str, Path]]:
+    """ONNX files, with the teacher of a recipe in its place."""
+    recipes = {name: path for name, path in named.items() if path.suffix.lower() == ".toml"}
+    if overrides and not recipes:
+        raise UsageError("--set replaces keys of recipes, and there is none.", "Leave it out.")
+    with tempfile.TemporaryDirectory() as folder:
+        files = dict(named)
+        for number, (name, path) in enumerate(recipes.items()):
+            files[name] = Path(folder) / f"{number}.onnx"
+            onnxdistill.export_untrained(path, files[name], overrides)
+        yield files

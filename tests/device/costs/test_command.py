@@ -12,6 +12,17 @@ import pytest
 from onnxdistill.device.costs.deviceprofile import read_device_profile
 from tests.device.costs.models import network
 
+RECIPE = """
+name = "x"
+[data]
+source = "digits"
+[teacher]
+network = "nothing"
+weights = "none.pt"
+[teacher.train]
+epochs = 1
+"""
+
 
 def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "onnxdistill", "profile", *map(str, arguments)]
@@ -34,6 +45,18 @@ def test_a_table_and_a_file(tmp_path: Path) -> None:
     assert read_device_profile(out).surfaces == profile.surfaces
 
 
+def test_the_layers_of_a_recipe(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "r.toml", tmp_path / "device.json"
+    recipe.write_text(RECIPE)
+    options = ("--set", "teacher.network=digits-resnet", "--precision", "float32", "--step", 64, "--out", out)
+    process = run(tmp_path, recipe, *options)
+    assert process.returncode == 0, process.stderr
+    # Ten classes come out of the last layer, as of the data; weights that are not there are no matter.
+    assert "64→10" in process.stdout
+    assert "float32 3x3 stride 2x2 on 8x8" in process.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "device.json", "r.toml"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -45,16 +68,21 @@ def test_a_table_and_a_file(tmp_path: Path) -> None:
         (["m.onnx", "--threads", "0"], "at least 1 thread"),
         (["m.onnx", "--provider", "nothing"], "nothing"),
         (["m.onnx", "--shape", "z=1x3"], "z"),
+        (["m.onnx", "--set", "seed=1"], "there is none"),
+        (["r.toml"], "'nothing' is not a network"),
+        (["r.toml", "--set", "teachers=1"], "teachers"),
+        (["none.toml"], "none.toml does not exist"),
     ],
 )
 def test_mistakes_get_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     network(tmp_path / "m.onnx", 16)
+    (tmp_path / "r.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
     process = run(tmp_path, *arguments)
     assert process.returncode in (1, 2)
     assert message in process.stderr
     assert "Traceback" not in process.stderr
     assert process.stdout == ""
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "r.toml"]
