@@ -110,10 +110,8 @@ def rows(name: str, size: int, precision: str, plans: int, seconds: float) -> It
         traced = trace(deployed, feeds, settings)
         layers = deployed_layers(before.layers, traced)
         started = time.monotonic()
-        profile = profile_device(layers, settings)
+        profile = profile_device(layers, settings, cached=False)
         profiled_s = time.monotonic() - started
-        alone = bench({"whole": deployed}, threads=1, batch=1, seconds=seconds).cases[0].latency_ms.median.value
-        costs = network_costs(layers, traced, profile, alone)
         kinds = {layer.name: layer.kind for layer in layers}
         analysis = analyse_channels(network, example)
         for seed in range(plans):
@@ -125,9 +123,9 @@ def rows(name: str, size: int, precision: str, plans: int, seconds: float) -> It
                 for layer in after.layers
             ]
             ratios = {node: after.sizes[node] / count for node, count in before.sizes.items() if node in after.sizes}
-            predicted_ms = costs.time_ms(profile, plan, ratios)
             timed = bench({"whole": deployed, "plan": other}, threads=1, batch=1, seconds=seconds, seed=seed)
             whole, cut = (case.latency_ms.median.value for case in timed.cases)
+            predicted_ms = network_costs(layers, traced, profile, whole).time_ms(profile, plan, ratios)
             yield {
                 "network": name,
                 "precision": precision,
@@ -161,7 +159,10 @@ def profiling(name: str) -> dict[str, float]:
 @click.option("--only", multiple=True, help="Only these networks.")
 def main(plans: int, seconds: float, only: tuple[str, ...]) -> None:
     """Makes results.json, and summary.json from all that it holds."""
-    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    asked = {"plans": plans, "seconds": seconds}
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"asked": asked}
+    if found["asked"] != asked:
+        raise click.UsageError(f"{RESULTS} was made with {found['asked']}.")
     for name, size in NETWORKS.items():
         for precision in PRECISIONS:
             key = f"{name} {precision}"
@@ -189,16 +190,16 @@ def main(plans: int, seconds: float, only: tuple[str, ...]) -> None:
 
 def summarise(found: dict[str, Any]) -> None:
     """What it came to, all plans together."""
-    plans = [row for key, measured in found.items() if key != "seconds" for row in measured]
+    plans = [row for name in NETWORKS for precision in PRECISIONS for row in found[f"{name} {precision}"]]
     errors = np.array([abs(row["error"]) for row in plans])
     share = float((errors <= WITHIN).mean())
     figures = {
-        "plans": len(plans),
-        "within_10_percent_share": share,
+        "plans_count": len(plans),
+        "within_10_percent_of_plans_percent": 100 * share,
         "median_error_percent": 100 * float(np.median(errors)),
         "worst_error_percent": 100 * float(errors.max()),
     }
-    holds = {"within_10_percent_share": share >= SHARE_ASKED}
+    holds = {"within_10_percent_for_9_of_10_plans": share >= SHARE_ASKED}
     for name, most_s in PROFILED_S.items():
         key, seconds = name.rpartition(":")[2].replace("-", "_"), found["seconds"][name]
         figures |= {f"{key}_profile_s": seconds["first"], f"{key}_profile_again_s": seconds["again"]}

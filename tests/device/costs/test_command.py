@@ -48,9 +48,10 @@ def test_a_table_and_a_file(tmp_path: Path) -> None:
 def test_the_layers_of_a_recipe(tmp_path: Path) -> None:
     recipe, out = tmp_path / "r.toml", tmp_path / "device.json"
     recipe.write_text(RECIPE)
-    options = ("--set", "teacher.network=digits-resnet", "--precision", "float32", "--step", 64, "--out", out)
-    process = run(tmp_path, recipe, *options)
+    sets = ("--set", "teacher.network=digits-resnet", "--set", "bench.batch=2")
+    process = run(tmp_path, recipe, *sets, "--precision", "float32", "--step", 64, "--out", out)
     assert process.returncode == 0, process.stderr
+    assert {kind.places[0] for kind in read_device_profile(out).surfaces} == {2}
     # Ten classes come out of the last layer, as of the data; weights that are not there are no matter.
     assert "64→10" in process.stdout
     assert "float32 3x3 stride 2x2 on 8x8" in process.stdout
@@ -72,6 +73,8 @@ def test_the_layers_of_a_recipe(tmp_path: Path) -> None:
         (["r.toml"], "'nothing' is not a network"),
         (["r.toml", "--set", "teachers=1"], "teachers"),
         (["none.toml"], "none.toml does not exist"),
+        (["r.toml", "m.onnx"], "Profile it alone"),
+        (["r.toml", "--set", "teacher.network=digits-resnet", "--shape", "image=1x1x9x9"], "r.toml: --shape"),
     ],
 )
 def test_mistakes_get_one_message(
