@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
@@ -24,13 +23,6 @@ def calibration_losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
 
     for batch in task.calibration_batches(CALIBRATION_BATCH):
         yield partial(loss, batch)
-
-
-def calibration_loss(network: nn.Module, task: Task) -> float:
-    """The mean loss of a network on the calibration samples."""
-    with torch.inference_mode():
-        values = [float(loss(network)) for loss in calibration_losses(task)]
-    return sum(values) / max(1, len(values))
 
 
 def best_repaired(

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from torch import nn
 
 import onnxdistill
-from onnxdistill.device.costs.deviceprofile import DeviceProfile
-from onnxdistill.device.costs.layers import Layer, pair_of, read_exported
-from onnxdistill.device.costs.network import NetworkCosts, deployed_layers, network_costs
+from onnxdistill.device.costs.layers import pair_of, read_exported
+from onnxdistill.device.costs.network import deployed_layers, network_costs
 from onnxdistill.device.places import Place
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
@@ -30,18 +27,17 @@ from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.planning.decisions import Decision, decisions_of
-from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
+from onnxdistill.planning.network import Costing, Damages, Graph, choices_of, read_graph
 from onnxdistill.planning.problem import Plan, Term, solve
 from onnxdistill.recipe import PlanTable
 from onnxdistill.stages.plan.account import LayerState, done
+from onnxdistill.stages.plan.damages import Appraiser
 from onnxdistill.stages.plan.deployed import Deployed, Seen
+from onnxdistill.stages.plan.known import Known
 from onnxdistill.tasks import Task
 from onnxdistill.training.pairs import PairForm, best_fitted, pair_factors, with_pairs
-from onnxdistill.training.repaired import best_repaired, calibration_loss, calibration_losses
+from onnxdistill.training.repaired import best_repaired, calibration_losses
 
-# Shares of the width that pairs may have between them, and by how much they have to be faster than their layer.
-_RANK_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-_WORTHWHILE, _LEAST_RANK = 0.9, 8
 # Of columns whose second moments are decomposed in each cut.
 _LONGEST_COLUMN = 2400
 # How often weights in the caches are estimated from the plan that they led to.
@@ -72,18 +68,6 @@ class Step:
     decisions: list[Decision]
     layers: dict[str, LayerState]
     doubts: list[str]
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What one cut is planned from."""
-
-    choices: Choices
-    analysis: ChannelAnalysis
-    seen: Seen
-    costs: NetworkCosts
-    profile: DeviceProfile
-    schemes: Mapping[str, Sequence[Scheme]]
 
 
 @dataclass(frozen=True)
@@ -129,7 +113,8 @@ class Planner:
     def step(self, network: nn.Module, deployed: Deployed, budget_ms: float) -> Step | None:
         """One cut; None if there is nothing that makes the network faster."""
         analysis = analyse_channels(network, self._task.example_input(2))
-        scores = self._scores(network, analysis)
+        self._say("scoring channels")
+        scores = score_channels(network, analysis, self._task)
         decided = self._remember(
             self._key(deployed, budget_ms), lambda: self._decided(network, analysis, scores, deployed, budget_ms)
         )
@@ -162,7 +147,7 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 3 {onnxdistill.__version__}"
+        version = f"plan 4 {onnxdistill.__version__}"
         return f"{version} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(
@@ -175,7 +160,7 @@ class Planner:
     ) -> dict[str, Any]:
         """Widths, blocks and pairs, with what they cost, as plain values; nothing, if nothing is faster."""
         known = self._known(network, analysis, deployed)
-        damages = self._damages(network, known, scores)
+        damages = Appraiser(network, known, scores, self._task, self._table, self._say).damages()
         self._say("solving")
         solution = self._solved(known, damages, budget_ms)
         if solution is None or solution.plan.latency_ms >= deployed.latency_ms:
@@ -205,7 +190,7 @@ class Planner:
         parameters = dict(network.named_parameters())
         return Seen(layers, read_graph(onnx.load(deployed.exported), parameters, [one.name for one in layers]), traced)
 
-    def _known(self, network: nn.Module, analysis: ChannelAnalysis, deployed: Deployed) -> _Known:
+    def _known(self, network: nn.Module, analysis: ChannelAnalysis, deployed: Deployed) -> Known:
         seen = self._see(network, deployed)
         layers, graph = seen.layers, seen.graph
         schemes = self._schemes(network, graph)
@@ -218,7 +203,7 @@ class Planner:
         profile = self._place.profile([*layers, *pairs], self._settings, self._table.multiple_of, self._say)
         blocks = removable_blocks(network, self._task.example_input(2)) if self._table.blocks else []
         steps = Steps(self._table.multiple_of, self._table.minimum, tuple(self._table.skip))
-        return _Known(
+        return Known(
             choices_of(analysis, steps, blocks),
             analysis,
             seen,
@@ -244,63 +229,6 @@ class Planner:
             found[name] = [scheme for scheme in wanted if longest_column(layer, scheme) <= _LONGEST_COLUMN]
         return found
 
-    def _scores(self, network: nn.Module, analysis: ChannelAnalysis) -> Scores:
-        self._say("scoring channels")
-        if not self._task.measurable:
-            return magnitude(network, analysis, 2)
-        return second_order(network, analysis, calibration_losses(self._task))
-
-    def _damages(self, network: nn.Module, known: _Known, scores: Scores) -> Damages:
-        widths = {}
-        for name in known.choices.widths:
-            rising = np.sort(scores[name].double().numpy())
-            # With w channels left, the others have gone, the least important ones.
-            widths[name] = np.concatenate([np.cumsum(rising)[::-1], [0.0]])
-        self._say("scoring blocks")
-        if not self._task.measurable:
-            mean = float(np.mean([damage[0] for damage in widths.values()])) if widths else 1.0
-            return Damages(widths, dict.fromkeys(known.choices.blocks, mean))
-        pairs = self._pairs(network, known)
-        before = calibration_loss(network, self._task)
-        blocks = {
-            block: _growth(before, calibration_loss(without_blocks(network, [block]), self._task))
-            for block in known.choices.blocks
-        }
-        return Damages(widths, blocks, pairs)
-
-    def _pairs(self, network: nn.Module, known: _Known) -> dict[str, list[Pair]]:
-        """The pairs that are faster than the layer that they stand for, with what they cost, by its weight's name."""
-        worthwhile: dict[str, list[PairForm]] = {}
-        for layer in known.costs.layers:
-            name = known.seen.graph.weights.get(layer.name, "").removesuffix(".weight")
-            forms = [
-                PairForm(scheme, rank)
-                for scheme in known.schemes.get(name, ())
-                for rank in self._ranks(layer)
-                if sum(known.profile.time_ms(one) for one in pair_of(layer, rank, spatial=scheme == "spatial"))
-                < _WORTHWHILE * known.profile.time_ms(layer)
-            ]
-            if forms:
-                worthwhile[name] = forms
-        if not worthwhile:
-            return {}
-        self._say("scoring low-rank pairs")
-        schemes = {name: list(dict.fromkeys(form.scheme for form in forms)) for name, forms in worthwhile.items()}
-        factors = pair_factors(network, self._task, schemes, torch.Generator().manual_seed(0))
-        return {
-            f"{name}.weight": [
-                Pair(form.scheme == "spatial", form.rank, float(factors[name][form.scheme].errors[form.rank]))
-                for form in forms
-                if form.rank < len(factors[name][form.scheme].errors)
-            ]
-            for name, forms in worthwhile.items()
-        }
-
-    def _ranks(self, layer: Layer) -> list[int]:
-        step = max(_LEAST_RANK, self._table.multiple_of)
-        widest = min(layer.inputs, layer.outputs)
-        return sorted({max(step, round(share * widest / step) * step) for share in _RANK_SHARES})
-
     def _factorized(self, network: nn.Module, forms: Mapping[str, PairForm]) -> tuple[nn.Module, dict[str, PairForm]]:
         """The network with low-rank pairs, of the layers that are still there and wide enough."""
         left = dict(network.named_modules())
@@ -316,7 +244,7 @@ class Planner:
         changed = with_pairs(network, factors, fitting)
         return best_fitted(network, changed, fitting, self._task, fit=self._table.repair), fitting
 
-    def _solved(self, known: _Known, damages: Damages, budget_ms: float) -> _Solution | None:
+    def _solved(self, known: Known, damages: Damages, budget_ms: float) -> _Solution | None:
         """The plan of least damage within the budget, or the fastest one."""
         weight_bytes, solution, graph = known.costs.weight_bytes, None, known.seen.graph
         for _ in range(_CACHE_ROUNDS):
@@ -361,6 +289,8 @@ def _decision(values: Mapping[str, Any]) -> Decision:
     return Decision(**values)
 
 
-def _growth(before: float, after: float) -> float:
-    """Of the loss; infinite, where the network gives nothing that is a number."""
-    return max(0.0, after - before) if math.isfinite(after) else math.inf
+def score_channels(network: nn.Module, analysis: ChannelAnalysis, task: Task) -> Scores:
+    """How much each channel of a group matters; by magnitude, where there is no data to ask."""
+    if not task.measurable:
+        return magnitude(network, analysis, 2)
+    return second_order(network, analysis, calibration_losses(task))
