@@ -53,7 +53,19 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> nn.
 def match_batch_norm(
     whole: nn.Module, cut: nn.Module, removed: Mapping[tuple[str, int], Channels], batches: Sequence[Tensor]
 ) -> nn.Module:
-    """Returns a copy of the cut network whose batch norms give what they gave before: the same means and variances.
+    """Returns a copy of the cut network whose batch norms give what they gave before: see `NormMatcher`.
+
+    Args:
+        whole: Before the cut, in evaluation mode; not changed.
+        cut: After it; not changed.
+        removed: Which channels went, as `ChannelAnalysis.removed_indices` gives it.
+        batches: Inputs `[B, ...]`; as many of the first as go through at once are looked at.
+    """
+    return NormMatcher(whole, batches).matched(cut, removed)
+
+
+class NormMatcher:
+    """Lets the batch norms of changed networks give the means and variances that a network's gave.
 
     What a batch norm has learned of the training stays, and only the difference between the networks goes into it,
 
@@ -64,35 +76,38 @@ def match_batch_norm(
     points by `recalibrate_batch_norm` with nothing cut at all, and none by this.
 
     Args:
-        whole: Before the cut, in evaluation mode; not changed.
-        cut: After it; not changed.
-        removed: Which channels went, as `ChannelAnalysis.removed_indices` gives it.
+        whole: Before any change, in evaluation mode; not changed.
         batches: Inputs `[B, ...]`; as many of the first as go through at once are looked at.
     """
-    changed = copy.deepcopy(cut).eval()
-    inputs = _at_once(batches)
-    before = _seen_by_norms(whole, inputs)
 
-    def match(norm: _BatchNorm, received: Tensor, name: str) -> None:
-        if name not in before or norm.running_mean is None or norm.running_var is None:
-            return
-        mean, variance, known_mean, known_variance = before[name]
-        kept = torch.from_numpy(np.setdiff1d(np.arange(len(mean)), removed.get((f"{name}.running_mean", 0), [])))
-        mean, variance, known_mean, known_variance = (
-            values[kept] for values in (mean, variance, known_mean, known_variance)
-        )
-        if len(mean) != norm.num_features:
-            return
-        now_mean, now_variance = _moments(received)
-        least = _LEAST_VARIANCE * variance.mean()
-        alive = (variance > least) & (now_variance > least)
-        ratio = torch.where(alive, now_variance / variance.clamp_min(least), torch.ones_like(variance))
-        norm.running_mean.copy_(now_mean - ratio.sqrt() * (mean - known_mean))
-        norm.running_var.copy_(known_variance * ratio)
+    def __init__(self, whole: nn.Module, batches: Sequence[Tensor]) -> None:
+        self._inputs = _at_once(batches)
+        self._before = _seen_by_norms(whole, self._inputs.clone())
 
-    # In one pass: every norm gets its statistics before it runs, and what follows sees its outputs.
-    _with_norms(changed, inputs, match)
-    return changed
+    def matched(self, cut: nn.Module, removed: Mapping[tuple[str, int], Channels]) -> nn.Module:
+        """A copy of a changed network, of which `removed` went, as `ChannelAnalysis.removed_indices` gives it."""
+        changed = copy.deepcopy(cut).eval()
+
+        def match(norm: _BatchNorm, received: Tensor, name: str) -> None:
+            if name not in self._before or norm.running_mean is None or norm.running_var is None:
+                return
+            mean, variance, known_mean, known_variance = self._before[name]
+            kept = torch.from_numpy(np.setdiff1d(np.arange(len(mean)), removed.get((f"{name}.running_mean", 0), [])))
+            mean, variance, known_mean, known_variance = (
+                values[kept] for values in (mean, variance, known_mean, known_variance)
+            )
+            if len(mean) != norm.num_features:
+                return
+            now_mean, now_variance = _moments(received)
+            least = _LEAST_VARIANCE * variance.mean()
+            alive = (variance > least) & (now_variance > least)
+            ratio = torch.where(alive, now_variance / variance.clamp_min(least), torch.ones_like(variance))
+            norm.running_mean.copy_(now_mean - ratio.sqrt() * (mean - known_mean))
+            norm.running_var.copy_(known_variance * ratio)
+
+        # In one pass: every norm gets its statistics before it runs, and what follows sees its outputs.
+        _with_norms(changed, self._inputs.clone(), match)
+        return changed
 
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]

@@ -27,12 +27,12 @@ class Decision:
         name: Of the group, the block, or the layer.
         before: What it was.
         after: What it is.
-        damage: By how much the loss was to grow by it.
+        damage: By how much the outputs were to move.
         other: The other option: what it was before, if it has changed; else what would save most time for its damage.
             None if nothing else would have been faster.
         other_ms: By how much longer a call would take with the other option; shorter, if negative.
-        other_damage: By how much more the loss would grow with the other option; less, if negative. None if the network
-            would give nothing that is a number.
+        other_damage: By how much more the outputs would move with the other option; less, if negative. None if
+            the network would give nothing that is a number.
     """
 
     kind: Kind

@@ -146,7 +146,7 @@ class Pair:
     Attributes:
         spatial: See `pair_of`.
         rank: Channels between the two.
-        damage: By how much the loss grows, at the widths that the layer has now.
+        damage: By how much the outputs move, at the widths that the layer has now.
     """
 
     spatial: bool
@@ -156,7 +156,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Damages:
-    """By how much the loss grows.
+    """By how much the outputs move.
 
     Attributes:
         widths: Of a group with so many channels left, `[size + 1]`, by group.

@@ -35,11 +35,11 @@ def state_text(kind: str, value: int) -> str:
 
 
 def instead_text(row: DecisionRow) -> str:
-    """What else a choice could be, and what a call and the loss would differ by."""
+    """What else a choice could be, and what a call and its damage would differ by."""
     if row.other is None or row.other_ms is None:
         return _MISSED_NOTHING
-    loss = "no loss that is a number" if row.other_damage is None else f"loss {row.other_damage:+.2g}"
-    return f"{state_text(row.kind, row.other)}: {row.other_ms:+.2g} ms, {loss}"
+    damage = "no outputs that are numbers" if row.other_damage is None else f"damage {row.other_damage:+.2g}"
+    return f"{state_text(row.kind, row.other)}: {row.other_ms:+.2g} ms, {damage}"
 
 
 def channels_text(row: LayerRow) -> str:
@@ -110,7 +110,7 @@ def _stages(rows: Sequence[StageRow]) -> Table:
 
 
 def _cuts(cuts: Sequence[CutRow]) -> Table:
-    table = _table("cut", "allowed ms", "predicted ms", "measured ms", "loss was to grow by")
+    table = _table("cut", "allowed ms", "predicted ms", "measured ms", "outputs were to move by")
     for number, cut in enumerate(cuts, start=1):
         times = (latency(time_ms) for time_ms in (cut.budget_ms, cut.predicted_ms, cut.measured_ms))
         _add(table, str(number), *times, f"{cut.damage:.2g}")
@@ -118,7 +118,7 @@ def _cuts(cuts: Sequence[CutRow]) -> Table:
 
 
 def _decisions(decisions: Sequence[DecisionRow]) -> Table:
-    table = _table("choice", "before", "after", "loss", "instead", text=(0, 4))
+    table = _table("choice", "before", "after", "damage", "instead", text=(0, 4))
     for row in decisions:
         states = (state_text(row.kind, value) for value in (row.before, row.after))
         name = row.name if row.kind == "width" else f"{row.kind} {row.name}"

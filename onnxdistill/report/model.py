@@ -168,9 +168,9 @@ class QuantizationLog:
 
 @dataclass(frozen=True)
 class CutRow:
-    """A cut of a plan: milliseconds of a call that were allowed, predicted and measured, and how much the loss grew.
+    """A cut of a plan: milliseconds of a call that were allowed, predicted and measured, and the damage.
 
-    `damage` is what the loss was to grow by, before anything was repaired.
+    `damage` is by how much the outputs were to move: as a distillation loss against the network before the cut.
     """
 
     budget_ms: float
@@ -189,11 +189,11 @@ class DecisionRow:
         name: Of the channel group, the block, or the layer.
         before: What it was.
         after: What it is.
-        damage: By how much the loss was to grow by it.
+        damage: By how much the outputs were to move, summed up over cuts.
         other: What else it could be: what it was before the last cut that changed it, or else what would save most time
             for its damage. None if nothing else would be faster.
         other_ms: By how much longer a call would take then, after that cut; shorter, if negative.
-        other_damage: By how much more the loss would grow then; None if without bounds.
+        other_damage: By how much more the outputs would move then; None if without bounds.
     """
 
     kind: str

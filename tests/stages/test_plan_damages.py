@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import nn
 
+from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.losses import distillation_loss
-from onnxdistill.graph.recalibrate import match_batch_norm
-from onnxdistill.graph.repair import layers_that_lost_inputs, refit
+from onnxdistill.graph.recalibrate import NormMatcher, match_batch_norm
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.networks import build_network
 from onnxdistill.planning.network import choices_of
 from onnxdistill.recipe import PlanTable, TrainingTable
 from onnxdistill.stages.plan.cut import score_channels
-from onnxdistill.stages.plan.damages import Appraiser, _scaled
+from onnxdistill.stages.plan.damages import Appraiser, brought_to
 from onnxdistill.stages.plan.known import Known
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
@@ -46,15 +46,14 @@ def known_of(network: nn.Module, task: Classification) -> Known:
 
 
 def test_a_divergence_is_the_distillation_loss(digits: Classification, trained: nn.Module) -> None:
-    measure = Divergence(trained, digits, 1)
+    measure = Divergence(trained, digits, 16)
+    assert len(measure.inputs) == 16
     assert measure.of(trained) == 0
     louder = copy.deepcopy(trained)
     with torch.no_grad():
         for parameter in louder.linear.parameters():
             parameter *= 3
-    (inputs,) = measure.inputs
-    with torch.inference_mode():
-        logits = trained(inputs)
+        logits = trained(measure.inputs)
         expected = float(distillation_loss(3 * logits, logits, 2.0, False))
     assert measure.of(louder) == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
@@ -62,28 +61,50 @@ def test_a_divergence_is_the_distillation_loss(digits: Classification, trained: 
     assert measure.of(louder) == math.inf
 
 
+class InPlace(nn.Module):
+    """Works in place on what it gets."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x -= 0.5
+        return self.inside(x)
+
+
+def test_what_is_measured_with_stays_as_it_is(digits: Classification, trained: nn.Module) -> None:
+    network = InPlace(trained).eval()
+    measure = Divergence(network, digits, 16)
+    matcher = NormMatcher(network, [measure.inputs])
+    assert [measure.of(network) for _ in range(2)] == [0, 0]
+    assert [measure.of(matcher.matched(network, {})) for _ in range(2)] == pytest.approx([0, 0], abs=1e-6)
+
+
 def test_every_damage_is_as_large_as_what_was_measured(digits: Classification, trained: nn.Module) -> None:
     known, table, example = known_of(trained, digits), PlanTable(speedup=2.0), digits.example_input(2)
     scores = score_channels(trained, known.analysis, digits)
     said: list[str] = []
     damages = Appraiser(trained, known, scores, digits, table, said.append).damages()
-    assert said == ["trying widths", "trying to do without blocks"]
+    assert said[0] == f"trying widths, 1 of {len(known.choices.widths)}"
+    assert said[-1] == "trying to do without blocks"
     assert damages.pairs == {}
     assert damages.widths.keys() == known.choices.widths.keys()
-    measure = Divergence(trained, digits, 2)
+    # All 64 calibration images: the network is small.
+    measure = Divergence(trained, digits, 128)
+    matcher = NormMatcher(trained, [measure.inputs])
     for name, curve in damages.widths.items():
         size = known.analysis[name].size
         assert len(curve) == size + 1
         assert curve[size] == 0
         assert (np.diff(curve) <= 0).all()
-        # Half of the channels, what takes them fitted.
-        kept = most_important(scores, {name: size // 2})
-        removed = known.analysis.removed_indices(kept)
-        half = remove_channels(trained, known.analysis, kept, example)
-        half = refit(trained, half, layers_that_lost_inputs(half, removed), removed, measure.inputs)
-        assert curve[size // 2] == pytest.approx(measure.of(half), rel=1e-4)
+        for width in (size // 2, 8):
+            kept = most_important(scores, {name: width})
+            smaller = remove_channels(trained, known.analysis, kept, example)
+            moved = measure.of(matcher.matched(smaller, known.analysis.removed_indices(kept)))
+            assert curve[width] == pytest.approx(max(moved, curve[size // 2]), rel=1e-4)
     for block, damage in damages.blocks.items():
-        shorter = match_batch_norm(trained, without_blocks(trained, [block]), {}, measure.inputs)
+        shorter = match_batch_norm(trained, without_blocks(trained, [block]), {}, [measure.inputs])
         assert damage == pytest.approx(measure.of(shorter), rel=1e-4)
 
 
@@ -93,13 +114,39 @@ def test_what_is_known_by_heart_has_damages_all_the_same(digits: Classification,
     none = {name: torch.zeros_like(score) for name, score in score_channels(trained, known.analysis, digits).items()}
     damages = Appraiser(trained, known, none, digits, PlanTable(speedup=2.0), lambda _: None).damages()
     assert damages.widths
+    for name, curve in damages.widths.items():
+        half = known.analysis[name].size // 2
+        assert curve[half] > 0
+        assert np.diff(curve[half:]) == pytest.approx(-curve[half] / half)
+
+
+def test_a_group_that_cannot_be_cut_alone_stays(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = known_of(trained, digits)
+    scores = score_channels(trained, known.analysis, digits)
+
+    def refused(*_: object) -> nn.Module:
+        raise NetworkError("It does not run with fewer channels.")
+
+    monkeypatch.setattr("onnxdistill.stages.plan.damages.remove_channels", refused)
+    damages = Appraiser(trained, known, scores, digits, PlanTable(speedup=2.0), lambda _: None).damages()
     for curve in damages.widths.values():
-        assert curve[0] > 0
-        assert np.diff(curve) == pytest.approx(-curve[0] / (len(curve) - 1))
+        assert curve[-1] == 0
+        assert np.isinf(curve[:8]).all()
 
 
-def test_scaling_by_hand() -> None:
-    damages = np.array([4.0, 2.0, 0.0])
-    assert _scaled(damages, 2.0, 6.0).tolist() == [12.0, 6.0, 0.0]
-    assert _scaled(damages, 2.0, 0.0).tolist() == [0.0, 0.0, 0.0]
-    assert _scaled(damages, 2.0, math.inf).tolist() == [math.inf, math.inf, 0.0]
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [
+        ([6.0, 12.0], [12.0, 9.0, 6.0, 3.0, 0.0]),
+        # What is next to nothing half-way says nothing of what lies below.
+        ([0.0, 12.0], [12.0, 6.0, 0.0, 0.0, 0.0]),
+        ([6.0, 1.0], [6.0, 6.0, 6.0, 3.0, 0.0]),
+        ([6.0, math.inf], [math.inf, math.inf, 6.0, 3.0, 0.0]),
+        ([math.inf, math.inf], [math.inf, math.inf, math.inf, math.inf, 0.0]),
+    ],
+)
+def test_bringing_by_hand(measured: list[float], expected: list[float]) -> None:
+    damages = np.array([4.0, 3.0, 2.0, 1.0, 0.0])
+    assert brought_to(damages, np.array([2.0, 4.0]), measured).tolist() == expected

@@ -55,7 +55,7 @@ class Step:
         network: After it.
         blocks: Residual blocks that it left out.
         predicted_ms: What the network was to take.
-        damage: By how much the loss was to grow.
+        damage: By how much the outputs were to move.
         decisions: What became of every choice.
         layers: What was to become of every layer, by its module.
         doubts: Reasons not to trust the times that it was planned with, a sentence each.

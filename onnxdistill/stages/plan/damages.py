@@ -2,8 +2,9 @@
 
 Second derivatives tell which channels and which directions of a layer matter least, and how the damage grows with
 them. How large it is they tell badly where a network has learned its samples by heart: all gradients are next to zero
-there, and channels, pairs and whole blocks do not compare. So every choice is made once, alone, half-way, and repaired
-as far as that is cheap; the whole curve is then scaled to how far the outputs have moved.
+there, and channels, pairs and whole blocks do not compare. So every choice is made alone, a width and a rank half-way
+and as far as it may go, and the damages are brought to how far the outputs move then. The batch norms are adapted each
+time, which asks for no more than what the others are measured with.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 from torch import nn
 
 from onnxdistill.device.costs.layers import Layer, pair_of
+from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import without_blocks
+from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.importance import Scores
-from onnxdistill.graph.recalibrate import match_batch_norm
-from onnxdistill.graph.repair import layers_that_lost_inputs, refit
+from onnxdistill.graph.recalibrate import NormMatcher
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import most_important
 from onnxdistill.planning.network import Damages, Pair
@@ -35,8 +37,8 @@ Floats = npt.NDArray[np.float64]
 # Shares of the width that pairs may have between them, and by how much they have to be faster than their layer.
 _RANK_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _WORTHWHILE, _LEAST_RANK = 0.9, 8
-# Of calibration samples, that choices are tried on one by one.
-_BATCHES = 2
+# Choices are tried on as many calibration samples as these multiply-adds allow, within bounds.
+_TRIED_MACS, _FEWEST, _MOST = 16e9, 16, 128
 
 
 class Appraiser:
@@ -60,6 +62,7 @@ class Appraiser:
         self._task = task
         self._table = table
         self._say = say
+        self._example = task.example_input(2)
 
     def damages(self) -> Damages:
         """By how much the outputs move; where there is no data, the importance that goes, in any unit."""
@@ -68,10 +71,14 @@ class Appraiser:
         if not self._task.measurable:
             mean = float(np.mean([curve[0] for curve in curves.values()])) if curves else 1.0
             return Damages(curves, dict.fromkeys(blocks, mean))
-        measure = Divergence(self._network, self._task, _BATCHES)
+        samples = _TRIED_MACS / max(1, count_macs(self._network, self._task.example_input(1)))
+        measure = Divergence(self._network, self._task, int(min(_MOST, max(_FEWEST, samples))))
+        self._matcher = NormMatcher(self._network, [measure.inputs])
         pairs = self._pairs(measure)
-        self._say("trying widths")
-        widths = {name: self._scaled_curve(name, curve, measure) for name, curve in curves.items()}
+        widths = {}
+        for number, (name, curve) in enumerate(curves.items(), 1):
+            self._say(f"trying widths, {number} of {len(curves)}")
+            widths[name] = self._tried_curve(name, curve, measure)
         self._say("trying to do without blocks")
         return Damages(widths, {block: self._without(block, measure) for block in blocks}, pairs)
 
@@ -80,22 +87,26 @@ class Appraiser:
         rising = np.sort(self._scores[group].double().numpy())
         return np.concatenate([np.cumsum(rising)[::-1], [0.0]])
 
-    def _scaled_curve(self, group: str, curve: Floats, measure: Divergence) -> Floats:
-        widths = self._known.choices.widths[group]
+    def _tried_curve(self, group: str, curve: Floats, measure: Divergence) -> Floats:
         size = len(curve) - 1
-        width = min((one for one in widths if one < size), key=lambda one: abs(one - size / 2))
-        kept = most_important(self._scores, {group: width})
-        smaller = remove_channels(self._network, self._known.analysis, kept, self._task.example_input(2))
-        if self._table.repair:
-            removed = self._known.analysis.removed_indices(kept)
-            smaller = refit(self._network, smaller, layers_that_lost_inputs(smaller, removed), removed, measure.inputs)
+        narrower = [width for width in self._known.choices.widths[group] if width < size]
+        tried = sorted({min(narrower, key=lambda one: abs(one - size / 2)), narrower[0]}, reverse=True)
+        measured = [self._narrower(group, width, measure) for width in tried]
+        rises = np.diff([0.0, *curve[tried]]) > 0
         # Without any gradient, each channel counts alike.
-        shape = curve if curve[width] > 0 else np.arange(size, -1, -1, dtype=np.float64)
-        return _scaled(shape, shape[width], measure.of(smaller))
+        shape = curve if rises.all() else np.arange(size, -1, -1, dtype=np.float64)
+        return brought_to(shape, shape[tried], measured)
+
+    def _narrower(self, group: str, width: int, measure: Divergence) -> float:
+        kept = most_important(self._scores, {group: width})
+        try:
+            smaller = remove_channels(self._network, self._known.analysis, kept, self._example)
+        except NetworkError:  # with other groups together it may be possible, but that is not known
+            return math.inf
+        return measure.of(self._matcher.matched(smaller, self._known.analysis.removed_indices(kept)))
 
     def _without(self, block: str, measure: Divergence) -> float:
-        shorter = without_blocks(self._network, [block])
-        return measure.of(match_batch_norm(self._network, shorter, {}, measure.inputs))
+        return measure.of(self._matcher.matched(without_blocks(self._network, [block]), {}))
 
     def _pairs(self, measure: Divergence) -> dict[str, list[Pair]]:
         """The pairs that are faster than the layer that they stand for, with what they cost, by its weight's name."""
@@ -105,10 +116,11 @@ class Appraiser:
         self._say("scoring low-rank pairs")
         schemes = {name: list(dict.fromkeys(form.scheme for form in forms)) for name, forms in worthwhile.items()}
         factors = pair_factors(self._network, self._task, schemes, torch.Generator().manual_seed(0))
-        self._say("trying low-rank pairs")
-        return {
-            f"{name}.weight": self._scaled_pairs(name, forms, factors, measure) for name, forms in worthwhile.items()
-        }
+        found = {}
+        for number, (name, forms) in enumerate(worthwhile.items(), 1):
+            self._say(f"trying low-rank pairs, {number} of {len(worthwhile)}")
+            found[f"{name}.weight"] = self._tried_pairs(name, forms, factors, measure)
+        return found
 
     def _worthwhile(self) -> dict[str, list[PairForm]]:
         """The forms that are faster than a layer, by its name."""
@@ -126,20 +138,25 @@ class Appraiser:
                 found[name] = forms
         return found
 
-    def _scaled_pairs(
+    def _tried_pairs(
         self, name: str, forms: Sequence[PairForm], factors: Mapping[str, FactorsByScheme], measure: Divergence
     ) -> list[Pair]:
         possible = [form for form in forms if form.rank < len(factors[name][form.scheme].errors)]
         if not possible:
             return []
         errors = np.array([float(factors[name][form.scheme].errors[form.rank]) for form in possible])
-        # One in the middle, of either scheme: both have the layer's inputs and outputs.
-        tried = int(np.argsort(errors)[len(errors) // 2])
-        measured = measure.of(with_pairs(self._network, factors, {name: possible[tried]}))
-        errors = _scaled(errors, errors[tried], measured) if errors[tried] > 0 else np.full_like(errors, measured)
+        # The one in the middle and the worst one, of either scheme: both have the layer's inputs and outputs.
+        order = np.argsort(errors, kind="stable")
+        tried = list(dict.fromkeys(int(order[place]) for place in (len(order) // 2, len(order) - 1)))
+        measured = [
+            measure.of(self._matcher.matched(with_pairs(self._network, factors, {name: possible[place]}), {}))
+            for place in tried
+        ]
+        rises = np.diff([0.0, *errors[tried]]) > 0
+        damages = brought_to(errors, errors[tried], measured) if rises.all() else np.full_like(errors, max(measured))
         return [
-            Pair(form.scheme == "spatial", form.rank, float(error))
-            for form, error in zip(possible, errors, strict=True)
+            Pair(form.scheme == "spatial", form.rank, float(damage))
+            for form, damage in zip(possible, damages, strict=True)
         ]
 
     def _ranks(self, layer: Layer) -> list[int]:
@@ -148,8 +165,16 @@ class Appraiser:
         return sorted({max(step, round(share * widest / step) * step) for share in _RANK_SHARES})
 
 
-def _scaled(damages: Floats, tried: float, measured: float) -> Floats:
-    """Damages, of which one, which is not zero, was measured."""
-    if math.isinf(measured):
-        return np.where(damages > 0, math.inf, 0.0)
-    return damages * (measured / tried)
+def brought_to(damages: Floats, tried: Floats, measured: Sequence[float]) -> Floats:
+    """Damages brought to those that were measured: in proportion below the first of them, linearly between two.
+
+    Args:
+        damages: As they are thought to be; none is larger than the last of `tried`, or else it counts as that.
+        tried: Some of them, rising, above zero.
+        measured: What they are; never falling, or else the larger one counts.
+    """
+    known = np.maximum.accumulate(np.asarray(measured, np.float64))
+    finite = np.isfinite(known)
+    places, values = np.array([0.0, *tried[finite]]), np.array([0.0, *known[finite]])
+    found: Floats = np.interp(damages, places, values)
+    return np.where(damages > places[-1], math.inf, found) if not finite.all() else found

@@ -1,8 +1,9 @@
 """Stage `plan`: spend a latency budget on widths and blocks, by what each of them costs on the target.
 
 In several cuts: each time, channels are scored, the network is traced as it is deployed, and of all widths and blocks
-those are taken that let the loss grow the least within the next part of the budget. What is left is repaired, and its
-latency is measured: the plan of the next cut begins with that, and the last cuts make up for what was predicted wrong.
+those are taken that let the outputs move the least within the next part of the budget. What is left is repaired, and
+its latency is measured: the plan of the next cut begins with that, and the last cuts make up for what was predicted
+wrong.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Cut:
         budget_ms: What was allowed.
         predicted_ms: What the plan was to take.
         measured_ms: What it takes.
-        damage: By how much the loss was to grow.
+        damage: By how much the outputs were to move.
     """
 
     budget_ms: float
