@@ -304,6 +304,10 @@ class TestRefusals:
         saved(place / "relu.onnx", "g (float[N,3,8,8] x) => (float[N,3,8,8] y) { y = Relu (x) }")
         refuse("--onnx", place / "relu.onnx", "--data", place / "data.npz", parts=("no float weights to quantize",))
 
+    def test_no_inputs(self, place: Path, refuse: Callable[..., None]) -> None:
+        saved(place / "fixed.onnx", "g () => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul (w, w) }")
+        refuse("--onnx", place / "fixed.onnx", "--data", place / "data.npz", parts=("has no inputs",))
+
     def test_quantized_already(self, place: Path, refuse: Callable[..., None]) -> None:
         student = Path("models/digits/student.onnx").absolute()
         refuse("--onnx", student, "--data", place / "data.npz", parts=("is quantized already", "the float model"))

@@ -43,7 +43,8 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         A model whose outputs are equal up to rounding.
 
     Raises:
-        ModelFileError: If ONNX Runtime cannot load the model, or if it is larger than 2 GB.
+        ModelFileError: If ONNX Runtime cannot load the model, if it is larger than 2 GB, or if its opset is so old that
+            it cannot be raised.
     """
     if model.ByteSize() > _LARGEST_BYTES:
         raise ModelFileError(
@@ -75,7 +76,16 @@ def finish(quantized: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_channel_scales(model: onnx.ModelProto) -> onnx.ModelProto:
     version = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), _LEAST_OPSET)
-    return version_converter.convert_version(model, _LEAST_OPSET) if version < _LEAST_OPSET else model
+    if version >= _LEAST_OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, _LEAST_OPSET)
+    except (version_converter.ConvertError, RuntimeError) as error:
+        raise ModelFileError(
+            f"The model has opset {version}, and cannot be raised to {_LEAST_OPSET}, which int8 with a scale for "
+            f"every channel begins with: {error}",
+            f"Export it with opset {_LEAST_OPSET} or later.",
+        ) from error
 
 
 def _name_nodes(graph: ir.Graph) -> None:

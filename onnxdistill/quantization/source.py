@@ -77,6 +77,10 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
             f"{path} is quantized already: it has {len(quantized)} nodes such as {quantized[0].op_type}.",
             "Name the float model that it was made from.",
         )
+    if not {port.name for port in model.graph.input} - {constant.name for constant in model.graph.initializer}:
+        raise ModelFileError(
+            f"{path} has no inputs, so that every call gives the same.", "Export the model with its inputs."
+        )
     tensors = [tensor for graph in graphs for tensor in graph.initializer]
     tensors += [attribute.t for node in nodes if node.op_type == "Constant" for attribute in node.attribute]
     types = {one.data_type for one in tensors if len(one.dims) >= _MATRIX_DIMENSIONS} & _FLOATS

@@ -165,6 +165,16 @@ def test_old_operator_sets_are_raised_to_scales_for_channels(opset: int) -> None
     np.testing.assert_allclose(run(prepared, x=x)[0], run(model, x=x)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_an_operator_set_that_cannot_be_raised_is_explained() -> None:
+    model = onnx.parser.parse_model(
+        '<ir_version: 3, opset_import: ["" : 3]> '
+        "g (float[N,4] x) => (float[N,4] y) <float[4,4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}> { y = MatMul (x, w) }"
+    )
+    # Constants were inputs as well then; as here, where this one isn't, the converter of onnx loses it.
+    with pytest.raises(ModelFileError, match=r"has opset 3, and cannot be raised to 13.*Export it with opset 13"):
+        prepare(model)
+
+
 def test_newer_operator_sets_stay() -> None:
     prepared = prepare(model_of("m (float[n, 4] x) => (float[n, 4] y) { y = Relu (x) }", opset=18))
     assert next(each.version for each in prepared.opset_import if not each.domain) == 18
