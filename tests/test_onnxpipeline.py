@@ -308,6 +308,12 @@ class TestRefusals:
         saved(place / "fixed.onnx", "g () => (float[2,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul (w, w) }")
         refuse("--onnx", place / "fixed.onnx", "--data", place / "data.npz", parts=("has no inputs",))
 
+    def test_an_input_that_is_an_output(self, place: Path, refuse: Callable[..., None]) -> None:
+        text = "g (float[N,2] x) => (float[N,2] x, float[N,2] y) <float[2,2] w = {1, 2, 3, 4}> { y = MatMul (x, w) }"
+        saved(place / "both.onnx", text)
+        npz(place / "pairs.npz", x=normal(16, 2))
+        refuse("--onnx", place / "both.onnx", "--data", place / "pairs.npz", parts=("gives its input 'x' back",))
+
     def test_quantized_already(self, place: Path, refuse: Callable[..., None]) -> None:
         student = Path("models/digits/student.onnx").absolute()
         refuse("--onnx", student, "--data", place / "data.npz", parts=("is quantized already", "the float model"))

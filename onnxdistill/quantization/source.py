@@ -68,6 +68,20 @@ def take_source(path: Path, place: Path) -> Source:
     return Source(place, parameters, {entry.key: entry.value for entry in model.metadata_props})
 
 
+def _check_inputs(path: Path, graph: onnx.GraphProto) -> None:
+    inputs = {port.name for port in graph.input} - {constant.name for constant in graph.initializer}
+    if not inputs:
+        raise ModelFileError(
+            f"{path} has no inputs, so that every call gives the same.", "Export the model with its inputs."
+        )
+    for port in graph.output:
+        if port.name in inputs:
+            raise ModelFileError(
+                f"{path} gives its input {port.name!r} back as an output, which ONNX Runtime's quantizer does not take.",
+                "Export the model without that output.",
+            )
+
+
 def _check(path: Path, model: onnx.ModelProto) -> None:
     graphs = list(_graphs(model.graph))
     nodes = [node for part in (*graphs, *model.functions) for node in part.node]
@@ -77,10 +91,7 @@ def _check(path: Path, model: onnx.ModelProto) -> None:
             f"{path} is quantized already: it has {len(quantized)} nodes such as {quantized[0].op_type}.",
             "Name the float model that it was made from.",
         )
-    if not {port.name for port in model.graph.input} - {constant.name for constant in model.graph.initializer}:
-        raise ModelFileError(
-            f"{path} has no inputs, so that every call gives the same.", "Export the model with its inputs."
-        )
+    _check_inputs(path, model.graph)
     tensors = [tensor for graph in graphs for tensor in graph.initializer]
     tensors += [attribute.t for node in nodes if node.op_type == "Constant" for attribute in node.attribute]
     types = {one.data_type for one in tensors if len(one.dims) >= _MATRIX_DIMENSIONS} & _FLOATS
