@@ -77,7 +77,7 @@ def _check_inputs(path: Path, graph: onnx.GraphProto) -> None:
     for port in graph.output:
         if port.name in inputs:
             raise ModelFileError(
-                f"{path} gives its input {port.name!r} back as an output, which ONNX Runtime's quantizer does not take.",
+                f"{path} gives its input {port.name!r} back as an output, which quantizers of ONNX Runtime refuse.",
                 "Export the model without that output.",
             )
 
