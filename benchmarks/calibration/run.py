@@ -203,7 +203,7 @@ def summarise(results: dict[str, Any]) -> None:
     }
     holds = {
         "memory_within_5_percent": abs(more - 1) < 0.05,
-        "time_at_least_5_times_less_in_the_median_round": bool(np.median(ratios) >= 5),
+        "time_at_least_5_times_less": bool(ratios.min() >= 5),
         # Kernels round differently in a session with other outputs.
         "ranges_within_one_bin": max(results["ranges"].values()) <= 1.01,
     }

@@ -23,6 +23,7 @@ from onnxdistill.graph.blocks import without_blocks
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.importance import Scores
 from onnxdistill.graph.recalibrate import NormMatcher
+from onnxdistill.graph.repair import Removed
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import most_important
 from onnxdistill.planning.network import Damages, Pair
@@ -39,6 +40,19 @@ _RANK_SHARES = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 _WORTHWHILE, _LEAST_RANK = 0.9, 8
 # Choices are tried on as many calibration samples as these multiply-adds allow, within bounds.
 _TRIED_MACS, _FEWEST, _MOST = 16e9, 16, 128
+
+
+class _Trial:
+    """Measures what single changes of a network do."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        samples = _TRIED_MACS / max(1, count_macs(network, task.example_input(1)))
+        self._divergence = Divergence(network, task, int(min(_MOST, max(_FEWEST, samples))))
+        self._norms = NormMatcher(network, [self._divergence.inputs])
+
+    def of(self, changed: nn.Module, removed: Removed | None = None) -> float:
+        """How far the outputs have moved with `removed` gone; see `ChannelAnalysis.removed_indices`."""
+        return self._divergence.of(self._norms.matched(changed, removed or {}))
 
 
 class Appraiser:
@@ -71,44 +85,39 @@ class Appraiser:
         if not self._task.measurable:
             mean = float(np.mean([curve[0] for curve in curves.values()])) if curves else 1.0
             return Damages(curves, dict.fromkeys(blocks, mean))
-        samples = _TRIED_MACS / max(1, count_macs(self._network, self._task.example_input(1)))
-        measure = Divergence(self._network, self._task, int(min(_MOST, max(_FEWEST, samples))))
-        self._matcher = NormMatcher(self._network, [measure.inputs])
-        pairs = self._pairs(measure)
+        trial = _Trial(self._network, self._task)
+        pairs = self._pairs(trial)
         widths = {}
         for number, (name, curve) in enumerate(curves.items(), 1):
             self._say(f"trying widths, {number} of {len(curves)}")
-            widths[name] = self._tried_curve(name, curve, measure)
+            widths[name] = self._tried_curve(name, curve, trial)
         self._say("trying to do without blocks")
-        return Damages(widths, {block: self._without(block, measure) for block in blocks}, pairs)
+        return Damages(widths, {block: trial.of(without_blocks(self._network, [block])) for block in blocks}, pairs)
 
     def _curve(self, group: str) -> Floats:
         """The importance that has gone with so many channels left, the least important ones gone first."""
         rising = np.sort(self._scores[group].double().numpy())
         return np.concatenate([np.cumsum(rising)[::-1], [0.0]])
 
-    def _tried_curve(self, group: str, curve: Floats, measure: Divergence) -> Floats:
+    def _tried_curve(self, group: str, curve: Floats, trial: _Trial) -> Floats:
         size = len(curve) - 1
         narrower = [width for width in self._known.choices.widths[group] if width < size]
         tried = sorted({min(narrower, key=lambda one: abs(one - size / 2)), narrower[0]}, reverse=True)
-        measured = [self._narrower(group, width, measure) for width in tried]
+        measured = [self._narrower(group, width, trial) for width in tried]
         rises = np.diff([0.0, *curve[tried]]) > 0
         # Without any gradient, each channel counts alike.
         shape = curve if rises.all() else np.arange(size, -1, -1, dtype=np.float64)
         return brought_to(shape, shape[tried], measured)
 
-    def _narrower(self, group: str, width: int, measure: Divergence) -> float:
+    def _narrower(self, group: str, width: int, trial: _Trial) -> float:
         kept = most_important(self._scores, {group: width})
         try:
             smaller = remove_channels(self._network, self._known.analysis, kept, self._example)
         except NetworkError:  # with other groups together it may be possible, but that is not known
             return math.inf
-        return measure.of(self._matcher.matched(smaller, self._known.analysis.removed_indices(kept)))
+        return trial.of(smaller, self._known.analysis.removed_indices(kept))
 
-    def _without(self, block: str, measure: Divergence) -> float:
-        return measure.of(self._matcher.matched(without_blocks(self._network, [block]), {}))
-
-    def _pairs(self, measure: Divergence) -> dict[str, list[Pair]]:
+    def _pairs(self, trial: _Trial) -> dict[str, list[Pair]]:
         """The pairs that are faster than the layer that they stand for, with what they cost, by its weight's name."""
         worthwhile = self._worthwhile()
         if not worthwhile:
@@ -119,7 +128,7 @@ class Appraiser:
         found = {}
         for number, (name, forms) in enumerate(worthwhile.items(), 1):
             self._say(f"trying low-rank pairs, {number} of {len(worthwhile)}")
-            found[f"{name}.weight"] = self._tried_pairs(name, forms, factors, measure)
+            found[f"{name}.weight"] = self._tried_pairs(name, forms, factors, trial)
         return found
 
     def _worthwhile(self) -> dict[str, list[PairForm]]:
@@ -139,7 +148,7 @@ class Appraiser:
         return found
 
     def _tried_pairs(
-        self, name: str, forms: Sequence[PairForm], factors: Mapping[str, FactorsByScheme], measure: Divergence
+        self, name: str, forms: Sequence[PairForm], factors: Mapping[str, FactorsByScheme], trial: _Trial
     ) -> list[Pair]:
         possible = [form for form in forms if form.rank < len(factors[name][form.scheme].errors)]
         if not possible:
@@ -148,10 +157,7 @@ class Appraiser:
         # The one in the middle and the worst one, of either scheme: both have the layer's inputs and outputs.
         order = np.argsort(errors, kind="stable")
         tried = list(dict.fromkeys(int(order[place]) for place in (len(order) // 2, len(order) - 1)))
-        measured = [
-            measure.of(self._matcher.matched(with_pairs(self._network, factors, {name: possible[place]}), {}))
-            for place in tried
-        ]
+        measured = [trial.of(with_pairs(self._network, factors, {name: possible[place]})) for place in tried]
         rises = np.diff([0.0, *errors[tried]]) > 0
         damages = brought_to(errors, errors[tried], measured) if rises.all() else np.full_like(errors, max(measured))
         return [
