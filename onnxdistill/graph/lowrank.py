@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from onnxdistill.graph.columns import Layer, watched
 from onnxdistill.graph.pairmoments import Moments, Scheme
 
-# Relative to the largest eigenvalue: directions in which the inputs hardly vary; post-ReLU inputs have many.
+# Relative to the sum of the eigenvalues: directions in which the inputs hardly vary; post-ReLU inputs have many.
 INPUT_FLOOR = 1e-7
-# Directions of the outputs on which the loss hardly depends now, but will when other layers have changed.
+# Relative to the largest: directions of the outputs on which the loss hardly depends now, but will when other layers
+# have changed.
 WORTH_FLOOR = 1e-2
 
 
@@ -68,13 +69,13 @@ def scheme_of(layer: Layer, wanted: Scheme) -> Scheme:
 def decompose(layer: Layer, scheme: Scheme, moments: Moments | None = None) -> Factors:
     """Decomposes a layer, with the second moments of its inputs and gradients if there are some."""
     matrix = _matrix(layer.weight.detach().double(), scheme)
-    roots, inverse = _root(moments.inputs, INPUT_FLOOR) if moments is not None else (None, None)
+    roots = None if moments is None else _triangular_root(moments.inputs)
     worth = None if moments is None else moments.worth
-    values_of, back = _root(worth, WORTH_FLOOR) if worth is not None else (None, None)
+    values_of, back = _root(worth) if worth is not None else (None, None)
     weighted = matrix if roots is None else matrix @ roots
     weighted = weighted if values_of is None else values_of.T @ weighted
     left, values, right = torch.linalg.svd(weighted, full_matrices=False)
-    right = right if inverse is None else right @ inverse
+    right = right if roots is None else torch.linalg.solve_triangular(roots, right, upper=False, left=False)
     left = left if back is None else back.T @ left
     energy = values**2
     lost = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
@@ -84,10 +85,18 @@ def decompose(layer: Layer, scheme: Scheme, moments: Moments | None = None) -> F
     return Factors(left * values.sqrt(), values.sqrt()[:, None] * right, lost)
 
 
-def _root(moment: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def _triangular_root(moment: Tensor) -> Tensor:
+    """R with R R^T the moment; any such R gives the same pair. Of long columns, eigenvalues would take minutes."""
+    moment = moment.double()
+    floor = INPUT_FLOOR * moment.diagonal().sum().clamp_min(1e-30)
+    root: Tensor = torch.linalg.cholesky(moment + floor * torch.eye(len(moment), dtype=moment.dtype))
+    return root
+
+
+def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
     """R and its inverse, with R R^T the moment."""
     eigenvalues, vectors = torch.linalg.eigh(moment.double())
-    roots = eigenvalues.clamp_min(floor * eigenvalues.max().clamp_min(1e-30)).sqrt()
+    roots = eigenvalues.clamp_min(WORTH_FLOOR * eigenvalues.max().clamp_min(1e-30)).sqrt()
     return vectors * roots, (vectors / roots).T
 
 

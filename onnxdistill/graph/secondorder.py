@@ -15,7 +15,7 @@ both called useless.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,14 +61,17 @@ class Consumer:
     worth: Tensor
     kernel: int
 
-    def losses(self, channels: list[Tensor]) -> Tensor:
+    def losses(self, channels: Sequence[Tensor]) -> Tensor:
         """The growth of the loss for every set of columns, each by itself."""
-        grown = []
-        for columns in channels:
-            block = self.inverse[columns][:, columns]
-            weight = self.weight[:, columns]
-            grown.append((self.worth * (torch.linalg.solve(block, weight.T).T * weight).sum(1)).sum())
-        return torch.stack(grown)
+        grown = torch.empty(len(channels), dtype=torch.float64)
+        lengths = [len(columns) for columns in channels]
+        for length in set(lengths):  # a single one, but for channels that an input takes more often than others
+            places = [place for place, other in enumerate(lengths) if other == length]
+            columns = torch.stack([channels[place] for place in places])
+            blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
+            weights = self.weight.T[columns]
+            grown[places] = (torch.linalg.solve(blocks, weights) * weights).sum(1) @ self.worth
+        return grown
 
     def remove(self, columns: Tensor) -> None:
         """Takes columns out and repairs the rest."""
@@ -133,8 +136,9 @@ def _statistics(
     batches = 0
 
     def see(name: str, layer: Layer, inputs: Tensor, result: Tensor) -> None:
-        columns = sampled(input_columns(layer, inputs.detach()), COLUMNS_PER_BATCH, batches).double()
-        moment = columns.T @ columns / len(columns)
+        columns = sampled(input_columns(layer, inputs.detach()), COLUMNS_PER_BATCH, batches)
+        # In float32, whose error is far below the damping; only the sum over batches is in float64.
+        moment = (columns.T @ columns).double() / len(columns)
         moments[name] = moments[name] + moment if name in moments else moment
         calls[name] = calls.get(name, 0) + 1
         outputs.append((name, layer, result))
@@ -174,7 +178,7 @@ def _consumer(network: nn.Module, name: str, moments: dict[str, Tensor], worth: 
     moment = moments[name]
     damped = moment + DAMPING * moment.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moment), dtype=moment.dtype)
     kernel = 1 if isinstance(layer, nn.Linear) else layer.kernel_size[0] * layer.kernel_size[1]
-    return Consumer(weight.clone(), torch.linalg.inv(damped), worth[name], kernel)
+    return Consumer(weight.clone(), torch.cholesky_inverse(torch.linalg.cholesky(damped)), worth[name], kernel)
 
 
 def _greedy(group: ChannelGroup, known: list[tuple[Member, Consumer]]) -> Tensor:
@@ -193,12 +197,12 @@ def _greedy(group: ChannelGroup, known: list[tuple[Member, Consumer]]) -> Tensor
         )
         order = torch.argsort(marginal, stable=True)[:step].tolist()
         for place in order:
-            channel = left[place]
             # Not below those before it, so that the order by score is the order of removal.
             last = max(last, float(marginal[place]))
-            grown[channel] = last
-            for own, consumer in columns:
-                consumer.remove(own[channel])
+            grown[left[place]] = last
+        for own, consumer in columns:
+            # At once: what is repaired is the same, and the large inverse is gone through a single time.
+            consumer.remove(torch.cat([own[left[place]] for place in order]))
         left = [channel for place, channel in enumerate(left) if place not in order]
     return grown
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from torch import Tensor
 
+from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, pair_of
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode
@@ -178,7 +179,7 @@ class Costing:
         graph: Of its exported file.
         costs: Of the network as it is deployed.
         profile: Of the machine.
-        weight_bytes: How large all weights will be; for the caches.
+        load: What the network will ask of the caches.
     """
 
     def __init__(
@@ -188,13 +189,13 @@ class Costing:
         graph: Graph,
         costs: NetworkCosts,
         profile: DeviceProfile,
-        weight_bytes: int,
+        load: CacheLoad,
     ) -> None:
         self._choices = choices
         self._graph = graph
         self._costs = costs
         self._profile = profile
-        self._weight_bytes = weight_bytes
+        self._load = load
         self._groups = {group.name: group for group in analysis.free}
         self._layers = {layer.name: layer for layer in costs.layers}
         self._runs: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
@@ -297,11 +298,11 @@ class Costing:
         return node.scaled_ms(1.0 if layer is None else self._cut(layer, kept).outputs / layer.outputs)
 
     def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
-        return self._costs.layer_ms(self._profile, self._cut(layer, kept), self._weight_bytes)
+        return self._costs.layer_ms(self._profile, self._cut(layer, kept), self._load)
 
     def _pair_ms(self, layer: Layer, pair: Pair, kept: Mapping[str, int]) -> float:
         both = pair_of(self._cut(layer, kept), pair.rank, spatial=pair.spatial)
-        return sum(self._costs.layer_ms(self._profile, one, self._weight_bytes) for one in both)
+        return sum(self._costs.layer_ms(self._profile, one, self._load) for one in both)
 
     def _groups_through(self, layer: Layer) -> list[str]:
         runs = self._runs.get(self._graph.weights.get(layer.name, ""), ())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,13 +22,11 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from onnxdistill.device.host import usable_cpus
 from onnxdistill.device.session import Session, SessionSettings, open_session
-from onnxdistill.errors import DataError, ModelFileError
+from onnxdistill.errors import DataError
+from onnxdistill.quantization.histogram import Histogram
 
 QUANTIZABLE = frozenset(QLinearOpsRegistry) | frozenset(QDQRegistry)
 """Operator types that ONNX Runtime quantizes if it isn't told which."""
-
-HALF = 8192
-"""Bins of a histogram on either side of zero. The side of the largest magnitude uses more than half of its bins."""
 
 BUDGET_BYTES = 96 * 2**20
 """For the activations that one run gives back."""
@@ -41,150 +38,7 @@ Feeds = Mapping[str, NDArray[np.generic]]
 Work = Callable[[], None]
 
 _FLOATS: dict[int, np.dtype[Any]] = {TensorProto.FLOAT: np.dtype(np.float32), TensorProto.FLOAT16: np.dtype(np.float16)}
-# 2 to the power of this, and of its negative, are normal numbers in float32.
-_LEAST_EXPONENT = -126
 _MOST_WORKERS = 4  # more would only wait for their results to be counted
-# Values that are scaled and rounded at once: their copies stay in the processor's cache.
-_PIECE = 1 << 16
-
-
-class Histogram:
-    """How many values of a tensor lie in bins of equal width, on both sides of zero.
-
-    The width is a power of two and doubles as often as a value falls outside: neighbours are then joined. Dividing by a
-    power of two and rounding down are exact in floating point, so that a value is counted in the same bin whether it
-    comes before or after. The counts depend neither on the order of the values nor on how they are cut into batches
-    (but for negative ones that underflow when they are divided by the width, and count as zero).
-
-    Args:
-        name: The tensor's, for messages.
-
-    Attributes:
-        counts: `[2 * HALF]`; bin `i` has the values from `(i - HALF) * width` up to the next bin's.
-        minimum: The least value so far; infinity before the first.
-        maximum: The largest value so far; minus infinity before the first.
-    """
-
-    def __init__(self, name: str = "") -> None:
-        self.name = name
-        self.counts: NDArray[np.int64] = np.zeros(2 * HALF, np.int64)
-        self.minimum = math.inf
-        self.maximum = -math.inf
-        self._exponent = _LEAST_EXPONENT
-        self._adding = threading.Lock()
-
-    @classmethod
-    def of(cls, name: str, counts: NDArray[np.int64], minimum: float, maximum: float, exponent: int) -> Histogram:
-        """A histogram with what another one came to; see its attributes."""
-        made = cls(name)
-        made.counts[:] = counts
-        made.minimum, made.maximum, made._exponent = minimum, maximum, exponent
-        return made
-
-    @property
-    def exponent(self) -> int:
-        """The width of a bin is 2 to the power of this."""
-        return self._exponent
-
-    @property
-    def width(self) -> float:
-        """Width of a bin."""
-        return math.ldexp(1.0, self._exponent)
-
-    @property
-    def total(self) -> int:
-        """Number of values."""
-        return int(self.counts.sum())
-
-    def add(self, values: NDArray[np.generic]) -> None:
-        """Counts values, of float32 or float16 and of any shape.
-
-        Raises:
-            ModelFileError: If one of them is NaN or infinite; the message names the tensor.
-        """
-        if values.size == 0:
-            return
-        flat = np.ravel(values)
-        with self._adding:
-            for start in range(0, flat.size, _PIECE):
-                self._add_piece(flat[start : start + _PIECE].astype(np.float32, copy=False))
-
-    def magnitudes(self) -> Histogram:
-        """The histogram of the absolute values."""
-        folded = Histogram.of(self.name, np.zeros_like(self.counts), math.inf, -math.inf, self._exponent)
-        folded.counts[HALF:] = self.counts[HALF:] + self.counts[HALF - 1 :: -1]
-        if self.maximum >= self.minimum:
-            folded.maximum = max(-self.minimum, self.maximum)
-            folded.minimum = max(self.minimum, -self.maximum, 0.0)
-        return folded
-
-    def _widen(self, magnitude: float) -> None:
-        if magnitude == 0:
-            return
-        # magnitude < HALF * 2 ** exponent, and at least half of that.
-        exponent = math.frexp(magnitude)[1] - (HALF.bit_length() - 1)
-        for _ in range(min(exponent - self._exponent, HALF.bit_length())):
-            joined = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts[:] = 0
-            self.counts[HALF // 2 : -HALF // 2] = joined
-        self._exponent = max(self._exponent, exponent)
-
-    def _add_piece(self, values: NDArray[np.float32]) -> None:
-        with np.errstate(invalid="ignore"):
-            low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise ModelFileError(
-                f"The tensor {self.name!r} has values that are NaN or infinite, and so has no range to quantize it by.",
-                "Check the calibration samples for such values, and the weights.",
-            )
-        self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-        self._widen(max(-low, high))
-        if low < 0:
-            self.counts += _SCRATCH.signed_counts(values, self._exponent)
-        else:
-            self.counts[HALF:] += _SCRATCH.unsigned_counts(values, self._exponent)
-
-
-class _Scratch(threading.local):
-    """Every thread's own room for a piece: fresh memory would be given back and faulted in again for each of them."""
-
-    def __init__(self) -> None:
-        self._scaled = np.empty(_PIECE, np.float32)
-        # Processors convert many at once to 32 bits, and many of these to 64; straight to 64 takes twice as long.
-        self._narrow = np.empty(_PIECE, np.int32)
-        self._wide = np.empty(_PIECE, np.intp)
-        self._sides = np.tile(np.array([0, HALF], np.int32), _PIECE // 2)
-
-    def signed_counts(self, values: NDArray[np.float32], exponent: int) -> NDArray[np.intp]:
-        """`[2 * HALF]`."""
-        scaled = self._scaled[: values.size]
-        np.multiply(values, np.float32(math.ldexp(1.0, -exponent)), out=scaled)
-        np.floor(scaled, out=scaled)
-        narrow = self._narrow[: values.size]
-        np.copyto(narrow, scaled, casting="unsafe")
-        narrow += HALF
-        return self._counted(narrow)
-
-    def unsigned_counts(self, values: NDArray[np.float32], exponent: int) -> NDArray[np.intp]:
-        """`[HALF]`, of values of which none is negative."""
-        scaled = self._scaled[: values.size]
-        np.multiply(values, np.float32(math.ldexp(1.0, -exponent)), out=scaled)
-        narrow = self._narrow[: values.size]
-        # What is behind the point is cut, which rounds down here.
-        np.copyto(narrow, scaled, casting="unsafe")
-        # Behind a ReLU one value in two is zero, and adding to one count again and again waits each time for the
-        # last; two counts in turns wait half as long.
-        narrow += self._sides[: values.size]
-        both: NDArray[np.intp] = self._counted(narrow).reshape(2, HALF).sum(axis=0)
-        return both
-
-    def _counted(self, bins: NDArray[np.int32]) -> NDArray[np.intp]:
-        wide = self._wide[: bins.size]
-        np.copyto(wide, bins)
-        return np.bincount(wide, minlength=2 * HALF)
-
-
-_SCRATCH = _Scratch()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import onnx
 
 from onnxdistill.device import runtime
 from onnxdistill.device.cachefolder import cache_folder, found, keep
-from onnxdistill.quantization.calibration import HALF, Feeds, Histogram, collect
+from onnxdistill.quantization.calibration import Feeds, collect
+from onnxdistill.quantization.histogram import HALF, Histogram
 
 _LEAST_SECONDS = 2.0  # what is collected sooner isn't worth a file
 _MOST_FILES = 32

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxdistill.quantization.calibration import HALF, Histogram
+from onnxdistill.quantization.histogram import HALF, Histogram
 
 Method = Literal["minmax", "percentile", "entropy", "mse"]
 

@@ -12,8 +12,9 @@ import onnx
 from onnxdistill.device.host import HostFacts, read_host
 from onnxdistill.onnxfile import save_checked
 from onnxdistill.quantization.biases import correct_biases
-from onnxdistill.quantization.calibration import Feeds, Histogram, collect, find_activations
+from onnxdistill.quantization.calibration import Feeds, collect, find_activations
 from onnxdistill.quantization.equalization import equalize, find_pairs
+from onnxdistill.quantization.histogram import Histogram
 from onnxdistill.quantization.histogramcache import collected
 from onnxdistill.quantization.placement import mixed_ends
 from onnxdistill.quantization.preparation import finish, prepare

@@ -56,6 +56,22 @@ def test_the_loss_is_that_of_least_squares(seed: int, size: int) -> None:
     assert torch.allclose(known.weight[:, 1:], fitted.T, atol=1e-8)
 
 
+def test_channels_of_different_size_and_several_at_once() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(50, 6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    inverse = torch.linalg.inv(inputs.T @ inputs / len(inputs))
+    channels = [torch.tensor([0, 3]), torch.tensor([1]), torch.tensor([2, 4])]
+    one, other = (Consumer(weight.clone(), inverse.clone(), torch.ones(3, dtype=torch.float64), 1) for _ in range(2))
+    together = one.losses(channels).tolist()
+    assert together == pytest.approx([float(one.losses([columns])[0]) for columns in channels])
+    for columns in channels:
+        one.remove(columns)
+    other.remove(torch.cat(channels))
+    assert torch.allclose(one.weight, other.weight)
+    assert torch.allclose(one.inverse, other.inverse)
+
+
 def batches() -> Iterator[Callable[[nn.Module], Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):

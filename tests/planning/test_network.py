@@ -56,7 +56,7 @@ class Case:
 
     @property
     def costing(self) -> Costing:
-        return Costing(self.choices, self.analysis, self.graph, self.costs, self.profile, self.costs.weight_bytes)
+        return Costing(self.choices, self.analysis, self.graph, self.costs, self.profile, self.costs.load)
 
 
 def exported(network: nn.Module, example: torch.Tensor, path: Path) -> Exported:
@@ -70,7 +70,7 @@ def case_of(network: nn.Module, example: torch.Tensor, path: Path, blocks: Seque
     analysis = analyse_channels(network, example)
     choices = choices_of(analysis, Steps(8, 8), blocks)
     others = tuple(OtherNode(name, 2.0, 0.5) for name in before.sizes if name not in graph.weights)
-    costs = NetworkCosts(before.layers, dict.fromkeys((layer.name for layer in before.layers), 1.5), others, 3.0)
+    costs = NetworkCosts(before.layers, dict.fromkeys((layer.name for layer in before.layers), 1.5), others, 3.0, 10.0)
     damages = Damages(
         {name: np.linspace(1, 0, analysis[name].size + 1) ** 2 for name in choices.widths},
         dict.fromkeys(choices.blocks, 0.3),

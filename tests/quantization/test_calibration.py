@@ -1,16 +1,13 @@
-"""Histograms: by hand, in any order and any batches, against brute force on a real network; and what is observed."""
+"""Which activations are observed, and their histograms against brute force on a real network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
@@ -18,106 +15,12 @@ from onnx.reference import ReferenceEvaluator
 from onnxdistill.errors import DataError, ModelFileError
 from onnxdistill.networks import build_network
 from onnxdistill.quantization import calibration
-from onnxdistill.quantization.calibration import HALF, Histogram, collect, find_activations, with_outputs
+from onnxdistill.quantization.calibration import collect, find_activations, with_outputs
+from onnxdistill.quantization.histogram import HALF, Histogram
 from onnxdistill.recipe import ExportTable
 from onnxdistill.stages.export import export
 
 Array = NDArray[np.float32]
-# Without numbers so small that they underflow when they are divided by the width of a bin.
-NUMBERS = st.floats(-1e6, 1e6, width=32).map(lambda number: 0.0 if abs(number) < 1e-6 else number)
-ARRAYS = arrays.arrays(np.float32, st.integers(0, 40), elements=NUMBERS)
-
-
-def histogram(*batches: Array | Sequence[float]) -> Histogram:
-    made = Histogram("x")
-    for batch in batches:
-        made.add(np.asarray(batch, np.float32))
-    return made
-
-
-def filled(made: Histogram) -> dict[int, int]:
-    """Counts by the number of the bin, where 0 is the first above zero."""
-    return {int(index) - HALF: int(made.counts[index]) for index in np.flatnonzero(made.counts)}
-
-
-def test_bins_by_hand() -> None:
-    # 3 lies between 2 and 4, so that 8,192 bins up to 4 are 2 ** -11 wide.
-    made = histogram([3.0, 0.0, -(2**-12), 2**-11, 2**-10, -1.0])
-    assert made.width == 2**-11
-    assert filled(made) == {3 * 2**11: 1, 0: 1, -1: 1, 1: 1, 2: 1, -(2**11): 1}
-    assert (made.minimum, made.maximum, made.total) == (-1.0, 3.0, 6)
-
-
-def test_a_value_outside_joins_neighbours() -> None:
-    made = histogram([3.0, 0.0, -(2**-12), 2**-11, 2**-10, -1.0], [4.0])
-    assert made.width == 2**-10  # 4 is the first value that 8,192 bins up to 4 do not have
-    assert filled(made) == {3 * 2**10: 1, 0: 2, -1: 1, 1: 1, -(2**10): 1, 2**12: 1}
-
-
-def test_zeros_alone_and_nothing() -> None:
-    assert histogram().total == histogram([]).total == 0
-    zeros = histogram([0.0, -0.0, 0.0])
-    assert filled(zeros) == {0: 3}
-    zeros.add(np.float32([-1e30]))
-    assert filled(zeros)[0] == 3
-    assert zeros.total == 4
-
-
-def test_the_extremes_of_float32_are_counted() -> None:
-    limits = np.finfo(np.float32)
-    made = histogram([limits.tiny], [limits.max, limits.min], [limits.smallest_subnormal])
-    assert made.total == 4
-    assert (made.minimum, made.maximum) == (limits.min, limits.max)
-    assert made.width * HALF == 2.0**128
-
-
-@given(ARRAYS, ARRAYS, ARRAYS)
-def test_counts_do_not_depend_on_order_or_batches(first: Array, second: Array, third: Array) -> None:
-    parts = histogram(first, second, third)
-    whole = histogram(np.concatenate((third, second, first)))
-    assert parts.width == whole.width
-    np.testing.assert_array_equal(parts.counts, whole.counts)
-    assert parts.total == len(first) + len(second) + len(third)
-
-
-@given(ARRAYS)
-def test_counts_are_those_of_numpy(values: Array) -> None:
-    made = histogram(values)
-    edges = (np.arange(2 * HALF + 1) - HALF) * made.width
-    np.testing.assert_array_equal(made.counts, np.histogram(values.astype(np.float64), edges)[0])
-    if np.any(values):
-        assert HALF / 2 <= np.abs(values).max() / made.width < HALF
-
-
-@given(ARRAYS)
-def test_magnitudes(values: Array) -> None:
-    folded = histogram(values).magnitudes()
-    assert folded.total == len(values)
-    assert not folded.counts[:HALF].any()
-    if len(values):
-        sizes = np.abs(values)
-        assert folded.maximum == sizes.max()
-        assert folded.minimum <= sizes.min()  # of values on both sides of zero, it is not known
-
-
-def test_large_tensors_are_counted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).standard_normal((7, 5, 11), dtype=np.float32)
-    whole = histogram(values)
-    monkeypatch.setattr(calibration, "_PIECE", 16)
-    np.testing.assert_array_equal(histogram(values).counts, whole.counts)
-
-
-def test_float16_is_counted_as_it_is() -> None:
-    values = np.random.default_rng(0).standard_normal(1000).astype(np.float16)
-    made = Histogram()
-    made.add(values)
-    np.testing.assert_array_equal(made.counts, histogram(values.astype(np.float32)).counts)
-
-
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_name_the_tensor(wrong: float) -> None:
-    with pytest.raises(ModelFileError, match="The tensor 'x' has values that are NaN or infinite"):
-        histogram([1.0, wrong, 2.0])
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +49,8 @@ def test_histograms_are_those_of_brute_force(resnet: onnx.ModelProto) -> None:
     assert made.keys() == set(found.observed)
     for name in [found.observed[0], found.observed[3], found.observed[-1]]:
         values = brute_force(resnet, name, images(4)) if name != "input" else images(4)
-        expected = histogram(values)
+        expected = Histogram(name)
+        expected.add(values)
         assert made[name].total == values.size
         assert made[name].width == expected.width
         # Kernels round differently: a value at the edge of a bin may fall into the next one.
@@ -282,4 +186,4 @@ def test_a_model_with_a_fixed_batch_is_run_as_it_is() -> None:
     )
     made = collect(model, ["x", "y"], [{"x": np.ones((2, 4), np.float32)}] * 3, budget_bytes=1)
     assert made["y"].total == 24
-    assert filled(made["y"]) == filled(made["x"]) == {HALF // 2: 24}
+    assert made["y"].counts[HALF + HALF // 2] == made["x"].counts[HALF + HALF // 2] == 24

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from onnxdistill.quantization import histogramcache
-from onnxdistill.quantization.calibration import Feeds, Histogram, collect
+from onnxdistill.quantization.calibration import Feeds, collect
+from onnxdistill.quantization.histogram import Histogram
 from onnxdistill.quantization.histogramcache import collected
 from tests.quantization.graphs import model_of, uniform
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from onnxdistill.quantization.calibration import HALF, Histogram
+from onnxdistill.quantization.histogram import HALF, Histogram
 from onnxdistill.quantization.ranges import Method, Range, divergences_of, find_range, squared_errors
 
 METHODS: tuple[Method, ...] = get_args(Method)

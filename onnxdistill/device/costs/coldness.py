@@ -1,4 +1,9 @@
-"""How far the weights of a network push each other out of the processor's caches, by their size."""
+"""How far the weights of a network have left the processor's caches when they are used again.
+
+They push each other out where they are too large for the caches. And where several machines share a processor, the
+others push them out with time: a virtual machine that reads 9 MB of weights every millisecond finds them in the last
+cache, and every 4 ms it finds none.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +22,25 @@ _WIDTHS = (256, 256)
 _LAYER_BYTES = 256 * 256 * 9 * 4
 _COUNTS = (1, 2, 4, 6, 8, 12, 16, 24)
 
+# What is left of some of them after so long.
+_RESTING_COUNT = 4
+_PAUSES_MS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
+
 # Below this gain there are no caches to speak of, or the weights are elsewhere.
 _LEAST_GAIN = 1.1
+
+
+@dataclass(frozen=True)
+class CacheLoad:
+    """What a network asks of the caches.
+
+    Attributes:
+        weight_bytes: Size of all of its weights.
+        latency_ms: What a run takes, after which each weight is used again.
+    """
+
+    weight_bytes: int
+    latency_ms: float
 
 
 @dataclass(frozen=True)
@@ -28,34 +50,54 @@ class Coldness:
     Attributes:
         sizes_bytes: Of all weights of a network.
         shares: How cold weights are then; rising.
+        intervals_ms: Between two runs.
+        interval_shares: How cold weights are then, however few they are; rising.
         ms_per_byte: What a byte of a layer's weights costs where none stay.
     """
 
     sizes_bytes: Sequence[float]
     shares: Sequence[float]
+    intervals_ms: Sequence[float] = ()
+    interval_shares: Sequence[float] = ()
     ms_per_byte: float = 0.0
 
-    def at(self, weight_bytes: float) -> float:
-        """Of a network with so many bytes of weights."""
-        return float(np.interp(weight_bytes, self.sizes_bytes, self.shares)) if self.shares else 0.0
+    def at(self, load: CacheLoad) -> float:
+        """In a network."""
+        by_size = float(np.interp(load.weight_bytes, self.sizes_bytes, self.shares)) if self.shares else 0.0
+        if not self.interval_shares:
+            return by_size
+        return max(by_size, float(np.interp(load.latency_ms, self.intervals_ms, self.interval_shares)))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
-        shares, sizes = list(self.shares), list(self.sizes_bytes)
-        return {"sizes_bytes": sizes, "shares": shares, "ms_per_byte": self.ms_per_byte}
+        return {
+            "sizes_bytes": list(self.sizes_bytes),
+            "shares": list(self.shares),
+            "intervals_ms": list(self.intervals_ms),
+            "interval_shares": list(self.interval_shares),
+            "ms_per_byte": self.ms_per_byte,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Coldness:
         """The inverse of `to_json`."""
-        sizes, shares = (tuple(map(float, data[key])) for key in ("sizes_bytes", "shares"))
-        return cls(sizes, shares, float(data["ms_per_byte"]))
+        names = ("sizes_bytes", "shares", "intervals_ms", "interval_shares")
+        sizes, shares, intervals, interval_shares = (tuple(map(float, data[name])) for name in names)
+        return cls(sizes, shares, intervals, interval_shares, float(data["ms_per_byte"]))
 
 
 def measure_coldness(clock: LayerClock) -> Coldness:
-    """Times a layer beside more and more others like it, each with weights of its own."""
+    """Times a layer beside more and more others like it, each with weights of its own, and after longer and longer."""
     times_ms = np.maximum.accumulate([clock.repeated_ms(_KIND, _WIDTHS, count) for count in _COUNTS])
     if times_ms[-1] < _LEAST_GAIN * times_ms[0]:
         return Coldness((), ())
-    shares = (times_ms - times_ms[0]) / (times_ms[-1] - times_ms[0])
-    sizes = tuple(float(count * _LAYER_BYTES) for count in _COUNTS)
-    return Coldness(sizes, tuple(map(float, shares)), float(times_ms[-1] - times_ms[0]) / _LAYER_BYTES)
+    whole_ms = float(times_ms[-1] - times_ms[0])
+    rested_ms = np.maximum.accumulate([clock.repeated_ms(_KIND, _WIDTHS, _RESTING_COUNT, ms) for ms in _PAUSES_MS])
+    return Coldness(
+        sizes_bytes=tuple(float(count * _LAYER_BYTES) for count in _COUNTS),
+        shares=tuple(map(float, (times_ms - times_ms[0]) / whole_ms)),
+        intervals_ms=tuple(map(float, np.array(_PAUSES_MS) + _RESTING_COUNT * rested_ms)),
+        # Without a pause it is their size alone.
+        interval_shares=tuple(map(float, np.minimum(1.0, (rested_ms - rested_ms[0]) / whole_ms))),
+        ms_per_byte=whole_ms / _LAYER_BYTES,
+    )

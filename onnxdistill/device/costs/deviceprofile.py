@@ -21,7 +21,7 @@ from onnxdistill.device.schema import reading
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import DataError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _MOST_FILES = 16
 
@@ -38,7 +38,7 @@ class DeviceProfile:
         threads: Threads inside one operator.
         provider: Execution provider, as it was asked for.
         activations: Type of what goes into layers of 8-bit integers.
-        coldness: How far weights push each other out of the caches.
+        coldness: How far weights leave the caches from one run to the next.
         surfaces: Times of every kind of layer, with its weights in the caches.
     """
 

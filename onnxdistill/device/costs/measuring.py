@@ -57,13 +57,27 @@ class LayerClock:
             }
         return measured
 
-    def repeated_ms(self, kind: LayerKind, widths: Widths, count: int) -> float:
-        """The mean time of a layer in a model of so many of them, each with weights of its own.
+    def repeated_ms(self, kind: LayerKind, widths: Widths, count: int, pause_ms: float = 0.0) -> float:
+        """The mean time of a layer in a model of so many of them, each with weights of its own; median of the runs.
+
+        Args:
+            kind: Of the layers.
+            widths: Of each of them.
+            count: How many there are.
+            pause_ms: Between two runs, in which nothing of theirs is used.
 
         Raises:
             ModelFileError: If ONNX Runtime does not take such a layer.
         """
-        return sum(self._times_ms(width_probe(kind, [widths] * count, self._activations))) / count
+        probe = width_probe(kind, [widths] * count, self._activations)
+        runs = record_calls(
+            probe.content, self._settings, probe.feeds, runs=_MOST, warmup=_WARMUP, pause_ms=pause_ms, clock=self._clock
+        )
+        layers_us = [
+            sum(call.own_us - self._cost.inside_us(call) for call in calls if _LAYER.search(call.key[-1][1]))
+            for calls in runs
+        ]
+        return float(np.median(layers_us)) / count / _US_PER_MS
 
     def _times_ms(self, probe: WidthProbe) -> list[float]:
         """The times of the layers of a probe."""

@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, Precision, Work, work_of_layer, work_of_node
 from onnxdistill.device.profiling.trace import Trace
+
+# The faster a network is, the more of its weights it still finds in the caches, which makes it faster.
+_CACHE_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -42,45 +46,44 @@ class NetworkCosts:
             are in the caches.
         others: All other nodes.
         overhead_ms: What a run takes outside its nodes.
+        latency_ms: What a run takes.
     """
 
     layers: tuple[Layer, ...]
     corrections: Mapping[str, float]
     others: tuple[OtherNode, ...]
     overhead_ms: float
-
-    def layer_ms(self, profile: DeviceProfile, layer: Layer, weight_bytes: int | None = None) -> float:
-        """The time of one of the network's layers at other widths.
-
-        What a layer takes longer in the network than alone comes from the weights of all others, which push its own out
-        of the caches, as far as that explains it: so much goes with the size of its weights, and with how far all of
-        them do that. The rest, such as an activation that is computed with it, goes with its time.
-
-        Args:
-            profile: Of the machine.
-            layer: With its name in the network, and its new widths.
-            weight_bytes: Size of all weights then; by default what it is now.
-        """
-        correction, now = self.corrections[layer.name], self._by_name[layer.name]
-        if weight_bytes is None:
-            weight_bytes = self.weight_bytes
-        alone_ms, coldness = profile.time_ms(now), profile.coldness
-        most_ms = now.weight_bytes * coldness.ms_per_byte * coldness.at(self.weight_bytes)
-        cold_ms = min(max(0.0, correction - 1) * alone_ms, most_ms)
-        kept = correction - cold_ms / alone_ms
-        if cold_ms == 0:
-            return profile.time_ms(layer) * kept
-        share = layer.weight_bytes / now.weight_bytes * coldness.at(weight_bytes) / coldness.at(self.weight_bytes)
-        return profile.time_ms(layer) * kept + cold_ms * share
+    latency_ms: float
 
     @cached_property
     def _by_name(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.layers}
 
     @cached_property
-    def weight_bytes(self) -> int:
-        """Size of all weights now."""
-        return sum(layer.weight_bytes for layer in self.layers)
+    def load(self) -> CacheLoad:
+        """What the network asks of the caches as it is."""
+        return CacheLoad(sum(layer.weight_bytes for layer in self.layers), self.latency_ms)
+
+    def layer_ms(self, profile: DeviceProfile, layer: Layer, load: CacheLoad | None = None) -> float:
+        """The time of one of the network's layers at other widths.
+
+        What a layer takes longer in the network than alone comes from weights that have left the caches, as far as
+        that explains it: so much goes with the size of its weights, and with how far all of them do that. The rest,
+        such as an activation that is computed with it, goes with its time.
+
+        Args:
+            profile: Of the machine.
+            layer: With its name in the network, and its new widths.
+            load: What the network asks of the caches then; by default what it does now.
+        """
+        correction, now, coldness = self.corrections[layer.name], self._by_name[layer.name], profile.coldness
+        alone_ms, cold_now = profile.time_ms(now), coldness.at(self.load)
+        cold_ms = min(max(0.0, correction - 1) * alone_ms, now.weight_bytes * coldness.ms_per_byte * cold_now)
+        if cold_ms == 0:
+            return profile.time_ms(layer) * correction
+        kept = correction - cold_ms / alone_ms
+        share = layer.weight_bytes / now.weight_bytes * coldness.at(load or self.load) / cold_now
+        return profile.time_ms(layer) * kept + cold_ms * share
 
     def time_ms(self, profile: DeviceProfile, layers: Iterable[Layer], ratios: Mapping[str, float]) -> float:
         """The latency of the network with other widths.
@@ -92,12 +95,13 @@ class NetworkCosts:
                 that isn't there has gone.
         """
         left = list(layers)
-        weight_bytes = sum(layer.weight_bytes for layer in left)
-        total = self.overhead_ms + sum(self.layer_ms(profile, layer, weight_bytes) for layer in left)
         mean = sum(ratios.values()) / len(ratios) if ratios else 1.0
-        for node in self.others:
-            total += node.scaled_ms(_ratio(node.name, ratios, mean))
-        return total
+        others_ms = sum(node.scaled_ms(_ratio(node.name, ratios, mean)) for node in self.others)
+        load = CacheLoad(sum(layer.weight_bytes for layer in left), self.latency_ms)
+        for _ in range(_CACHE_ROUNDS):
+            layers_ms = sum(self.layer_ms(profile, layer, load) for layer in left)
+            load = replace(load, latency_ms=self.overhead_ms + layers_ms + others_ms)
+        return load.latency_ms
 
 
 def deployed_layers(layers: Sequence[Layer], traced: Trace) -> tuple[Layer, ...]:
@@ -123,9 +127,7 @@ def layer_times_ms(layers: Sequence[Layer], traced: Trace, latency_ms: float | N
         traced: Of the deployed network.
         latency_ms: What the network takes by a more careful measurement than the trace's: all times are scaled to it.
     """
-    seen_ms = _seen_ms(traced, _scale(traced, latency_ms))
-    times = {layer.name: seen_ms.get(work_of_layer(layer)) for layer in layers}
-    return {name: sum(seen) / len(seen) if seen else None for name, seen in times.items()}
+    return _times_ms(layers, _seen_ms(traced, _scale(traced, latency_ms)))
 
 
 def network_costs(
@@ -137,9 +139,13 @@ def network_costs(
         layers: As `deployed_layers` returns them.
         traced: Of the deployed network.
         profile: Of the machine, with all kinds of these layers.
-        latency_ms: See `layer_times_ms`.
+        latency_ms: What the network takes by a more careful measurement than the trace's. What it takes longer goes to
+            weights that were in the caches in the trace, and not in that measurement; then to all nodes alike.
     """
-    scale = _scale(traced, latency_ms)
+    if latency_ms is None:
+        latency_ms = traced.run_ms
+    colder_ms = _colder_ms(layers, traced, profile, latency_ms)
+    scale = _scale(traced, latency_ms - sum(colder_ms.values()))
     others = [
         OtherNode(node.name, scale * node.time_ms, traced.call_ms)
         for node in traced.nodes
@@ -150,12 +156,40 @@ def network_costs(
     unclaimed_ms = sum(sum(times) for work, times in _seen_ms(traced, scale).items() if work not in known)
     if unclaimed_ms:
         others.append(OtherNode("", unclaimed_ms, 0.0))
-    times_ms = layer_times_ms(layers, traced, latency_ms)
+    times_ms = _times_ms(layers, _seen_ms(traced, scale))
     corrections = {}
     for layer in layers:
         seen_ms, expected_ms = times_ms[layer.name], profile.time_ms(layer)
-        corrections[layer.name] = seen_ms / expected_ms if seen_ms is not None and expected_ms > 0 else 1.0
-    return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms)
+        if seen_ms is None or expected_ms <= 0:
+            corrections[layer.name] = 1.0
+        else:
+            corrections[layer.name] = (seen_ms + colder_ms.get(layer.name, 0.0)) / expected_ms
+    return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms, latency_ms)
+
+
+def _colder_ms(layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, latency_ms: float) -> dict[str, float]:
+    """What layers take longer than in the trace since their weights are colder, by their names.
+
+    No more than what the network takes longer in all, and than what weights so cold can explain.
+    """
+    excess_ms = latency_ms - traced.run_ms
+    if excess_ms <= 0:
+        return {}
+    load = CacheLoad(sum(layer.weight_bytes for layer in layers), latency_ms)
+    ms_per_byte = profile.coldness.ms_per_byte * profile.coldness.at(load)
+    times_ms = _times_ms(layers, _seen_ms(traced, 1.0))
+    most_ms = {
+        layer.name: max(0.0, layer.weight_bytes * ms_per_byte - max(0.0, seen_ms - profile.time_ms(layer)))
+        for layer in layers
+        if (seen_ms := times_ms[layer.name]) is not None
+    }
+    share = min(1.0, excess_ms / (sum(most_ms.values()) or 1.0))
+    return {name: share * time_ms for name, time_ms in most_ms.items()}
+
+
+def _times_ms(layers: Sequence[Layer], seen_ms: Mapping[Work, list[float]]) -> dict[str, float | None]:
+    times = {layer.name: seen_ms.get(work_of_layer(layer)) for layer in layers}
+    return {name: sum(seen) / len(seen) if seen else None for name, seen in times.items()}
 
 
 def _scale(traced: Trace, latency_ms: float | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,7 +178,14 @@ def record(
 
 
 def record_calls(
-    model: Path | bytes, settings: SessionSettings, feeds: Mapping[str, Array], *, runs: int, warmup: int
+    model: Path | bytes,
+    settings: SessionSettings,
+    feeds: Mapping[str, Array],
+    *,
+    runs: int,
+    warmup: int,
+    pause_ms: float = 0.0,
+    clock: Clock = time.perf_counter_ns,
 ) -> list[list[Call]]:
     """The calls of every run with the profiler, where nobody asks what a run takes without it.
 
@@ -187,6 +195,8 @@ def record_calls(
         feeds: Its inputs by name.
         runs: How many runs are recorded.
         warmup: How many runs come first.
+        pause_ms: Before each run, in which the processor is kept awake.
+        clock: Returns nanoseconds.
 
     Raises:
         UsageError: If the inputs do not fit, or if there are more runs than the profiler can record.
@@ -198,6 +208,9 @@ def record_calls(
             profiled.check_feeds(feeds)
             runner = profiled.runner(feeds)
             for _ in range(warmup + runs):
+                end = clock() + pause_ms * _NS_PER_MS
+                while pause_ms and clock() < end:
+                    pass
                 runner()
         finally:
             file = profiled.end_profiling()

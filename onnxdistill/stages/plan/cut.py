@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -246,15 +246,15 @@ class Planner:
 
     def _solved(self, known: Known, damages: Damages, budget_ms: float) -> _Solution | None:
         """The plan of least damage within the budget, or the fastest one."""
-        weight_bytes, solution, graph = known.costs.weight_bytes, None, known.seen.graph
+        load, solution, graph = replace(known.costs.load, latency_ms=budget_ms), None, known.seen.graph
         for _ in range(_CACHE_ROUNDS):
-            costing = Costing(known.choices, known.analysis, graph, known.costs, known.profile, weight_bytes)
+            costing = Costing(known.choices, known.analysis, graph, known.costs, known.profile, load)
             terms = costing.terms(damages)
             plans = solve(known.choices.sizes, terms)
             if not len(plans):
                 return None
             solution = _Solution(plans.within(budget_ms) or plans[0], terms, costing)
-            weight_bytes = sum(layer.weight_bytes for layer in costing.layers_of(solution.plan))
+            load = replace(load, weight_bytes=sum(layer.weight_bytes for layer in costing.layers_of(solution.plan)))
         return solution
 
     def _cut(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.device.costs.coldness import Coldness
+from onnxdistill.device.costs.coldness import CacheLoad, Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device, read_device_profile
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
 from onnxdistill.device.costs.models import profile_models
@@ -92,8 +92,8 @@ def test_a_profile_is_written_and_read(tmp_path: Path) -> None:
         (None, "cannot be read: No such file"),
         ("{", "is no JSON"),
         ("[]", "is no device profile"),
-        ("{}", "has schema version None; this release reads 1"),
-        ('{"schema_version": 1}', "The device profile is damaged"),
+        ("{}", "has schema version None; this release reads 2"),
+        ('{"schema_version": 2}', "The device profile is damaged"),
     ],
 )
 def test_what_is_no_profile(tmp_path: Path, content: str | None, message: str) -> None:
@@ -130,6 +130,20 @@ def test_models_without_layers_and_numbers_without_sense(tmp_path: Path) -> None
 
 def test_coldness_rises_from_nothing_to_all() -> None:
     coldness = Coldness([1e6, 2e6, 4e6], [0.0, 0.5, 1.0])
-    assert [coldness.at(size) for size in (0, 1e6, 1.5e6, 3e6, 9e9)] == [0.0, 0.0, 0.25, 0.75, 1.0]
-    assert Coldness((), ()).at(5.0) == 0.0
-    assert Coldness.from_json(json.loads(json.dumps(coldness.to_json()))).at(3e6) == 0.75
+    assert [coldness.at(CacheLoad(size, 1.0)) for size in (0, 10**6, 1_500_000, 3 * 10**6, 9 * 10**9)] == [
+        0.0,
+        0.0,
+        0.25,
+        0.75,
+        1.0,
+    ]
+    assert Coldness((), ()).at(CacheLoad(5, 5.0)) == 0.0
+
+
+def test_few_weights_are_cold_after_a_while() -> None:
+    coldness = Coldness([1e6, 2e6], [0.0, 1.0], [1.0, 3.0], [0.0, 0.8])
+    assert [coldness.at(CacheLoad(0, interval_ms)) for interval_ms in (0.5, 2.0, 9.0)] == [0.0, 0.4, 0.8]
+    assert coldness.at(CacheLoad(1_500_000, 2.0)) == 0.5
+    assert Coldness.from_json(json.loads(json.dumps(coldness.to_json()))) == Coldness(
+        (1e6, 2e6), (0.0, 1.0), (1.0, 3.0), (0.0, 0.8)
+    )

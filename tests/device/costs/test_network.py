@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.device.costs.coldness import Coldness
+from onnxdistill.device.costs.coldness import CacheLoad, Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import Layer, LayerKind, read_exported
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode, deployed_layers, network_costs
@@ -23,15 +23,15 @@ PROFILE = DeviceProfile(
     provider="cpu",
     activations="uint8",
     # Half of the 16 KiB of a layer then take 1.5 ms.
-    coldness=Coldness([0, 16384, 65536], [0.0, 0.5, 1.0], 3 / 16384),
+    coldness=Coldness([0, 16384, 65536], [0.0, 0.5, 1.0], ms_per_byte=3 / 16384),
     surfaces={KIND: Surface({(64, 64): 4.0, (32, 64): 2.0, (64, 32): 2.0, (32, 32): 1.0})},
 )
 WIDE = Layer("a", KIND, 64, 64)  # 16 KiB
-COSTS = NetworkCosts((WIDE,), {"a": 1.5}, (OtherNode("add_1", 0.5, 0.1),), 0.25)
+COSTS = NetworkCosts((WIDE,), {"a": 1.5}, (OtherNode("add_1", 0.5, 0.1),), 0.25, 6.75)
 
 
 def test_the_network_as_it_is() -> None:
-    assert COSTS.weight_bytes == 16384
+    assert COSTS.load == CacheLoad(16384, 6.75)
     assert COSTS.time_ms(PROFILE, [WIDE], {"add": 1.0}) == pytest.approx(1.5 * 4 + 0.5 + 0.25)
 
 
@@ -44,15 +44,48 @@ def test_narrower_layers_have_more_of_the_caches_and_other_nodes_less_to_do() ->
     assert COSTS.time_ms(PROFILE, [], {"x": 0.2, "y": 0.4}) == pytest.approx(0.1 + 0.4 * 0.3 + 0.25)
 
 
+def test_a_faster_network_finds_more_of_its_weights_in_the_caches() -> None:
+    """However few they are: half have gone after 4 ms, and all after 8."""
+    coldness = Coldness([0, 10**9], [0.0, 1.0], [0.0, 8.0], [0.0, 1.0], ms_per_byte=1 / 16384)
+    profile = replace(PROFILE, coldness=coldness)
+    costs = NetworkCosts((WIDE,), {"a": 2.0}, (), 0.0, 8.0)
+    assert costs.time_ms(profile, [WIDE], {}) == pytest.approx(8.0)
+    # Of the 4 ms that it takes longer than alone, 1 is from cold weights, and 3 go with its time.
+    narrow = replace(WIDE, inputs=32, outputs=64)
+    assert costs.layer_ms(profile, narrow) == pytest.approx(2 * 1.75 + 0.5)
+    assert costs.layer_ms(profile, narrow, CacheLoad(8192, 4.0)) == pytest.approx(2 * 1.75 + 0.25)
+    # It takes 3.5 ms and then half of its weights, times the share that has gone after just that time.
+    assert costs.time_ms(profile, [narrow], {}) == pytest.approx(3.5 / (1 - 0.5 / 8), rel=1e-4)
+
+
+def test_what_a_network_takes_longer_than_in_its_trace_is_from_cold_weights_first(tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx")
+    exported, traced = read_exported(path, FEEDS), trace(path, FEEDS, runs=10)
+    layers = deployed_layers(exported.layers, traced)
+    profile = profile_device(layers, SessionSettings(), 16, cached=False)
+    weight_bytes = sum(layer.weight_bytes for layer in layers)
+    longer_ms = 2 * traced.run_ms
+    cold = replace(profile, coldness=Coldness([0, 1], [0.0, 1.0], ms_per_byte=1.0))  # as much as anyone could ask
+    costs = network_costs(layers, traced, cold, longer_ms)
+    plain = network_costs(layers, traced, cold)
+    for layer in layers:
+        added_ms = (costs.corrections[layer.name] - plain.corrections[layer.name]) * profile.time_ms(layer)
+        assert added_ms == pytest.approx(traced.run_ms * layer.weight_bytes / weight_bytes, rel=0.01)
+    assert costs.overhead_ms == pytest.approx(plain.overhead_ms)
+    assert costs.time_ms(cold, layers, dict.fromkeys(exported.sizes, 1.0)) == pytest.approx(longer_ms, rel=1e-2)
+
+
 def test_where_there_are_no_caches_to_speak_of_corrections_stay() -> None:
     plain = replace(PROFILE, coldness=Coldness((), ()))
-    assert COSTS.layer_ms(plain, replace(WIDE, inputs=32, outputs=32), 4096) == pytest.approx(1.5)
+    assert COSTS.layer_ms(plain, replace(WIDE, inputs=32, outputs=32), CacheLoad(4096, 1.0)) == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize("correction", [0.8, 1.0])
 def test_what_is_not_slower_than_alone_stays_as_it_is(correction: float) -> None:
-    costs = NetworkCosts((WIDE,), {"a": correction}, (), 0.0)
-    assert costs.layer_ms(PROFILE, replace(WIDE, inputs=32, outputs=32), 4096) == pytest.approx(correction)
+    costs = NetworkCosts((WIDE,), {"a": correction}, (), 0.0, 4.0)
+    assert costs.layer_ms(PROFILE, replace(WIDE, inputs=32, outputs=32), CacheLoad(4096, 1.0)) == pytest.approx(
+        correction
+    )
 
 
 def test_a_real_network_adds_up_to_what_it_takes(tmp_path: Path) -> None:
