@@ -190,13 +190,13 @@ class TorchPruning:
         self._bench, self._score = bench, score
         self._example = bench.task.example_input(2)
         self._steps = self._pruned()
-        self._made: dict[float, nn.Module] = {}
+        self._found: dict[float, nn.Module] = {}
 
     def __call__(self, share: float) -> nn.Module:
-        while share not in self._made:
+        while share not in self._found:
             known, pruned = next(self._steps)
-            self._made[known] = self._repaired(self._rounded(pruned))
-        return self._made[share]
+            self._found[known] = pruned
+        return self._repaired(self._rounded(copy.deepcopy(self._found[share])))
 
     def _pruned(self) -> Iterator[tuple[float, nn.Module]]:
         pruned = copy.deepcopy(self._bench.teacher)
