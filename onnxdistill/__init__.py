@@ -52,6 +52,7 @@ _COMPRESS_MODULES = frozenset(
         "filelock",
         "jinja2",
         "matplotlib",
+        "numba",
         "onnx",
         "onnx_ir",
         "onnxscript",

@@ -86,7 +86,10 @@ def decompose(layer: Layer, scheme: Scheme, moments: Moments | None = None) -> F
 
 
 def _triangular_root(moment: Tensor) -> Tensor:
-    """R with R R^T the moment; any such R gives the same pair. Of long columns, eigenvalues would take minutes."""
+    """R with R R^T the moment and a little of the identity; any such R gives the same pair.
+
+    Triangular, since of long columns eigenvalues would take minutes.
+    """
     moment = moment.double()
     floor = INPUT_FLOOR * moment.diagonal().sum().clamp_min(1e-30)
     root: Tensor = torch.linalg.cholesky(moment + floor * torch.eye(len(moment), dtype=moment.dtype))

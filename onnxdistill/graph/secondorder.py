@@ -41,6 +41,10 @@ COLUMNS_PER_BATCH = 4096
 LONGEST_COLUMN = 5000
 # Relative to the mean of the diagonal: what little the inputs vary in is not trusted.
 DAMPING = 1e-3
+# As often it may be ten times as much, where rounding has left more than it.
+_DAMPINGS = 4
+# Of weights that are looked at at once.
+_MOST_VALUES = 2**22
 # Greedy steps a group; each removes a like share of the channels.
 STEPS = 32
 
@@ -66,11 +70,14 @@ class Consumer:
         grown = torch.empty(len(channels), dtype=torch.float64)
         lengths = [len(columns) for columns in channels]
         for length in set(lengths):  # a single one, but for channels that an input takes more often than others
-            places = [place for place, other in enumerate(lengths) if other == length]
-            columns = torch.stack([channels[place] for place in places])
-            blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
-            weights = self.weight.T[columns]
-            grown[places] = (torch.linalg.solve(blocks, weights) * weights).sum(1) @ self.worth
+            alike = [place for place, other in enumerate(lengths) if other == length]
+            at_once = max(1, _MOST_VALUES // (length * len(self.weight)))
+            for start in range(0, len(alike), at_once):
+                places = alike[start : start + at_once]
+                columns = torch.stack([channels[place] for place in places])
+                blocks = self.inverse[columns[:, :, None], columns[:, None, :]]
+                weights = self.weight.T[columns]
+                grown[places] = (torch.linalg.solve(blocks, weights) * weights).sum(1) @ self.worth
         return grown
 
     def remove(self, columns: Tensor) -> None:
@@ -137,8 +144,7 @@ def _statistics(
 
     def see(name: str, layer: Layer, inputs: Tensor, result: Tensor) -> None:
         columns = sampled(input_columns(layer, inputs.detach()), COLUMNS_PER_BATCH, batches)
-        # In float32, whose error is far below the damping; only the sum over batches is in float64.
-        moment = (columns.T @ columns).double() / len(columns)
+        moment = _second_moment(columns)
         moments[name] = moments[name] + moment if name in moments else moment
         calls[name] = calls.get(name, 0) + 1
         outputs.append((name, layer, result))
@@ -175,10 +181,30 @@ def _consumer(network: nn.Module, name: str, moments: dict[str, Tensor], worth: 
     layer = network.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     weight = layer.weight.detach().double().flatten(1)
-    moment = moments[name]
-    damped = moment + DAMPING * moment.diagonal().mean().clamp_min(1e-12) * torch.eye(len(moment), dtype=moment.dtype)
     kernel = 1 if isinstance(layer, nn.Linear) else layer.kernel_size[0] * layer.kernel_size[1]
-    return Consumer(weight.clone(), torch.cholesky_inverse(torch.linalg.cholesky(damped)), worth[name], kernel)
+    return Consumer(weight.clone(), _damped_inverse(moments[name]), worth[name], kernel)
+
+
+def _second_moment(columns: Tensor) -> Tensor:
+    """E[x x^T] in float64, of which only products of deviations are summed up in float32.
+
+    Of channels that hardly change, the sum of products would err by more than the damping.
+    """
+    mean = columns.mean(0, dtype=torch.float64)
+    deviations = (columns - mean).to(torch.float32)
+    return (deviations.T @ deviations).double() / len(columns) + mean[:, None] * mean
+
+
+def _damped_inverse(moment: Tensor) -> Tensor:
+    """Not a number if the moment isn't."""
+    damping = DAMPING * moment.diagonal().mean().clamp_min(1e-12)
+    identity = torch.eye(len(moment), dtype=moment.dtype)
+    for _ in range(_DAMPINGS):
+        root, failed = torch.linalg.cholesky_ex(moment + damping * identity)
+        if not failed:
+            return torch.cholesky_inverse(root)
+        damping = 10 * damping
+    return torch.full_like(moment, torch.nan)
 
 
 def _greedy(group: ChannelGroup, known: list[tuple[Member, Consumer]]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pickle
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
@@ -20,6 +21,8 @@ HALF = 8192
 _LEAST_EXPONENT = -126
 # Values whose bins are found before they are counted: they stay in the processor's nearest cache but one.
 _PIECE = 1 << 14
+# Values that are copies of others of another type.
+_CONVERTED = 1 << 20
 # Behind a ReLU one value in two is zero. Adding to one count again and again waits each time for the last; counts in
 # turns do not.
 _TURNS = 4
@@ -84,11 +87,13 @@ class Histogram:
         """
         if values.size == 0:
             return
-        flat = np.ravel(values).astype(np.float32, copy=False)
-        done = 0
+        flat = np.ravel(np.asarray(values))
+        step = flat.size if flat.dtype == np.float32 else _CONVERTED
         with self._adding:
-            while (done := self._count_from(done, flat)) < flat.size:
-                self._widen(self._magnitude(flat[done : done + _PIECE]))
+            for start in range(0, flat.size, step):
+                part, done = flat[start : start + step].astype(np.float32, copy=False), 0
+                while (done := self._count_from(done, part)) < part.size:
+                    self._widen(self._magnitude(part[done : done + _PIECE]))
 
     def magnitudes(self) -> Histogram:
         """The histogram of the absolute values."""
@@ -125,15 +130,21 @@ class Histogram:
         with np.errstate(over="ignore"):  # beyond the largest number there is infinity
             limit, scale = np.float32(HALF * self.width), math.ldexp(1.0, -self._exponent)
         bits, extremes = values.view(np.int32), _NOTHING.copy()
-        done = _compiled().count(
-            values, bits, start, np.float32(scale), _keys(limit), _SCRATCH.bins, _SCRATCH.turns, extremes
-        )
-        if done > start:
-            low, high = map(float, _values(extremes))
-            self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
-            # The bin of zero is among them: there goes what underflows.
-            first, last = min(math.floor(low * scale), 0) + HALF, max(math.floor(high * scale), 0) + HALF
-            _compiled().collect(_SCRATCH.turns, self.counts, first, last + 1)
+        collected = False
+        try:
+            done = _compiled().count(
+                values, bits, start, np.float32(scale), _keys(limit), _SCRATCH.bins, _SCRATCH.turns, extremes
+            )
+            if done > start:
+                low, high = map(float, _values(extremes))
+                self.minimum, self.maximum = min(self.minimum, low), max(self.maximum, high)
+                # The bin of zero is among them: there goes what underflows.
+                first, last = min(math.floor(low * scale), 0) + HALF, max(math.floor(high * scale), 0) + HALF
+                _compiled().collect(_SCRATCH.turns, self.counts, first, last + 1)
+            collected = True
+        finally:
+            if not collected:  # interrupted: nothing of it may be left for the next one
+                _SCRATCH.turns[:] = 0
         return done
 
 
@@ -164,9 +175,17 @@ class _Compiled(NamedTuple):
     collect: Callable[..., None]
 
 
-@functools.cache
+_COMPILING = threading.Lock()
+
+
 def _compiled() -> _Compiled:
     """What follows, as machine code, made when first asked for."""
+    with _COMPILING:
+        return _made()
+
+
+@functools.cache
+def _made() -> _Compiled:
     # Takes as long to import as all of the rest.
     import numba
     from numba import types
@@ -185,7 +204,8 @@ def _compiled() -> _Compiled:
 
     try:
         return made(cache=True)
-    except RuntimeError:  # no folder can be written in which it could be kept
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError):
+        # There is no place to keep it, or no room, or what is kept is damaged.
         return made(cache=False)
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from onnxdistill.graph import secondorder
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.importance import magnitude
-from onnxdistill.graph.secondorder import DAMPING, Consumer, second_order
+from onnxdistill.graph.secondorder import DAMPING, Consumer, _damped_inverse, _second_moment, second_order
 from tests import tiny
 
 
@@ -70,6 +71,34 @@ def test_channels_of_different_size_and_several_at_once() -> None:
     other.remove(torch.cat(channels))
     assert torch.allclose(one.weight, other.weight)
     assert torch.allclose(one.inverse, other.inverse)
+
+
+def test_constant_inputs_that_are_loud_leave_a_moment_that_can_be_inverted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    columns = 0.1 * torch.randn(4096, 512, generator=generator)
+    columns[:, :16] = 1 + torch.rand(16, generator=generator)
+    moment = _second_moment(columns)
+    assert torch.allclose(moment, columns.double().T @ columns.double() / 4096, rtol=1e-6, atol=1e-9)
+    exact = torch.linalg.eigvalsh(columns.double().T @ columns.double() / 4096)
+    assert torch.linalg.eigvalsh(moment)[0] == pytest.approx(float(exact[0]), abs=1e-5)
+    # What rounding would have left otherwise is damped more.
+    worse = moment - 3e-3 * moment.diagonal().mean() * torch.eye(512)
+    assert torch.isfinite(_damped_inverse(worse)).all()
+    assert torch.isnan(_damped_inverse(torch.full_like(moment, torch.nan))).all()
+
+
+def test_several_channels_a_step_cost_what_they_cost_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one step for all of them, no channel knows of the others: the scores are those of the network as it is."""
+    torch.manual_seed(0)
+    network = tiny.Chain().eval()
+    analysis = analyse_channels(network, torch.randn(2, 3, 8, 8))
+    monkeypatch.setattr(secondorder, "STEPS", 1)
+    together = second_order(network, analysis, batches())
+    monkeypatch.setattr(secondorder, "STEPS", 10**6)
+    greedily = second_order(network, analysis, batches())
+    for name, scores in together.items():
+        assert float(scores.min()) == pytest.approx(float(greedily[name].min()))
+        assert float(scores.max()) < float(greedily[name].max())
 
 
 def batches() -> Iterator[Callable[[nn.Module], Tensor]]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,14 +129,49 @@ def test_several_threads_count_side_by_side() -> None:
         np.testing.assert_array_equal(each.counts, histogram(values[first::2]).counts)
 
 
-def test_counting_works_where_nothing_can_be_kept() -> None:
-    code = (
-        "import numpy, onnxdistill.quantization.histogram as h; made = h.Histogram();"
-        "made.add(numpy.float32([0, 1, 2])); print(made.total)"
-    )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": os.devnull + "/none"}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
-    assert ran.stdout == "3\n"
+@pytest.mark.parametrize("obstacle", ["caching.CacheImpl._locator_classes = []", "limited"])
+def test_counting_works_where_nothing_can_be_kept(obstacle: str, tmp_path: Path) -> None:
+    """Without any folder that could be written, or without room in it."""
+    if obstacle == "limited":
+        obstacle = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))"
+    code = f"""
+import numpy, signal
+from numba.core import caching
+import onnxdistill.quantization.histogram as histogram
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+{obstacle}
+made = histogram.Histogram()
+made.add(numpy.float32([0, 1, 2]))
+assert made.total == 3
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_counting_works_where_what_was_kept_is_damaged(tmp_path: Path) -> None:
+    code = "import numpy, onnxdistill.quantization.histogram as h; h.Histogram().add(numpy.float32([0, 1, 2]))"
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+        for file in tmp_path.rglob("*.nbi"):
+            file.write_bytes(file.read_bytes()[:100])
+
+
+def test_what_is_interrupted_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_keys: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onnxdistill.quantization.histogram._values", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            histogram([0.0, 0.0, 0.0])
+    assert histogram([0.0]).total == 1
+
+
+def test_masked_values_are_counted_as_they_are() -> None:
+    made = Histogram()
+    made.add(np.ma.masked_array(np.float32([1, 2]), [False, True]))
+    assert made.total == 2
 
 
 def test_float16_is_counted_as_it_is() -> None:

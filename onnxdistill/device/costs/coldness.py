@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxdistill.device.costs.layers import LayerKind
 from onnxdistill.device.costs.measuring import LayerClock
@@ -51,7 +52,7 @@ class Coldness:
         sizes_bytes: Of all weights of a network.
         shares: How cold weights are then; rising.
         intervals_ms: Between two runs.
-        interval_shares: How cold weights are then, however few they are; rising.
+        interval_shares: How cold weights are then that would have stayed by their size; rising.
         ms_per_byte: What a byte of a layer's weights costs where none stay.
     """
 
@@ -63,10 +64,13 @@ class Coldness:
 
     def at(self, load: CacheLoad) -> float:
         """In a network."""
-        by_size = float(np.interp(load.weight_bytes, self.sizes_bytes, self.shares)) if self.shares else 0.0
-        if not self.interval_shares:
-            return by_size
-        return max(by_size, float(np.interp(load.latency_ms, self.intervals_ms, self.interval_shares)))
+        staying = 1.0
+        for value, known, shares in (
+            (load.weight_bytes, self.sizes_bytes, self.shares),
+            (load.latency_ms, self.intervals_ms, self.interval_shares),
+        ):
+            staying *= 1 - float(np.interp(value, known, shares)) if shares else 1.0
+        return 1 - staying
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -89,15 +93,21 @@ class Coldness:
 def measure_coldness(clock: LayerClock) -> Coldness:
     """Times a layer beside more and more others like it, each with weights of its own, and after longer and longer."""
     times_ms = np.maximum.accumulate([clock.repeated_ms(_KIND, _WIDTHS, count) for count in _COUNTS])
-    if times_ms[-1] < _LEAST_GAIN * times_ms[0]:
-        return Coldness((), ())
-    whole_ms = float(times_ms[-1] - times_ms[0])
     rested_ms = np.maximum.accumulate([clock.repeated_ms(_KIND, _WIDTHS, _RESTING_COUNT, ms) for ms in _PAUSES_MS])
+    warm_ms, cold_ms = float(times_ms[0]), float(max(times_ms[-1], rested_ms[-1]))
+    if warm_ms <= 0 or cold_ms < _LEAST_GAIN * warm_ms:
+        return Coldness((), ())
     return Coldness(
         sizes_bytes=tuple(float(count * _LAYER_BYTES) for count in _COUNTS),
-        shares=tuple(map(float, (times_ms - times_ms[0]) / whole_ms)),
+        shares=_shares(times_ms, cold_ms),
         intervals_ms=tuple(map(float, np.array(_PAUSES_MS) + _RESTING_COUNT * rested_ms)),
-        # Without a pause it is their size alone.
-        interval_shares=tuple(map(float, np.minimum(1.0, (rested_ms - rested_ms[0]) / whole_ms))),
-        ms_per_byte=whole_ms / _LAYER_BYTES,
+        # Without a pause it is their size alone, and the pauses are about what that leaves.
+        interval_shares=_shares(rested_ms, cold_ms),
+        ms_per_byte=(cold_ms - warm_ms) / _LAYER_BYTES,
     )
+
+
+def _shares(rising_ms: NDArray[np.float64], most_ms: float) -> tuple[float, ...]:
+    """How far times are on the way from the first of them to another one."""
+    way_ms = most_ms - rising_ms[0]
+    return tuple(map(float, (rising_ms - rising_ms[0]) / way_ms if way_ms > 0 else np.zeros_like(rising_ms)))

@@ -12,7 +12,8 @@ from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, Precision, Work, work_of_layer, work_of_node
 from onnxdistill.device.profiling.trace import Trace
 
-# The faster a network is, the more of its weights it still finds in the caches, which makes it faster.
+# The faster a network is, the more of its weights it still finds in the caches, which makes it faster; after so many
+# rounds a latency agrees with what it leads to.
 _CACHE_ROUNDS = 4
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 import onnxdistill
+from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.layers import pair_of, read_exported
-from onnxdistill.device.costs.network import deployed_layers, network_costs
+from onnxdistill.device.costs.network import deployed_layers, layer_times_ms, network_costs
 from onnxdistill.device.places import Place
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
@@ -140,14 +141,15 @@ class Planner:
 
     def layers(self, network: nn.Module, deployed: Deployed) -> dict[str, LayerState]:
         """What the layers of a network take as it is deployed, by their modules."""
-        return self._see(network, deployed).states(deployed.latency_ms, {})
+        seen = self._see(network, deployed)
+        return seen.states(layer_times_ms(seen.layers, seen.traced, deployed.latency_ms), {})
 
     def _key(self, deployed: Deployed, budget_ms: float) -> str:
         """Of all that a decision hangs on; what it is timed with is remembered itself."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 4 {onnxdistill.__version__}"
+        version = f"plan 5 {onnxdistill.__version__}"
         return f"{version} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(
@@ -167,7 +169,9 @@ class Planner:
             return {}
         chosen, costing = solution.plan, solution.costing
         decisions = decisions_of(known.choices, damages, solution.terms, chosen)
-        states = known.seen.states(deployed.latency_ms, costing.layers_ms(chosen, damages))
+        # What the choice was made by, before and after.
+        now_ms = {layer.name: known.costs.layer_ms(known.profile, layer) for layer in known.costs.layers}
+        states = known.seen.states(now_ms, costing.layers_ms(chosen, damages))
         return {
             "widths": known.choices.kept(chosen),
             "blocks": known.choices.gone(chosen),
@@ -254,7 +258,10 @@ class Planner:
             if not len(plans):
                 return None
             solution = _Solution(plans.within(budget_ms) or plans[0], terms, costing)
-            load = replace(load, weight_bytes=sum(layer.weight_bytes for layer in costing.layers_of(solution.plan)))
+            load = CacheLoad(
+                sum(layer.weight_bytes for layer in costing.layers_of(solution.plan)),
+                max(budget_ms, solution.plan.latency_ms),
+            )
         return solution
 
     def _cut(

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxdistill.device.costs.layers import Layer
-from onnxdistill.device.costs.network import layer_times_ms
 from onnxdistill.device.profiling.trace import Trace
 from onnxdistill.planning.network import Graph
 from onnxdistill.stages.plan.account import LayerState, total
@@ -36,9 +35,15 @@ class Seen:
     graph: Graph
     traced: Trace
 
-    def states(self, latency_ms: float, planned_ms_by_node: Mapping[str, float]) -> dict[str, LayerState]:
-        """What is known of the layers of modules, by the modules' names."""
-        times_ms = layer_times_ms(self.layers, self.traced, latency_ms)
+    def states(
+        self, times_ms: Mapping[str, float | None], planned_ms_by_node: Mapping[str, float]
+    ) -> dict[str, LayerState]:
+        """What is known of the layers of modules, by the modules' names.
+
+        Args:
+            times_ms: What the layers take, by their nodes.
+            planned_ms_by_node: What those would take that a plan leaves.
+        """
         found: dict[str, LayerState] = {}
         for layer in self.layers:
             if weight := self.graph.weights.get(layer.name):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.device.costs.coldness import CacheLoad, Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device, read_device_profile
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
 from onnxdistill.device.costs.models import profile_models
@@ -56,7 +55,7 @@ def test_what_does_not_fit_groups_is_left_out_and_a_depthwise_layer_has_one_widt
     assert all(one == other for one, other in profile.surfaces[depthwise].points_ms)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 1, "layers": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 2, "layers": 3}'])
 def test_a_damaged_cache_is_measured_anew(cache: Path, content: str) -> None:
     layer = Layer("a", KIND, 16, 16)
     profile_device([layer], SessionSettings(), 16)
@@ -126,24 +125,3 @@ def test_models_without_layers_and_numbers_without_sense(tmp_path: Path) -> None
     (tmp_path / "relu.onnx").write_bytes(model_bytes([Node("Relu", ("x",), ("y",))], [x], [y], {}))
     with pytest.raises(UsageError, match="has neither convolutions nor products with weights"):
         profile_models([tmp_path / "relu.onnx"])
-
-
-def test_coldness_rises_from_nothing_to_all() -> None:
-    coldness = Coldness([1e6, 2e6, 4e6], [0.0, 0.5, 1.0])
-    assert [coldness.at(CacheLoad(size, 1.0)) for size in (0, 10**6, 1_500_000, 3 * 10**6, 9 * 10**9)] == [
-        0.0,
-        0.0,
-        0.25,
-        0.75,
-        1.0,
-    ]
-    assert Coldness((), ()).at(CacheLoad(5, 5.0)) == 0.0
-
-
-def test_few_weights_are_cold_after_a_while() -> None:
-    coldness = Coldness([1e6, 2e6], [0.0, 1.0], [1.0, 3.0], [0.0, 0.8])
-    assert [coldness.at(CacheLoad(0, interval_ms)) for interval_ms in (0.5, 2.0, 9.0)] == [0.0, 0.4, 0.8]
-    assert coldness.at(CacheLoad(1_500_000, 2.0)) == 0.5
-    assert Coldness.from_json(json.loads(json.dumps(coldness.to_json()))) == Coldness(
-        (1e6, 2e6), (0.0, 1.0), (1.0, 3.0), (0.0, 0.8)
-    )
