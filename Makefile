@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/digits
+# Tests that measure no time, and so can run side by side.
+UNTIMED := $(addprefix tests/,data fakequant graph networks planning quantization report tasks training)
 
 .PHONY: demo test lint check-types venv tables clean
 
@@ -10,7 +12,8 @@ demo: $(VENV)/.ready
 	$(BIN)/onnxdistill compress models/digits/recipe.toml --out $(DEMO_OUT)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(UNTIMED)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(UNTIMED))
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

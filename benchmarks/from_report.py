@@ -34,8 +34,9 @@ def main(run_folder: Path, min_speedup: float, max_drop: float, command: str) ->
     drop = teacher.score.value - student.score.value
     # Where data and weights lie on the machine that measured says nothing to others.
     report.recipe["data"].pop("root", None)
-    if (weights := report.recipe["teacher"]["weights"]) != "none":
-        report.recipe["teacher"]["weights"] = Path(weights).name
+    for network in (report.recipe["teacher"], *(report.recipe.get("distill") or {}).get("teachers", ())):
+        if network["weights"] != "none":
+            network["weights"] = Path(network["weights"]).name
     folder = FOLDER / report.name
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
