@@ -81,7 +81,7 @@ def decompose(layer: Layer, scheme: Scheme, moments: Moments | None = None) -> F
     lost = torch.cat([energy.flip(0).cumsum(0).flip(0), energy.new_zeros(1)])
     if worth is None:
         lost = lost / lost[0].clamp_min(1e-30)
-    # Half of every singular value on either side keeps both layers' weights of one size.
+    # Half of every singular value on either side: what is between the layers has ranges that differ less.
     return Factors(left * values.sqrt(), values.sqrt()[:, None] * right, lost)
 
 
@@ -104,8 +104,12 @@ def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def low_rank_pair(layer: Layer, factors: Factors, rank: int, scheme: Scheme) -> nn.Sequential:
-    """The two layers of rank `rank` that replace `layer`; the bias is in the second."""
-    left, right = factors.left[:, :rank], factors.right[:rank]
+    """The two layers of rank `rank` that replace `layer`; the bias is in the second.
+
+    Their weights have the same norm: the gradient of each has the scale of the other, so that one with a hundredth of
+    the other's norm would be torn apart by the first steps of a training.
+    """
+    left, right = _balanced(factors.left[:, :rank], factors.right[:rank])
     bias = layer.bias is not None
     first: Layer
     second: Layer
@@ -127,6 +131,15 @@ def low_rank_pair(layer: Layer, factors: Factors, rank: int, scheme: Scheme) -> 
         if layer.bias is not None and second.bias is not None:
             second.bias.copy_(layer.bias)
     return nn.Sequential(first, second).to(layer.weight.dtype).train(layer.training)
+
+
+def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one norm, by one factor, which lets what is between them have the same relative ranges as before."""
+    norms = left.norm(), right.norm()
+    if min(norms) == 0:
+        return left, right
+    scale = (norms[0] / norms[1]).sqrt()
+    return left / scale, right * scale
 
 
 def _convolution_pair(layer: nn.Conv2d, rank: int, scheme: Scheme) -> tuple[nn.Conv2d, nn.Conv2d]:

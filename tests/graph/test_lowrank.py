@@ -49,6 +49,26 @@ def test_full_rank_is_the_layer(layer: nn.Conv2d, scheme: str) -> None:
         assert torch.allclose(pair(inputs), layer(inputs), atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("layer", CONVOLUTIONS, ids=str)
+def test_both_layers_of_a_pair_have_weights_of_one_norm(layer: nn.Conv2d, scale: float) -> None:
+    """Whatever the scale of the inputs that they are fitted to: else the first steps of a training tear one apart."""
+    layer = layer.double()
+    fitting = scheme_of(layer, "spatial")
+    inputs = scale * torch.randn(3, layer.in_channels, 9, 8, dtype=torch.float64)
+    runs = [lambda net: (net(inputs) / scale).square().mean()]
+    known = pair_moments(nn.Sequential(layer), {"0": [fitting]}, runs, with_worth=True)["0", fitting]
+    first, second = low_rank_pair(layer, decompose(layer, fitting, known), 2, fitting)
+    assert first.weight.norm().item() == pytest.approx(second.weight.norm().item())
+
+
+def test_a_layer_of_zeros_becomes_a_pair_of_zeros() -> None:
+    layer = nn.Linear(3, 2)
+    nn.init.zeros_(layer.weight)
+    pair = low_rank_pair(layer, decompose(layer, "channel"), 1, "channel")
+    assert torch.equal(pair(torch.ones(1, 3)), layer.bias[None])
+
+
 def test_linear_by_hand() -> None:
     layer = nn.Linear(2, 2, bias=True).double()
     with torch.no_grad():
