@@ -19,9 +19,11 @@ from filelock import FileLock, Timeout
 
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import FallbackError, OutputError, ResultError, cannot_write
+from onnxdistill.recipe import MOST_CUTS
 
 _LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
-_NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
+_AFTER_CUTS = tuple(f"plan-{cut}.pt" for cut in range(1, MOST_CUTS))
+_NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", *_AFTER_CUTS, "distill.pt", "quantize.pt")
 
 
 class Journal:
@@ -94,6 +96,10 @@ class Journal:
     def checkpoint(self, stage: Literal["teacher", "distill", "quantize"]) -> Path | None:
         """Where the training of a stage keeps its state; None if nothing is kept."""
         return self._folder / f"{stage}.pt" if self._ours else None
+
+    def checkpoint_of_cut(self, cut: int) -> Path | None:
+        """Where the training after a cut of a plan, from 1, keeps its state; None if nothing is kept."""
+        return self._folder / _AFTER_CUTS[cut - 1] if self._ours else None
 
     def ratio(self, key: str, measure: Callable[[], Estimate]) -> Estimate:
         """What was measured under that key, or else what `measure` gives.

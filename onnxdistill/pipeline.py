@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from torch import nn
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
@@ -38,12 +39,14 @@ from onnxdistill.stages.prune import prune
 from onnxdistill.stages.teacher import further_teachers, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
-from onnxdistill.training import follow, leading
+from onnxdistill.training import TrainingResult, follow, leading
 
 # Of what is asked for: the last measurement is another one than that which the plan was made by.
 PLAN_MARGIN = 0.97
 # By so much int8 may turn out faster in the end than with the usual scheme, which plans are timed with.
 UNREACHABLE = 1.25
+# For the training that follows the last cut, where those before it have taken all of the time: it does one epoch.
+SHORTEST_MINUTES = 0.01
 
 
 def compress(
@@ -114,6 +117,7 @@ class _Run:
     journal: Journal
     progress: Progress
     keeps_weights: bool = False
+    tuning_minutes: float = 0.0
 
     def whole(self, folder: Path) -> Report:
         """Runs every stage and fills the run folder."""
@@ -177,8 +181,9 @@ class _Run:
             self.place,
             settings_of(self.recipe.bench),
             self.recipe.bench.batch,
-            self.journal.decision,
-            self.progress.update,
+            tune=partial(self._tuned, original) if table.epochs else None,
+            remember=self.journal.decision,
+            on_progress=self.progress.update,
         )
         self.record.note(*result.notes)
         if not result.fits:
@@ -205,6 +210,32 @@ class _Run:
             [LayerRow(**asdict(layer)) for layer in result.layers],
         )
         return self.record.finish("plan", result.network, summary)
+
+    def _tuned(self, original: Candidate, network: nn.Module, cut: int) -> nn.Module:
+        """What a plan has left after a cut, trained a little before more goes."""
+        assert self.recipe.plan is not None
+        assert self.recipe.distill is not None  # or else the recipe is refused
+        if not self.task.measurable:
+            return network
+        # Layers may be gone, and the time that they take is known only afterwards.
+        table = self.recipe.distill.model_copy(
+            update={"epochs": self.recipe.plan.epochs, "features": None, "minutes": None}
+        )
+        started = time.monotonic()
+        result = self._distilled(network, original, table, self.journal.checkpoint_of_cut(cut))
+        self.record.log(f"plan, cut {cut}", result)
+        self.tuning_minutes += self.journal.decision(
+            f"minutes of training after cut {cut} of {self.recipe!r}", lambda: (time.monotonic() - started) / 60
+        )
+        return result.network
+
+    def _distilled(
+        self, network: nn.Module, original: Candidate, table: DistillTable, checkpoint: Path | None
+    ) -> TrainingResult:
+        teachers = [original.module, *self.further]
+        return distill(
+            network, teachers, self.task, table, self.recipe.seed, self.record.show_training, checkpoint
+        )
 
     def _refuse_unreachable(self, teacher_ms: float, result: PlanResult) -> None:
         """Ends a run that is sure to miss its limits before hours of training."""
@@ -260,15 +291,10 @@ class _Run:
             self.record.note("distill was left out: without data there is nothing to learn.")
             return student
         self.record.begin("distill", "starting")
-        result = distill(
-            student.module,
-            [original.module, *self.further],
-            self.task,
-            self.recipe.distill,
-            self.recipe.seed,
-            self.record.show_training,
-            self.journal.checkpoint("distill"),
-        )
+        table = self.recipe.distill
+        if table.minutes is not None:  # what was trained between the cuts of a plan counts
+            table = table.model_copy(update={"minutes": max(table.minutes - self.tuning_minutes, SHORTEST_MINUTES)})
+        result = self._distilled(student.module, original, table, self.journal.checkpoint("distill"))
         self.record.log("distill", result)
         return self.record.finish(
             "distill",
@@ -304,15 +330,7 @@ class _Run:
             }
         )
         try:
-            result = distill(
-                module,
-                [original.module, *self.further],
-                self.task,
-                table,
-                self.recipe.seed,
-                self.record.show_training,
-                self.journal.checkpoint("quantize"),
-            )
+            result = self._distilled(module, original, table, self.journal.checkpoint("quantize"))
         except TrainingError as error:  # what was reached without is still there
             return error.what
         self.record.log("quantize", result)

@@ -187,17 +187,23 @@ def test_the_page_needs_nothing_else(finished: tuple[Path, subprocess.CompletedP
 
 
 def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> None:
-    """And a run that is killed in its training goes on with the same plan, whatever the times are then."""
+    """And a run that is killed in its trainings goes on with the same plan, whatever the times are then."""
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(QUICK)
     asked = ("compress", recipe, "--out", out, "--speedup", 1.5, "--max-drop", 60, "--set", "quantize=")
-    asked += ("--set", "plan.steps=1")
-    killed_at(tmp_path / ".run.resume" / "distill.pt", *asked)
+    asked += ("--set", "plan.steps=2", "--set", "plan.epochs=1", "--time-budget", "30m")
+    for awaited in ("plan-1.pt", "distill.pt"):
+        killed_at(tmp_path / ".run.resume" / awaited, *asked)
     process = run(*asked)
     assert process.returncode == 0, process.stderr
-    # It fits that network only.
+    # It fits that network, and the time that the training before has left, only.
     assert "distill: it went on at epoch" in " ".join(process.stdout.split())
+    assert not (tmp_path / ".run.resume").exists()
     report = load_report(out / "report.json")
+    assert [(log.stage, len(log.epochs)) for log in report.trainings if log.stage != "teacher"] == [
+        ("plan, cut 1", 1),
+        ("distill", 4),
+    ]
     assert [row.stage for row in report.rows] == ["teacher", "plan", "distill"]
     assert {check.name: check.limit for check in report.limits} == {"max_drop": 60, "min_speedup": 1.5}
     assert all(check.met for check in report.limits)

@@ -11,6 +11,7 @@ import pytest
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import FallbackError, OutputError, ResultError
 from onnxdistill.journal import Journal
+from onnxdistill.recipe import MOST_CUTS
 
 
 def remember(journal: Journal) -> None:
@@ -100,6 +101,21 @@ def test_a_second_run_at_the_same_time_keeps_nothing_and_disturbs_nothing(tmp_pa
     with Journal(tmp_path / "run") as journal:
         assert journal.checkpoint("distill") == kept[0]
         assert kept[0].read_text() == "state"
+
+
+def test_what_was_trained_after_every_cut_is_kept_until_the_end(tmp_path: Path) -> None:
+    def work(journal: Journal) -> None:
+        for cut in (1, MOST_CUTS - 1):
+            place = journal.checkpoint_of_cut(cut)
+            assert place is not None
+            place.write_text("state")
+        assert journal.holds_something
+
+    ended(tmp_path / "run", work)
+    assert len(list((tmp_path / ".run.resume").glob("plan-*.pt"))) == 2
+    with Journal(tmp_path / "run"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 3}', '{"a": {"value": 1}}'])

@@ -135,6 +135,7 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
         ("[plan]\nspeedup = 1.0\n", "plan.speedup = 1.0"),
         ("[plan]\nspeedup = 4.0\nmultiple_of = 3\n", "plan.multiple_of = 3"),
         ("[plan]\nspeedup = 4.0\n[prune]\nratio = 0.5\n", "plan and prune both remove channels"),
+        ("[plan]\nspeedup = 4.0\nepochs = 1\n", "plan.epochs trains as [distill] says; add that table"),
     ],
 )
 def test_plans_that_make_no_sense(tmp_path: Path, tables: str, part: str) -> None:

@@ -13,6 +13,8 @@ Target = Literal["x86-vnni", "x86", "arm64", "cuda", "tensorrt"]
 
 Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
 
+MOST_CUTS = 32
+
 
 class PlanTable(Table):
     """`[plan]`: spend a latency budget on widths and blocks, by what each costs on this machine."""
@@ -21,8 +23,13 @@ class PlanTable(Table):
         None, description="Times faster than the teacher's fp32 ONNX, as deployed; or `latency_ms`."
     )
     latency_ms: Positive | None = Field(None, description="Median latency of the student, as deployed.")
-    steps: Annotated[int, Field(ge=1, le=32)] = Field(
+    steps: Annotated[int, Field(ge=1, le=MOST_CUTS)] = Field(
         3, description="Cuts on the way; after each, channels are scored anew and the latency is measured."
+    )
+    epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Of training as `[distill]` says, after every cut but the last: what is cut next is chosen in a "
+        "network that has recovered.",
     )
     blocks: bool = Field(True, description="Whether whole residual blocks may go.")
     pairs: bool = Field(True, description="Whether layers may become low-rank pairs.")

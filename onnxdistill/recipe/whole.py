@@ -35,6 +35,8 @@ class Recipe(Table):
     def _plans_or_prunes(self) -> Recipe:
         if self.plan is not None and self.prune is not None:
             raise ValueError("plan and prune both remove channels; leave out one of the tables [plan] and [prune]")
+        if self.plan is not None and self.plan.epochs and self.distill is None:
+            raise ValueError("plan.epochs trains as [distill] says; add that table, or leave out plan.epochs")
         return self
 
     @property

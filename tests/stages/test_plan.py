@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -208,3 +209,33 @@ def test_budgets_go_on_from_where_a_cut_has_led(
         "plan, cut 2, was planned with times to doubt. Others ran."
     ]
     assert result.fits
+
+
+def test_what_is_cut_from_next_is_trained_before(
+    digits: Classification, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the recipe's last cut all of the training follows, and what corrects it needs none either."""
+    seen: list[tuple[str, nn.Module]] = []
+
+    def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
+        seen.append(("cut", network))
+        return Step(copy.deepcopy(network), [], budget_ms, 0.1, [], {}, [])
+
+    def tune(network: nn.Module, cut: int) -> nn.Module:
+        seen.append((f"trained after {cut}", network))
+        return copy.deepcopy(network)
+
+    times = iter([16.0, 8.0, 4.0, 2.2, 1.9])
+    monkeypatch.setattr(Planner, "step", step)
+    monkeypatch.setattr(Planner, "layers", lambda *_: {})
+    deployed: list[nn.Module] = []
+
+    def deploy(network: nn.Module) -> Deployed:
+        deployed.append(network)
+        return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", next(times))
+
+    plan(trained, digits, PlanTable(latency_ms=2.0), 2.0, deploy, Here(), SessionSettings(), tune=tune)
+    assert [what for what, _ in seen] == ["cut", "trained after 1", "cut", "trained after 2", "cut", "cut"]
+    # What was trained is what is timed, and what is cut from.
+    assert [network for what, network in seen if what == "cut"] == deployed[:4]
+    assert len({id(network) for _, network in seen}) == 6

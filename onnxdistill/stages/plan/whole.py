@@ -85,6 +85,7 @@ def plan(
     place: Place,
     settings: SessionSettings,
     batch: int = 1,
+    tune: Callable[[nn.Module, int], nn.Module] | None = None,
     remember: Remember = lambda _key, decide: decide(),
     on_progress: Callable[[str], None] = lambda _text: None,
 ) -> PlanResult:
@@ -99,6 +100,7 @@ def plan(
         place: Where the deployed student will run.
         settings: How deployed files run.
         batch: Items a call.
+        tune: Trains a network that more is to be cut from, after the cut of that number; None for no training.
         remember: Returns what was decided before under a key, or else decides.
         on_progress: Told what is being done.
 
@@ -129,6 +131,9 @@ def plan(
             break
         current = step.network
         steps.append(step)
+        # The last cut is followed by all of the training.
+        if tune is not None and number + 1 < table.steps:
+            current = tune(current, number + 1)
         deployed = deploy(current)
         cuts.append(Cut(allowed_ms, step.predicted_ms, deployed.latency_ms, step.damage))
         notes.append(
