@@ -19,11 +19,10 @@ from filelock import FileLock, Timeout
 
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import FallbackError, OutputError, ResultError, cannot_write
-from onnxdistill.recipe import MOST_CUTS
 
 _LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
-_AFTER_CUTS = tuple(f"plan-{cut}.pt" for cut in range(1, MOST_CUTS))
-_NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", *_AFTER_CUTS, "distill.pt", "quantize.pt")
+_NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
+_AFTER_CUTS = "plan-*.pt"
 
 
 class Journal:
@@ -81,17 +80,18 @@ class Journal:
 
     def _remove(self) -> None:
         """Takes away what is ours; what somebody else put there stays, with the folder."""
-        for name in _NAMES:
-            for file in (name, f"{name}.new"):
-                with contextlib.suppress(OSError):
-                    (self._folder / file).unlink()
+        fixed = [self._folder / file for name in _NAMES for file in (name, f"{name}.new")]
+        for file in (*fixed, *self._folder.glob(_AFTER_CUTS), *self._folder.glob(f"{_AFTER_CUTS}.new")):
+            with contextlib.suppress(OSError):
+                file.unlink()
         with contextlib.suppress(OSError):
             self._folder.rmdir()
 
     @property
     def holds_something(self) -> bool:
         """Whether a run that starts now would save time."""
-        return self._ours and any((self._folder / name).exists() for name in _NAMES if name != _LOCK)
+        found = [*(self._folder / name for name in _NAMES if name != _LOCK), *self._folder.glob(_AFTER_CUTS)]
+        return self._ours and any(path.exists() for path in found)
 
     def checkpoint(self, stage: Literal["teacher", "distill", "quantize"]) -> Path | None:
         """Where the training of a stage keeps its state; None if nothing is kept."""
@@ -99,7 +99,7 @@ class Journal:
 
     def checkpoint_of_cut(self, cut: int) -> Path | None:
         """Where the training after a cut of a plan, from 1, keeps its state; None if nothing is kept."""
-        return self._folder / _AFTER_CUTS[cut - 1] if self._ours else None
+        return self._folder / _AFTER_CUTS.replace("*", str(cut)) if self._ours else None
 
     def ratio(self, key: str, measure: Callable[[], Estimate]) -> Estimate:
         """What was measured under that key, or else what `measure` gives.

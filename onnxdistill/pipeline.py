@@ -233,9 +233,7 @@ class _Run:
         self, network: nn.Module, original: Candidate, table: DistillTable, checkpoint: Path | None
     ) -> TrainingResult:
         teachers = [original.module, *self.further]
-        return distill(
-            network, teachers, self.task, table, self.recipe.seed, self.record.show_training, checkpoint
-        )
+        return distill(network, teachers, self.task, table, self.recipe.seed, self.record.show_training, checkpoint)
 
     def _refuse_unreachable(self, teacher_ms: float, result: PlanResult) -> None:
         """Ends a run that is sure to miss its limits before hours of training."""

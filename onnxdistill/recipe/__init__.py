@@ -7,7 +7,7 @@ out that stage. Unknown keys are refused. Paths are relative to the recipe; path
 
 from __future__ import annotations
 
-from onnxdistill.recipe.compression import MOST_CUTS, FactorizeTable, PlanTable, PruneTable, QuantizeTable, Target
+from onnxdistill.recipe.compression import FactorizeTable, PlanTable, PruneTable, QuantizeTable, Target
 from onnxdistill.recipe.data import FOLDER_IMAGE_SIZE, DataTable
 from onnxdistill.recipe.deployment import BenchTable, ExportTable, LimitsTable
 from onnxdistill.recipe.distillation import (
@@ -26,7 +26,6 @@ from onnxdistill.recipe.whole import Recipe
 
 __all__ = [
     "FOLDER_IMAGE_SIZE",
-    "MOST_CUTS",
     "BenchTable",
     "DataTable",
     "DistillTable",

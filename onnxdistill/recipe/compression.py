@@ -13,8 +13,6 @@ Target = Literal["x86-vnni", "x86", "arm64", "cuda", "tensorrt"]
 
 Criterion = Literal["second_order", "taylor", "l2", "l1", "norm_scale", "geometric_median"]
 
-MOST_CUTS = 32
-
 
 class PlanTable(Table):
     """`[plan]`: spend a latency budget on widths and blocks, by what each costs on this machine."""
@@ -23,7 +21,7 @@ class PlanTable(Table):
         None, description="Times faster than the teacher's fp32 ONNX, as deployed; or `latency_ms`."
     )
     latency_ms: Positive | None = Field(None, description="Median latency of the student, as deployed.")
-    steps: Annotated[int, Field(ge=1, le=MOST_CUTS)] = Field(
+    steps: Annotated[int, Field(ge=1, le=32)] = Field(
         3, description="Cuts on the way; after each, channels are scored anew and the latency is measured."
     )
     epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
