@@ -72,10 +72,11 @@ class EventFilesProgress(RelayedProgress):
         super().training(status, metric_unit)
         if status.looked is not None:
             return
+        training = f"{self._stage}, {status.part}" if status.part else self._stage
         step = (status.epoch - 1) * status.steps + status.step
         figures = {"loss": status.loss, "learning_rate": status.learning_rate, "samples_per_s": status.samples_per_s}
         for tag, value in ({"score": status.score} if status.epoch_done else figures).items():
-            self._add(self._summaries.scalar(f"{self._stage}/{tag}", value), step)
+            self._add(self._summaries.scalar(f"{training}/{tag}", value), step)
 
     def end(self, summary: str, score: str = "") -> None:
         """See `Progress.end`."""

@@ -95,7 +95,8 @@ class LoggedProgress(RelayedProgress):
     def training(self, status: TrainingStatus, metric_unit: str) -> None:
         """See `Progress.training`."""
         super().training(status, metric_unit)
-        figures: dict[str, float] = {
+        figures: dict[str, float | str] = {
+            **({"part": status.part} if status.part else {}),
             "epoch": status.epoch,
             "epochs": status.epochs,
             "step": status.step,

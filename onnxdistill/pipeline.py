@@ -16,37 +16,33 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from torch import nn
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.errors import LimitsMissedError, TrainingError
-from onnxdistill.fakequant import FakeQuantized, UnsupportedOperatorError
+from onnxdistill.errors import LimitsMissedError
+from onnxdistill.finetuning import Finetuning
 from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
 from onnxdistill.journal import Journal
 from onnxdistill.judge import Int8Judge
 from onnxdistill.networks import build_network
 from onnxdistill.progress import Progress
-from onnxdistill.recipe import DistillTable, Recipe, load_recipe
+from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.record import Candidate, Record
 from onnxdistill.report import CutRow, DecisionRow, GroupCut, LayerRow, PlanLog, Report
 from onnxdistill.shell import opened
-from onnxdistill.stages.distill import distill
 from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.plan import PlanResult, plan
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.teacher import further_teachers, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
-from onnxdistill.training import TrainingResult, follow, leading
+from onnxdistill.training import follow, leading
 
 # Of what is asked for: the last measurement is another one than that which the plan was made by.
 PLAN_MARGIN = 0.97
 # By so much int8 may turn out faster in the end than with the usual scheme, which plans are timed with.
 UNREACHABLE = 1.25
-# For the training that follows the last cut, where those before it have taken all of the time: it does one epoch.
-SHORTEST_MINUTES = 0.01
 
 
 def compress(
@@ -117,7 +113,6 @@ class _Run:
     journal: Journal
     progress: Progress
     keeps_weights: bool = False
-    tuning_minutes: float = 0.0
 
     def whole(self, folder: Path) -> Report:
         """Runs every stage and fills the run folder."""
@@ -134,7 +129,7 @@ class _Run:
         student = self._plan(original)
         student = self._prune(student)
         student = self._factorize(student)
-        student = self._distill(student, original)
+        student = self._distill(student)
         self._quantize(student, original)
         timings = self.record.bench()
         self.record.note(*write_module(student.module, self.recipe.teacher.network, self.task, folder))
@@ -157,12 +152,14 @@ class _Run:
         self.record.begin("teacher", f"building {table.network}")
         further = self.recipe.distill.teachers if self.recipe.distill is not None else []
         # Refused now rather than after a training.
-        self.further = further_teachers(further, "distill.teachers", self.task, self.recipe.seed)
+        further_ones = further_teachers(further, "distill.teachers", self.task, self.recipe.seed)
         result = teacher(self.recipe, self.task, self.record.show_training, self.journal.checkpoint("teacher"))
         self.record.log("teacher", result.training)
         fresh = "from scratch" if table.train is not None else "no weights"
         source = fresh if table.weights == "none" else Path(table.weights).name
         trained = "" if result.training is None else f", trained {len(result.training.history)} epochs"
+        teachers = [result.network, *further_ones]
+        self.finetuning = Finetuning(self.recipe, self.task, teachers, self.record, self.journal)
         return self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
 
     def _plan(self, original: Candidate) -> Candidate:
@@ -181,7 +178,7 @@ class _Run:
             self.place,
             settings_of(self.recipe.bench),
             self.recipe.bench.batch,
-            tune=partial(self._tuned, original) if table.epochs else None,
+            tune=self.finetuning.after_cut if table.epochs else None,
             remember=self.journal.decision,
             on_progress=self.progress.update,
         )
@@ -210,30 +207,6 @@ class _Run:
             [LayerRow(**asdict(layer)) for layer in result.layers],
         )
         return self.record.finish("plan", result.network, summary)
-
-    def _tuned(self, original: Candidate, network: nn.Module, cut: int) -> nn.Module:
-        """What a plan has left after a cut, trained a little before more goes."""
-        assert self.recipe.plan is not None
-        assert self.recipe.distill is not None  # or else the recipe is refused
-        if not self.task.measurable:
-            return network
-        # Layers may be gone, and the time that they take is known only afterwards.
-        table = self.recipe.distill.model_copy(
-            update={"epochs": self.recipe.plan.epochs, "features": None, "minutes": None}
-        )
-        started = time.monotonic()
-        result = self._distilled(network, original, table, self.journal.checkpoint_of_cut(cut))
-        self.record.log(f"plan, cut {cut}", result)
-        self.tuning_minutes += self.journal.decision(
-            f"minutes of training after cut {cut} of {self.recipe!r}", lambda: (time.monotonic() - started) / 60
-        )
-        return result.network
-
-    def _distilled(
-        self, network: nn.Module, original: Candidate, table: DistillTable, checkpoint: Path | None
-    ) -> TrainingResult:
-        teachers = [original.module, *self.further]
-        return distill(network, teachers, self.task, table, self.recipe.seed, self.record.show_training, checkpoint)
 
     def _refuse_unreachable(self, teacher_ms: float, result: PlanResult) -> None:
         """Ends a run that is sure to miss its limits before hours of training."""
@@ -282,18 +255,14 @@ class _Run:
         summary = f"{len(result.layers)} layers in low rank"
         return self.record.finish_if_faster("factorize", student, result.network, summary)
 
-    def _distill(self, student: Candidate, original: Candidate) -> Candidate:
+    def _distill(self, student: Candidate) -> Candidate:
         if self.recipe.distill is None:
             return student
         if not self.task.measurable:
             self.record.note("distill was left out: without data there is nothing to learn.")
             return student
         self.record.begin("distill", "starting")
-        table = self.recipe.distill
-        if table.minutes is not None:  # what was trained between the cuts of a plan counts
-            table = table.model_copy(update={"minutes": max(table.minutes - self.tuning_minutes, SHORTEST_MINUTES)})
-        result = self._distilled(student.module, original, table, self.journal.checkpoint("distill"))
-        self.record.log("distill", result)
+        result = self.finetuning.whole(student.module, self.recipe.distill)
         return self.record.finish(
             "distill",
             result.network,
@@ -308,33 +277,8 @@ class _Run:
         judge = Int8Judge(self.recipe, self.task, self.settings, self.gate, original.path, student.path)
         cost = (parameter_count(student.module), self.record.macs(student.module))
         calibration = partial(self._calibration, table.calibration_batch)
-        finetune = partial(self._finetune, student, original) if table.epochs else None
+        finetune = partial(self.finetuning.with_int8, source=student.path) if table.epochs else None
         self.record.quantize(table, student.path, self.scratch, calibration, judge, cost, finetune)
-
-    def _finetune(self, student: Candidate, original: Candidate, quantized: Path, target: Path) -> str:
-        """Trains an int8 file further and writes the result; returns why it could not, or nothing."""
-        assert self.recipe.quantize is not None
-        try:
-            module = FakeQuantized.from_file(quantized, student.path)
-        except UnsupportedOperatorError as error:
-            return error.what
-        # Batch norms are folded into layers, which then need small steps. Layers have other names in the ONNX file, and
-        # the time was meant for the float student.
-        table = (self.recipe.distill or DistillTable(epochs=1)).model_copy(
-            update={
-                "epochs": self.recipe.quantize.epochs,
-                "learning_rate": self.recipe.quantize.learning_rate,
-                **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "features": None, "minutes": None},
-            }
-        )
-        try:
-            result = self._distilled(module, original, table, self.journal.checkpoint("quantize"))
-        except TrainingError as error:  # what was reached without is still there
-            return error.what
-        self.record.log("quantize", result)
-        assert isinstance(result.network, FakeQuantized)
-        result.network.write(target)
-        return ""
 
     def _calibration(self, batch_size: int) -> Iterator[Feeds]:
         for batch in self.task.calibration_batches(batch_size):

@@ -152,13 +152,14 @@ class ConsoleProgress:
 
     def training(self, status: TrainingStatus, metric_unit: str) -> None:
         """See `Progress.training`."""
+        part = f"{status.part}, " if status.part else ""
         if status.looked is not None:
-            text = f"epoch {status.epoch}/{status.epochs}, the teacher looks at its images"
+            text = f"{part}epoch {status.epoch}/{status.epochs}, the teacher looks at its images"
             self.update(text, status.looked)
             return
         # The most telling first: a narrow terminal cuts the rest.
         text = (
-            f"epoch {status.epoch}/{status.epochs}, validation {status.score:.2f} {metric_unit}, "
+            f"{part}epoch {status.epoch}/{status.epochs}, validation {status.score:.2f} {metric_unit}, "
             f"loss {status.loss:.3f}, rate {status.learning_rate:.2g}, {status.samples_per_s:.0f}/s"
         )
         self.update(text, (status.epoch - 1 + status.step / status.steps) / status.epochs, status.remaining_s)

@@ -136,6 +136,12 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
         ("[plan]\nspeedup = 4.0\nmultiple_of = 3\n", "plan.multiple_of = 3"),
         ("[plan]\nspeedup = 4.0\n[prune]\nratio = 0.5\n", "plan and prune both remove channels"),
         ("[plan]\nspeedup = 4.0\nepochs = 1\n", "plan.epochs trains as [distill] says; add that table"),
+        ("[plan]\nspeedup = 4.0\nsteps = 1\nepochs = 1\n[distill]\nepochs = 1\n", "no effect on plan.steps = 1"),
+        (
+            "[plan]\nspeedup = 4.0\nepochs = 1\n[distill]\nepochs = 1\nhard_weight = 0\nsoft_weight = 0\n"
+            "[distill.features]\nlayers = ['layer1']\n",
+            "plan.epochs has nothing to learn from",
+        ),
     ],
 )
 def test_plans_that_make_no_sense(tmp_path: Path, tables: str, part: str) -> None:

@@ -26,8 +26,8 @@ class PlanTable(Table):
     )
     epochs: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
-        description="Of training as `[distill]` says, after every cut but the last: what is cut next is chosen in a "
-        "network that has recovered.",
+        description="Of training as `[distill]` says, but for its features, after every cut but the last: what is cut "
+        "next is chosen in a network that has recovered.",
     )
     blocks: bool = Field(True, description="Whether whole residual blocks may go.")
     pairs: bool = Field(True, description="Whether layers may become low-rank pairs.")

@@ -35,8 +35,21 @@ class Recipe(Table):
     def _plans_or_prunes(self) -> Recipe:
         if self.plan is not None and self.prune is not None:
             raise ValueError("plan and prune both remove channels; leave out one of the tables [plan] and [prune]")
-        if self.plan is not None and self.plan.epochs and self.distill is None:
+        return self
+
+    @model_validator(mode="after")
+    def _can_train_between_cuts(self) -> Recipe:
+        if self.plan is None or not self.plan.epochs:
+            return self
+        if self.distill is None:
             raise ValueError("plan.epochs trains as [distill] says; add that table, or leave out plan.epochs")
+        if self.plan.steps == 1:
+            raise ValueError("plan.epochs has no effect on plan.steps = 1, after which none follows; leave it out")
+        if self.distill.hard_weight == 0 and self.distill.soft_weight == 0:
+            raise ValueError(
+                "plan.epochs has nothing to learn from: layers to follow may have been cut; leave it out, or give "
+                "distill.hard_weight or distill.soft_weight a value"
+            )
         return self
 
     @property

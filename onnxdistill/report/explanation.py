@@ -70,7 +70,7 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         title = f"How {latency(report.plan.budget_ms)} ms were spent"
         yield from _titled(title, _cuts(report.plan.cuts))
         yield from _titled("What was chosen, and what else could have been", _decisions(report.plan.decisions))
-        yield from _titled("Layer by layer, before the training", _layers(report.plan))
+        yield from _titled("Layer by layer, as planned", _layers(report.plan))
     elif report.groups:
         yield from _titled("Channel groups", _groups(report.groups))
     if report.quantization is not None:

@@ -218,7 +218,7 @@ class LayerRow:
         rank: Of the low-rank pair that it has become; None if it has not.
         before_ms: What it took in the whole network as deployed; None if that could not be seen.
         predicted_ms: What it was to take after the last cut; None if it was to go.
-        after_ms: What it takes before the training; None if it has gone, or could not be seen.
+        after_ms: What it takes before the last training; None if it has gone, or could not be seen.
     """
 
     name: str

@@ -35,6 +35,7 @@ class TrainingStatus:
         remaining_s: Until the end, if it goes on like this.
         epoch_done: True once an epoch, after its validation.
         looked: While the teachers look at the epoch's images before it starts: which share they have seen.
+        part: Which training of the stage it is, if there are several.
     """
 
     epoch: int
@@ -48,6 +49,7 @@ class TrainingStatus:
     remaining_s: float
     epoch_done: bool = False
     looked: float | None = None
+    part: str = ""
 
 
 OnStatus = Callable[[TrainingStatus], None]

@@ -42,7 +42,10 @@ class Recovery:
         self._state.plan(found["now"]["at"]["epochs"])
         self._state.restore(found["now"])
         at = self._state.at
-        at.notes.append(f"it went on at epoch {at.epoch}, step {at.step + 1}, where a run had been ended")
+        if at.epoch <= at.epochs:
+            at.notes.append(f"it went on at epoch {at.epoch}, step {at.step + 1}, where a run had been ended")
+        else:
+            at.notes.append("a run that was ended later had done it")
         return True
 
     def start(self) -> None:

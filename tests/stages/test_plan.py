@@ -225,7 +225,8 @@ def test_what_is_cut_from_next_is_trained_before(
         seen.append((f"trained after {cut}", network))
         return copy.deepcopy(network)
 
-    times = iter([16.0, 8.0, 4.0, 2.2, 1.9])
+    # Of the whole network, of what the first two cuts leave, untrained and trained, and of the last two.
+    times = iter([16.0, 8.5, 8.0, 4.5, 4.0, 2.2, 1.9])
     monkeypatch.setattr(Planner, "step", step)
     monkeypatch.setattr(Planner, "layers", lambda *_: {})
     deployed: list[nn.Module] = []
@@ -234,8 +235,30 @@ def test_what_is_cut_from_next_is_trained_before(
         deployed.append(network)
         return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", next(times))
 
-    plan(trained, digits, PlanTable(latency_ms=2.0), 2.0, deploy, Here(), SessionSettings(), tune=tune)
+    result = plan(trained, digits, PlanTable(latency_ms=2.0), 2.0, deploy, Here(), SessionSettings(), tune=tune)
+    assert [cut.measured_ms for cut in result.cuts] == [8.0, 4.0, 2.2, 1.9]
     assert [what for what, _ in seen] == ["cut", "trained after 1", "cut", "trained after 2", "cut", "cut"]
     # What was trained is what is timed, and what is cut from.
-    assert [network for what, network in seen if what == "cut"] == deployed[:4]
+    cut_from = [network for what, network in seen if what == "cut"]
+    assert [id(network) for network in cut_from] == [id(deployed[place]) for place in (0, 2, 4, 5)]
     assert len({id(network) for _, network in seen}) == 6
+
+
+def test_what_is_fast_enough_is_not_trained_between_cuts(
+    digits: Classification, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
+        return Step(network, [], budget_ms, 0.1, [], {}, [])
+
+    def tune(_network: nn.Module, _cut: int) -> nn.Module:
+        raise AssertionError
+
+    times = iter([16.0, 1.9])
+    monkeypatch.setattr(Planner, "step", step)
+    monkeypatch.setattr(Planner, "layers", lambda *_: {})
+
+    def deploy(_network: nn.Module) -> Deployed:
+        return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", next(times))
+
+    result = plan(trained, digits, PlanTable(latency_ms=2.0), 2.0, deploy, Here(), SessionSettings(), tune=tune)
+    assert result.fits

@@ -149,8 +149,9 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 5 {onnxdistill.__version__}"
-        return f"{version} {self._table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
+        version = f"plan 6 {onnxdistill.__version__}"
+        table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
+        return f"{version} {table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(
         self,

@@ -131,10 +131,13 @@ def plan(
             break
         current = step.network
         steps.append(step)
-        # The last cut is followed by all of the training.
-        if tune is not None and number + 1 < table.steps:
-            current = tune(current, number + 1)
+        on_progress("timing what is left")
         deployed = deploy(current)
+        # The last cut is followed by the long training.
+        if tune is not None and number + 1 < table.steps and deployed.latency_ms > budget_ms:
+            current = tune(current, number + 1)
+            on_progress("timing what was trained")
+            deployed = deploy(current)  # the next cut reads the weights off this file
         cuts.append(Cut(allowed_ms, step.predicted_ms, deployed.latency_ms, step.damage))
         notes.append(
             f"plan, cut {len(cuts)}: {step.predicted_ms:.3g} ms predicted, {deployed.latency_ms:.3g} ms measured, of "
