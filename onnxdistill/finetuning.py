@@ -63,7 +63,7 @@ class Finetuning:
             if minutes <= 0:
                 self._record.note(f"plan, cut {cut}: no time was left to train.")
                 return network
-        table = table.model_copy(update={"epochs": plan.epochs, "minutes": minutes, "features": None})
+        table = table.without_features().model_copy(update={"epochs": plan.epochs, "minutes": minutes})
         seed = (self._recipe.seed + cut * _SEEDS_APART) % _SEEDS
         try:
             result = self._train(network, table, self._journal.checkpoint_of_cut(cut), seed, f"cut {cut}")
@@ -106,12 +106,16 @@ class Finetuning:
             return error.what
         # Batch norms are folded into layers, which then need small steps. Layers have other names in the ONNX file, and
         # the time was meant for the float student.
-        table = (self._recipe.distill or DistillTable(epochs=1)).model_copy(
-            update={
-                "epochs": self._recipe.quantize.epochs,
-                "learning_rate": self._recipe.quantize.learning_rate,
-                **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "features": None, "minutes": None},
-            }
+        table = (
+            (self._recipe.distill or DistillTable(epochs=1))
+            .without_features()
+            .model_copy(
+                update={
+                    "epochs": self._recipe.quantize.epochs,
+                    "learning_rate": self._recipe.quantize.learning_rate,
+                    **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "minutes": None},
+                }
+            )
         )
         try:
             result = self._train(module, table, self._journal.checkpoint("quantize"), self._recipe.seed)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnxdistill.errors import RecipeError
-from onnxdistill.recipe import load_recipe
+from onnxdistill.recipe import DistillTable, FeaturesTable, load_recipe
 
 MINIMAL = """
 name = "small"
@@ -137,11 +137,6 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
         ("[plan]\nspeedup = 4.0\n[prune]\nratio = 0.5\n", "plan and prune both remove channels"),
         ("[plan]\nspeedup = 4.0\nepochs = 1\n", "plan.epochs trains as [distill] says; add that table"),
         ("[plan]\nspeedup = 4.0\nsteps = 1\nepochs = 1\n[distill]\nepochs = 1\n", "no effect on plan.steps = 1"),
-        (
-            "[plan]\nspeedup = 4.0\nepochs = 1\n[distill]\nepochs = 1\nhard_weight = 0\nsoft_weight = 0\n"
-            "[distill.features]\nlayers = ['layer1']\n",
-            "plan.epochs has nothing to learn from",
-        ),
     ],
 )
 def test_plans_that_make_no_sense(tmp_path: Path, tables: str, part: str) -> None:
@@ -299,3 +294,11 @@ def test_malformed_overrides(tmp_path: Path) -> None:
     assert "table.key=value" in refusal(path, "epochs")
     assert "'name' is a value, not a table" in refusal(path, "name.first=1")
     assert "seed = -1" in refusal(path, "seed=-1")
+
+
+def test_what_cannot_follow_layers_follows_what_else_there_is() -> None:
+    features = FeaturesTable(layers=["layer1"])
+    both = DistillTable(epochs=1, hard_weight=0.0, soft_weight=2.0, features=features).without_features()
+    assert (both.features, both.soft_weight) == (None, 2.0)
+    layers_alone = DistillTable(epochs=1, hard_weight=0.0, soft_weight=0.0, features=features)
+    assert layers_alone.without_features().soft_weight is None

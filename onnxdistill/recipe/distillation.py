@@ -114,6 +114,11 @@ class DistillTable(GuidedTable):
             raise ValueError("distill.features needs the teacher in every step; leave out distill.views")
         return self
 
+    def without_features(self) -> DistillTable:
+        """For a network that may lack the layers; where nothing else was followed, it is the logits."""
+        nothing_else = self.hard_weight == 0 and self.soft_weight == 0
+        return self.model_copy(update={"features": None, **({"soft_weight": None} if nothing_else else {})})
+
 
 class TeacherTrainingTable(GuidedTable):
     """`[teacher.train]`: train the teacher on labels, and on the logits of other networks where there are some."""

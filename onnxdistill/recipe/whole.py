@@ -45,11 +45,6 @@ class Recipe(Table):
             raise ValueError("plan.epochs trains as [distill] says; add that table, or leave out plan.epochs")
         if self.plan.steps == 1:
             raise ValueError("plan.epochs has no effect on plan.steps = 1, after which none follows; leave it out")
-        if self.distill.hard_weight == 0 and self.distill.soft_weight == 0:
-            raise ValueError(
-                "plan.epochs has nothing to learn from: layers to follow may have been cut; leave it out, or give "
-                "distill.hard_weight or distill.soft_weight a value"
-            )
         return self
 
     @property
