@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,36 +21,76 @@ def has_columns(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
-def input_columns(layer: Layer, inputs: Tensor) -> Tensor:
-    """The inputs `[N, ...]` of a layer as columns `[positions, in_channels * kernel]`, in the order of the weight."""
+@dataclass(frozen=True)
+class Sample:
+    """Which of many positions are looked at: the same ones for as many positions and the same seed.
+
+    Attributes:
+        count: At most so many.
+        seed: Of the choice, which may name a position twice.
+    """
+
+    count: int
+    seed: int
+
+    def of(self, positions: int) -> Tensor | None:
+        """Their indices; None for all of them."""
+        if positions <= self.count:
+            return None
+        return torch.randint(positions, (self.count,), generator=torch.Generator().manual_seed(self.seed))
+
+
+def input_columns(layer: Layer, inputs: Tensor, sample: Sample | None = None) -> Tensor:
+    """The inputs `[N, ...]` of a layer as columns `[positions, in_channels * kernel]`, in the order of the weight.
+
+    Of a sample of the positions, if one is given; the others are not made.
+    """
     if isinstance(layer, nn.Linear):
-        return inputs.reshape(-1, layer.in_features)
+        return _rows(inputs.reshape(-1, layer.in_features), sample)
     # For `padding = "same"` PyTorch notes the amounts, too: for the last axis first, before and after.
     before_across, after_across, before_down, after_down = layer._reversed_padding_repeated_twice
     padded = F.pad(inputs, (before_across, after_across, before_down, after_down))
-    return unfolded(padded, layer.kernel_size, layer.stride, layer.dilation)
+    return unfolded(padded, layer.kernel_size, layer.stride, layer.dilation, sample)
 
 
 def unfolded(
-    images: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...] = (1, 1)
+    images: Tensor,
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...] = (1, 1),
+    sample: Sample | None = None,
 ) -> Tensor:
     """What a kernel `(height, width)` sees at each of its places in `[N, C, H, W]`: `[positions, C * kernel]`."""
-    patches = F.unfold(images, kernel, dilation, 0, stride)
-    return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    down, across = (
+        (images.shape[2 + axis] - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1 for axis in (0, 1)
+    )
+    chosen = None if sample is None else sample.of(len(images) * down * across)
+    if chosen is None:
+        patches = F.unfold(images, kernel, dilation, 0, stride)
+        return patches.transpose(1, 2).reshape(-1, patches.shape[1])
+    first_row = chosen // across % down * stride[0]
+    first_column = chosen % across * stride[1]
+    rows = first_row[:, None, None] + dilation[0] * torch.arange(kernel[0])[:, None]
+    columns = first_column[:, None, None] + dilation[1] * torch.arange(kernel[1])
+    # Indexed on both sides of the channels, these come last: [positions, height, width, C].
+    seen = images[(chosen // (down * across))[:, None, None], :, rows, columns]
+    return seen.permute(0, 3, 1, 2).flatten(1)
 
 
-def output_columns(layer: Layer, outputs: Tensor) -> Tensor:
+def output_columns(layer: Layer, outputs: Tensor, sample: Sample | None = None) -> Tensor:
     """The outputs `[N, ...]` of a layer as `[positions, out_channels]`, in the order of `input_columns`."""
     if isinstance(layer, nn.Linear):
-        return outputs.reshape(-1, outputs.shape[-1])
-    return outputs.flatten(2).transpose(1, 2).reshape(-1, outputs.shape[1])
+        return _rows(outputs.reshape(-1, outputs.shape[-1]), sample)
+    pixels = outputs.flatten(2)
+    chosen = None if sample is None else sample.of(len(pixels) * pixels.shape[2])
+    if chosen is None:
+        return pixels.transpose(1, 2).reshape(-1, pixels.shape[1])
+    return pixels[chosen // pixels.shape[2], :, chosen % pixels.shape[2]]
 
 
-def sampled(columns: Tensor, count: int, seed: int) -> Tensor:
-    """At most `count` of the rows, the same ones for as many rows and the same seed."""
-    if len(columns) <= count:
-        return columns
-    return columns[torch.randint(len(columns), (count,), generator=torch.Generator().manual_seed(seed))]
+def _rows(columns: Tensor, sample: Sample | None) -> Tensor:
+    chosen = None if sample is None else sample.of(len(columns))
+    return columns if chosen is None else columns[chosen]
 
 
 @contextmanager

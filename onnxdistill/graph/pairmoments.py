@@ -23,10 +23,10 @@ from torch.nn import functional as F
 
 from onnxdistill.graph.columns import (
     Layer,
+    Sample,
     counting_samples,
     input_columns,
     output_columns,
-    sampled,
     unfolded,
     watched,
 )
@@ -37,8 +37,6 @@ Scheme = Literal["spatial", "channel"]
 
 # Layers with longer columns would need more memory than they are worth: 5000^2 float64 are 200 MB.
 LONGEST_COLUMN = 5000
-# Of all columns that are made at once.
-_MOST_VALUES = 2**26
 # Columns of a batch that enter a second moment; more do not change it visibly.
 COLUMNS_PER_BATCH = 4096
 
@@ -88,16 +86,15 @@ def pair_moments(
             gradients = gradients_by(value, [outputs for *_, outputs in runs])
             for (name, layer, inputs, _), gradient in zip(runs, gradients, strict=True):
                 for scheme in layers[name]:
-                    key = name, scheme
-                    few = _few(layer, inputs, scheme)
-                    _add(sums, key, _moment(seen_columns(layer, inputs[:few], scheme), batches))
+                    key, sample = (name, scheme), Sample(COLUMNS_PER_BATCH, batches)
+                    _add(sums, key, _moment(seen_columns(layer, inputs, scheme, sample)))
                     calls[key] += 1
                     if gradient is not None:
                         # The loss is a mean over the batch: a sample's own gradient is that many times larger. The
                         # layer may see windows or tokens of a sample as if they were samples.
-                        each = added_columns(layer, inputs[:few], gradient[:few] * samples[-1], scheme)
-                        products = len(each) / few * len(inputs) / samples[-1]
-                        _add(worth, key, 0.5 * products * _moment(each, batches))
+                        each = added_columns(layer, inputs, gradient, scheme, sample) * samples[-1]
+                        products = _products(layer, inputs, gradient, scheme) / samples[-1]
+                        _add(worth, key, 0.5 * products * _moment(each))
             batches += 1
     # Of a layer that runs twice, inputs are averaged; a change of it counts in both places.
     return {
@@ -115,42 +112,51 @@ def longest_column(layer: Layer, scheme: Scheme) -> int:
     return max(layer.in_channels * height, layer.out_channels * width)
 
 
-def _few(layer: Layer, inputs: Tensor, scheme: Scheme) -> int:
-    """Of how many samples columns are made: no more than fit, since few of them are looked at."""
-    positions = inputs[0].numel() / inputs.shape[-1 if isinstance(layer, nn.Linear) else 1]
-    return min(len(inputs), max(1, int(_MOST_VALUES / (positions * longest_column(layer, scheme)))))
-
-
-def seen_columns(layer: Layer, inputs: Tensor, scheme: Scheme) -> Tensor:
+def seen_columns(layer: Layer, inputs: Tensor, scheme: Scheme, sample: Sample | None = None) -> Tensor:
     """What the first layer of the pair multiplies its weight with; with `channel`, it sees what the layer sees."""
     if isinstance(layer, nn.Linear) or scheme == "channel":
-        return input_columns(layer, inputs)
+        return input_columns(layer, inputs, sample)
     down = int(layer.padding[0])
-    return unfolded(F.pad(inputs, (0, 0, down, down)), (layer.kernel_size[0], 1), (layer.stride[0], 1))
+    padded = F.pad(inputs, (0, 0, down, down))
+    return unfolded(padded, (layer.kernel_size[0], 1), (layer.stride[0], 1), sample=sample)
 
 
-def added_columns(layer: Layer, inputs: Tensor, gradient: Tensor, scheme: Scheme) -> Tensor:
+def added_columns(
+    layer: Layer, inputs: Tensor, gradient: Tensor, scheme: Scheme, sample: Sample | None = None
+) -> Tensor:
     """Gradients by the products of the layer's matrix with `seen_columns`: `[positions, rows]`, in their order.
 
     With `spatial`, a column of pixels adds `width` products to each output channel, one to every position that has it
     under its kernel.
     """
     if isinstance(layer, nn.Linear) or scheme == "channel":
-        return output_columns(layer, gradient)
-    samples, outputs, rows, positions = gradient.shape
+        return output_columns(layer, gradient, sample)
+    _, outputs, rows, positions = gradient.shape
     (_, width), (_, across), (_, pad) = layer.kernel_size, layer.stride, (int(each) for each in layer.padding)
-    columns = inputs.shape[3]
-    # Tap b of the output at position p reads the column p * stride + b - pad.
-    spread = gradient.new_zeros(samples, outputs, width, rows, columns)
+    columns, count = inputs.shape[3], _products(layer, inputs, gradient, scheme)
+    chosen = None if sample is None else sample.of(count)
+    places = torch.arange(count) if chosen is None else chosen
+    added = gradient.new_zeros(len(places), outputs, width)
     for tap in range(width):
-        read = torch.arange(positions) * across + tap - pad
-        inside = (read >= 0) & (read < columns)
-        spread[:, :, tap, :, read[inside]] = gradient[..., inside]
-    return spread.permute(0, 3, 4, 1, 2).reshape(-1, outputs * width)
+        # Tap b of the output at position p reads the column p * stride + b - pad.
+        start = places % columns + pad - tap
+        inside = (start >= 0) & (start < positions * across) & (start % across == 0)
+        read = places[inside]
+        added[inside, :, tap] = gradient[read // (rows * columns), :, read // columns % rows, start[inside] // across]
+    return added.flatten(1)
 
 
-def _moment(columns: Tensor, batch: int) -> Tensor:
-    few = sampled(columns, COLUMNS_PER_BATCH, batch).double()
+def _products(layer: Layer, inputs: Tensor, gradient: Tensor, scheme: Scheme) -> int:
+    """How many columns `seen_columns` has for these inputs, whose gradient by the outputs this is."""
+    if isinstance(layer, nn.Linear):
+        return inputs.numel() // layer.in_features
+    if scheme == "channel":
+        return gradient.numel() // layer.out_channels
+    return len(inputs) * gradient.shape[2] * inputs.shape[3]
+
+
+def _moment(columns: Tensor) -> Tensor:
+    few = columns.double()
     return few.T @ few / len(few)
 
 

@@ -3,9 +3,12 @@
 Layer by layer, in the order in which they run, the weight of every layer that lost inputs is fitted so that its
 outputs on the inputs that it now gets come nearest to those that the whole network's layer had: the asymmetric
 reconstruction of Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", section 3.3, here for removed
-channels as in He et al. 2017, "Channel Pruning", equation 1. The fit is damped towards the weights that are there.
-What remains is a shift of the mean, which goes into the layer's bias or into the batch norm that follows it; where
-neither is there, the fit is about zero instead of about the means.
+channels as in He et al. 2017, "Channel Pruning", equation 1. The last layer of a residual branch makes up for what its
+shortcut has come to differ by, too, so that errors don't add up from block to block (He et al. 2017, section 3.3). The
+fit is damped towards the weights that are there. What remains is a shift of the mean, which goes into the layer's bias
+or into the batch norm that follows it; where neither is there, the fit is about zero instead of about the means.
+
+All inputs go through the network at once, and every layer is fitted when it is about to run: one pass for all of them.
 """
 
 from __future__ import annotations
@@ -13,22 +16,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onnxdistill.graph.columns import Layer, has_columns, input_columns, output_columns, sampled, watched
+from onnxdistill.graph.columns import Layer, Sample, has_columns, input_columns, output_columns, watched
 from onnxdistill.graph.groups import Channels
-from onnxdistill.graph.secondorder import COLUMNS_PER_BATCH, LONGEST_COLUMN
+from onnxdistill.graph.places import Place, entered, places_of
+from onnxdistill.graph.secondorder import LONGEST_COLUMN
 
 Removed = Mapping[tuple[str, int], Channels]
 
 # Relative to the mean of the diagonal of the inputs' second moment.
 DAMPING = 1e-2
-# Of all batches: the targets of all layers are held at once. Of one batch, so many all the same.
-_MOST_ROWS, _FEWEST_ROWS = 2**15, 256
+# Positions that a fit looks at; the targets of all layers are held at once.
+_POSITIONS = Sample(2**15, 0)
+# Of the largest output of a module for all inputs at once, of which some three live at the same time: 1 GiB each.
+_MOST_VALUES = 2**28
+# A share of the largest scale of a batch norm: less lets hardly anything through.
+_LEAST_SCALE = 1e-3
 
 
 def layers_that_lost_inputs(network: nn.Module, removed: Removed) -> list[str]:
@@ -86,21 +95,30 @@ def refit(
         cut: After it; not changed.
         layers: Names of the layers to fit.
         removed: What went, as `ChannelAnalysis.removed_indices` gives it.
-        batches: Inputs `[B, ...]`, each gone through once a layer.
+        batches: Inputs `[B, ...]`; as many of the first samples as go through at once are looked at.
         stands_for: Names in the whole network of layers that have other ones in the cut network: a low-rank pair's
             second layer stands for the layer that it replaces.
     """
     repaired = copy.deepcopy(cut).eval()
-    order = _in_order(repaired, layers, batches[0])
-    before = {name: (stands_for or {}).get(name, name) for name in order}
-    found = _targets(whole, list(before.values()), batches)
-    targets = {name: found[before[name]] for name in order}
-    for name in order:
-        layer = repaired.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        gone = removed.get((f"{name}.weight", 0), np.zeros(0, dtype=np.int64))
-        rows = torch.from_numpy(np.setdiff1d(np.arange(targets[name].shape[1]), gone))
-        _fit(layer, _seen(repaired, name, batches), targets[name][:, rows], _norm_after(repaired, name, batches[0]))
+    places, largest = places_of(repaired, layers, batches[0][:1])
+    inputs = torch.cat(list(batches))[: max(1, _MOST_VALUES // largest)]
+    targets = _Targets(whole, places, stands_for or {}, removed, inputs.clone())
+    now: dict[str, Tensor] = {}
+
+    def enter(place: Place, received: Tensor) -> None:
+        now[place.block] = output_columns(_layer(repaired, place.layer), received, _POSITIONS)
+
+    def fit(place: Place, received: Tensor) -> None:
+        layer = _layer(repaired, place.layer)
+        norm = repaired.get_submodule(place.norm) if place.norm else None
+        assert norm is None or isinstance(norm, _BatchNorm)
+        target = targets.of(place, norm, now.pop(place.block, None))
+        _fit(layer, input_columns(layer, received, _POSITIONS), target, norm)
+
+    seen = {place.block: partial(enter, place) for place in places if place.block}
+    seen |= {place.layer: partial(fit, place) for place in places}
+    with entered(repaired, seen), torch.no_grad():
+        repaired(inputs)
     return repaired
 
 
@@ -113,51 +131,65 @@ def _short(layer: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight[0].numel() <= LONGEST_COLUMN
 
 
-def _in_order(network: nn.Module, layers: Sequence[str], inputs: Tensor) -> list[str]:
-    """The layers in the order in which they run; one that runs twice is left as it is."""
-    seen: list[str] = []
-    with watched(network, layers, lambda name, _layer, _inputs, _outputs: seen.append(name)), torch.no_grad():
-        network(inputs)
-    return [name for name in dict.fromkeys(seen) if seen.count(name) == 1]
+def _layer(network: nn.Module, name: str) -> Layer:
+    layer = network.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    return layer
 
 
-def _targets(whole: nn.Module, layers: Sequence[str], batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    parts: dict[str, list[Tensor]] = {name: [] for name in layers}
-    rows = _rows(batches)
+class _Targets:
+    """What layers gave in the whole network, and what their blocks got, at the positions that are looked at."""
 
-    def see(name: str, layer: Layer, _inputs: Tensor, outputs: Tensor) -> None:
-        parts[name].append(sampled(output_columns(layer, outputs), rows, len(parts[name])))
+    def __init__(
+        self,
+        whole: nn.Module,
+        places: Sequence[Place],
+        stands_for: Mapping[str, str],
+        removed: Removed,
+        inputs: Tensor,
+    ) -> None:
+        self._removed = removed
+        self._outputs: dict[str, Tensor] = {}
+        self._shortcuts: dict[str, Tensor] = {}
+        after = {stands_for.get(place.layer, place.layer): place.layer for place in places}
+        before = {name: other for other, name in after.items()}
 
-    with watched(whole, layers, see), torch.no_grad():
-        for inputs in batches:
+        def see(name: str, layer: Layer, _inputs: Tensor, outputs: Tensor) -> None:
+            self._outputs[after[name]] = output_columns(layer, outputs, _POSITIONS)
+
+        def enter(place: Place, received: Tensor) -> None:
+            # Copied: what follows may overwrite what it gets.
+            layer = _layer(whole, before[place.layer])
+            self._shortcuts[place.block] = output_columns(layer, received, _POSITIONS).clone()
+
+        blocks = {place.block: partial(enter, place) for place in places if place.block}
+        with watched(whole, after, see), entered(whole, blocks), torch.no_grad():
             whole(inputs)
-    return {name: torch.cat(found) for name, found in parts.items()}
+
+    def of(self, place: Place, norm: _BatchNorm | None, shortcut: Tensor | None) -> Tensor:
+        """What a layer should give: `[positions, out]`.
+
+        Args:
+            place: Of the layer.
+            norm: That follows it.
+            shortcut: What its block gets now, if it ends the branch of one.
+        """
+        gone = self._removed.get((f"{place.layer}.weight", 0), np.zeros(0, dtype=np.int64))
+        target = self._outputs.pop(place.layer)
+        rows = torch.from_numpy(np.setdiff1d(np.arange(target.shape[1]), gone))
+        target = target[:, rows]
+        if shortcut is None:
+            return target
+        behind = self._shortcuts.pop(place.block)[:, rows] - shortcut
+        return target + behind / _scale(norm) if norm is not None else target + behind
 
 
-def _rows(batches: Sequence[Tensor]) -> int:
-    """Rows of a batch that a fit looks at, the same ones of inputs and targets."""
-    return max(_FEWEST_ROWS, min(COLUMNS_PER_BATCH, _MOST_ROWS // len(batches)))
-
-
-class _SeenEnoughError(Exception):
-    """Ends a forward pass after the layer that it was made for."""
-
-
-def _seen(network: nn.Module, name: str, batches: Sequence[Tensor]) -> Tensor:
-    parts: list[Tensor] = []
-    rows = _rows(batches)
-
-    def see(_name: str, layer: Layer, inputs: Tensor, _outputs: Tensor) -> None:
-        parts.append(sampled(input_columns(layer, inputs), rows, len(parts)))
-        raise _SeenEnoughError
-
-    with watched(network, [name], see), torch.no_grad():
-        for inputs in batches:
-            try:
-                network(inputs)
-            except _SeenEnoughError:
-                continue
-    return torch.cat(parts)
+def _scale(norm: _BatchNorm) -> Tensor:
+    """By which a batch norm multiplies each channel; infinite, where it hardly lets anything through."""
+    if norm.running_var is None:
+        return torch.full((norm.num_features,), torch.inf)
+    scale = (norm.running_var + norm.eps).rsqrt() * (1.0 if norm.weight is None else norm.weight.detach())
+    return torch.where(scale.abs() > _LEAST_SCALE * scale.abs().max(), scale, torch.inf)
 
 
 @dataclass(frozen=True)
@@ -194,26 +226,3 @@ def _moments(columns: Tensor, targets: Tensor, weight: Tensor, about_means: bool
     errors = (targets - output_mean) - centred @ weight.T
     count = len(columns)
     return _Sums(input_mean, output_mean, centred.T @ centred / count, centred.T @ errors / count)
-
-
-def _norm_after(network: nn.Module, name: str, inputs: Tensor) -> _BatchNorm | None:
-    """The batch norm that takes the layer's outputs as they are, if one does."""
-    result: list[Tensor] = []
-    found: list[_BatchNorm] = []
-
-    def layer_ran(_module: nn.Module, _inputs: tuple[Tensor, ...], outputs: Tensor) -> None:
-        result.append(outputs)
-
-    def norm_runs(module: nn.Module, received: tuple[Tensor, ...]) -> None:
-        if result and received[0] is result[0] and isinstance(module, _BatchNorm):
-            found.append(module)
-
-    handles = [network.get_submodule(name).register_forward_hook(layer_ran)]
-    handles += [m.register_forward_pre_hook(norm_runs) for m in network.modules() if isinstance(m, _BatchNorm)]
-    try:
-        with torch.no_grad():
-            network(inputs[:2])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found[0] if len(found) == 1 else None

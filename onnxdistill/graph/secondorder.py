@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from onnxdistill.graph.columns import (
     Layer,
+    Sample,
     counting_samples,
     has_columns,
     input_columns,
     output_columns,
-    sampled,
     watched,
 )
 from onnxdistill.graph.gradients import differentiable, gradients_by
@@ -143,8 +143,7 @@ def _statistics(
     batches = 0
 
     def see(name: str, layer: Layer, inputs: Tensor, result: Tensor) -> None:
-        columns = sampled(input_columns(layer, inputs.detach()), COLUMNS_PER_BATCH, batches)
-        moment = _second_moment(columns)
+        moment = _second_moment(input_columns(layer, inputs.detach(), Sample(COLUMNS_PER_BATCH, batches)))
         moments[name] = moments[name] + moment if name in moments else moment
         calls[name] = calls.get(name, 0) + 1
         outputs.append((name, layer, result))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from onnxdistill.graph.columns import Sample
 from onnxdistill.graph.lowrank import _matrix, decompose, low_rank_pair, scheme_of
 from onnxdistill.graph.pairmoments import added_columns, longest_column, pair_moments, seen_columns
 
@@ -33,6 +34,10 @@ def test_gradients_belong_to_the_products(layer: nn.Conv2d, scheme: str) -> None
     assert gradients.shape == products.shape
     assert longest_column(layer, fitting) == max(columns.shape[1], gradients.shape[1])
     assert (gradients * products).sum().item() == pytest.approx((gradient * outputs).sum().item())
+    sample = Sample(20, 1)
+    chosen = sample.of(len(columns))
+    assert torch.equal(seen_columns(layer, inputs, fitting, sample), columns[chosen])
+    assert torch.equal(added_columns(layer, inputs, gradient, fitting, sample), gradients[chosen])
 
 
 def test_moments_of_a_linear_layer_by_hand() -> None:
@@ -121,7 +126,7 @@ def test_layers_without_gradients_have_no_worth() -> None:
     assert found["last", "channel"].worth is not None
 
 
-@pytest.mark.parametrize("few", [2**26, 40])
+@pytest.mark.parametrize("few", [4096, 3])
 def test_windows_of_a_sample_are_no_samples(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
     class Windows(nn.Module):
         def __init__(self, apart: bool) -> None:
@@ -134,7 +139,7 @@ def test_windows_of_a_sample_are_no_samples(few: int, monkeypatch: pytest.Monkey
     worth = []
     for apart in (False, True):
         network = Windows(apart)
-        monkeypatch.setattr("onnxdistill.graph.pairmoments._MOST_VALUES", few)
+        monkeypatch.setattr("onnxdistill.graph.pairmoments.COLUMNS_PER_BATCH", few)
         runs = [lambda net: net(torch.ones(4, 5, 2)).sum((1, 2)).mean()]
         (moments,) = pair_moments(network, {"layer": ["channel"]}, runs, with_worth=True).values()
         assert moments.worth is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional as F
 
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.lowrank import decompose, low_rank_pair
+from onnxdistill.graph.places import Place, places_of
 from onnxdistill.graph.repair import layers_after, layers_from, layers_that_lost_inputs, refit
 from onnxdistill.graph.surgery import remove_channels
 from tests import tiny
@@ -140,3 +143,95 @@ def test_a_pair_stands_for_the_layer_that_it_replaces() -> None:
         expected, before, after = (each(torch.cat(batches)) for each in (network, cut, fitted))
     assert (after - expected).square().mean() < 0.5 * (before - expected).square().mean()
     assert torch.equal(fitted.conv1[0].weight, cut.conv1[0].weight)  # type: ignore[index]
+
+
+class Shortcuts(nn.Module):
+    """Linear but for the ReLU after the sum: a block can make up for all that its input has come to differ by."""
+
+    def __init__(self, norm: bool, relu: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 1)
+        self.block = Block(norm, relu)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.block(self.stem(x)).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self, norm: bool, relu: bool) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 1)
+        self.second = nn.Conv2d(8, 4, 1, bias=not norm)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = x + self.norm(self.second(self.first(x)))
+        return total.relu() if self.relu else total
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_end_of_a_branch_makes_up_for_its_shortcut(norm: bool, relu: bool) -> None:
+    torch.manual_seed(0)
+    network = Shortcuts(norm, relu).eval()
+    if isinstance(network.block.norm, nn.BatchNorm2d):
+        network.block.norm.weight.data = torch.tensor([0.5, -2.0, 1.0, 3.0])
+        network.block.norm.running_var = torch.tensor([4.0, 1.0, 0.5, 2.0])
+    cut = copy.deepcopy(network)
+    cut.stem.weight.data += 0.3 * torch.randn_like(cut.stem.weight)
+    batches = inputs()
+    assert places_of(cut, ["block.first", "block.second"], batches[0][:1])[0] == [
+        Place("block.first", "", ""),
+        Place("block.second", "block.norm" if norm else "", "block"),
+    ]
+    fitted = refit(network, cut, ["block.second"], {}, batches)
+    assert torch.equal(fitted.block.first.weight, cut.block.first.weight)
+    with torch.inference_mode():
+        expected, before, after = (each.block(each.stem(batches[0])) for each in (network, cut, fitted))
+    assert (after - expected).square().mean() < 0.01 * (before - expected).square().mean()
+
+
+def test_a_channel_that_its_norm_keeps_back_stays() -> None:
+    """A scale of nothing lets no weight make up for anything."""
+    torch.manual_seed(0)
+    network = Shortcuts(norm=True, relu=False).eval()
+    assert isinstance(network.block.norm, nn.BatchNorm2d)
+    network.block.norm.weight.data[1] = 1e-12
+    cut = copy.deepcopy(network)
+    cut.stem.weight.data += 0.3
+    fitted = refit(network, cut, ["block.second"], {}, inputs())
+    assert fitted.block.second.weight[1].abs().max() < 10 * cut.block.second.weight.abs().max()
+
+
+def test_a_norm_behind_an_activation_that_overwrites_is_not_that_of_the_layer() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    assert places_of(network, ["0"], torch.randn(1, 3, 4, 4))[0] == [Place("0", "", "")]
+
+
+def test_a_layer_that_runs_twice_is_left_as_it_is() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.again(self.again(self.first(x)))
+
+    network, cut = Twice().eval(), Twice().eval()
+    fitted = refit(network, cut, ["first", "again"], {}, [torch.randn(64, 4)])
+    assert torch.equal(fitted.again.weight, cut.again.weight)
+    assert not torch.equal(fitted.first.weight, cut.first.weight)
+
+
+def test_large_inputs_are_looked_at_as_far_as_they_go_through_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxdistill.graph.repair._MOST_VALUES", 5 * 24)
+    network, cut = (
+        nn.Sequential(nn.Linear(12, 24), nn.Linear(24, 3)),
+        nn.Sequential(nn.Linear(12, 24), nn.Linear(24, 3)),
+    )
+    batches = [torch.randn(4, 12), torch.randn(4, 12)]
+    spoilt = [batches[0], torch.cat([batches[1][:1], torch.full((3, 12), torch.nan)])]
+    fitted, expected = (refit(network, cut, ["1"], {}, each) for each in (spoilt, batches))
+    assert torch.equal(fitted[1].weight, expected[1].weight)
