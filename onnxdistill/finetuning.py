@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,10 +66,14 @@ class Finetuning:
                 return network
         table = table.without_features().model_copy(update={"epochs": plan.epochs, "minutes": minutes})
         seed = (self._recipe.seed + cut * _SEEDS_APART) % _SEEDS
+        started = time.monotonic()
         try:
             result = self._train(network, table, self._journal.checkpoint_of_cut(cut), seed, f"cut {cut}")
         except TrainingError as error:
             self._record.note(f"plan, cut {cut}: {error.what}")
+            self._spent_minutes += self._journal.decision(
+                f"minutes of the training after cut {cut}, which diverged", lambda: (time.monotonic() - started) / 60
+            )
             return network
         self._record.log(f"plan, cut {cut}", result)
         # As they were kept with the training: after an interruption, they are the same.

@@ -213,12 +213,12 @@ class _Run:
         limits, reached_ms = self.recipe.limits, result.latency_ms
         missed = ""
         if limits.min_speedup is not None and teacher_ms / reached_ms * UNREACHABLE < limits.min_speedup:
-            missed = f"min_speedup = {limits.min_speedup:g}: {teacher_ms / reached_ms:.2f} × is the most"
+            missed = f"min_speedup = {limits.min_speedup:g}: the plan reached {teacher_ms / reached_ms:.2f} ×"
         elif limits.max_latency_ms is not None and reached_ms > UNREACHABLE * limits.max_latency_ms:
-            missed = f"max_latency_ms = {limits.max_latency_ms:g}: {reached_ms:.3g} ms is the least"
+            missed = f"max_latency_ms = {limits.max_latency_ms:g}: the plan reached {reached_ms:.3g} ms"
         if missed:
             raise LimitsMissedError(
-                f"{missed} that widths, blocks and pairs allow. {' '.join(result.notes)}",
+                f"{missed}. {' '.join(result.notes)}",
                 "Ask for less, or begin with a smaller teacher.",
             )
 

@@ -84,8 +84,24 @@ def test_a_short_training_that_diverges_leaves_what_was_cut(digits: Classificati
     with Journal(tmp_path / "run") as journal:
         trainings = Trainings(digits, tmp_path, journal)
         assert trainings.finetuning.after_cut(network, 1) is network
-    assert len(trainings.record.notes) == 1
-    assert trainings.record.notes[0].startswith("plan, cut 1: ")
+        assert len(trainings.record.notes) == 1
+        assert trainings.record.notes[0].startswith("plan, cut 1: ")
+
+
+def test_a_short_training_that_diverges_counts_for_the_time(digits: Classification, tmp_path: Path) -> None:
+    """After an interruption it counts as much, however long it takes then."""
+    network = build_network("digits-resnet", 10, 0)
+    nn.init.constant_(network.get_parameter("linear.weight"), torch.inf)
+    spent: list[str] = []
+    with Journal(tmp_path / "run") as journal:
+        for _ in range(2):
+            trainings = Trainings(digits, tmp_path, journal, minutes=30.0)
+            assert trainings.table is not None
+            trainings.finetuning.after_cut(network, 1)
+            trainings.finetuning.whole(build_network("digits-resnet", 10, 0), trainings.table)
+            spent += [note for note in trainings.record.notes if "went into trainings between cuts" in note]
+    assert len(spent) == 2
+    assert spent[0] == spent[1]
 
 
 @pytest.mark.parametrize("minutes", [None, 30.0])

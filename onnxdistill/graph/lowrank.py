@@ -261,12 +261,12 @@ def _positions(input_shape: tuple[int, ...]) -> int:
     return positions
 
 
-def input_shapes(network: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, tuple[int, ...]]:
-    """The shapes of the layers' inputs, without the batch dimension; a layer that does not run is left out."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def input_shapes(network: nn.Module, layers: Iterable[str], example: Tensor) -> dict[str, list[tuple[int, ...]]]:
+    """The shapes of the layers' inputs, one a run, without the batch; a layer that does not run is left out."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
 
     def collect(name: str, _layer: Layer, inputs: Tensor, _outputs: Tensor) -> None:
-        shapes[name] = tuple(inputs.shape[1:])
+        shapes.setdefault(name, []).append(tuple(inputs.shape[1:]))
 
     with watched(network, layers, collect), torch.inference_mode():
         network(example)

@@ -14,6 +14,7 @@ All inputs go through the network at once, and every layer is fitted when it is 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +114,8 @@ def refit(
         norm = repaired.get_submodule(place.norm) if place.norm else None
         assert norm is None or isinstance(norm, _BatchNorm)
         target = targets.of(place, norm, now.pop(place.block, None))
-        _fit(layer, input_columns(layer, received, _POSITIONS), target, norm)
+        if target is not None:
+            _fit(layer, input_columns(layer, received, _POSITIONS), target, norm)
 
     seen = {place.block: partial(enter, place) for place in places if place.block}
     seen |= {place.layer: partial(fit, place) for place in places}
@@ -154,7 +156,10 @@ class _Targets:
         after = {stands_for.get(place.layer, place.layer): place.layer for place in places}
         before = {name: other for other, name in after.items()}
 
+        runs: Counter[str] = Counter()
+
         def see(name: str, layer: Layer, _inputs: Tensor, outputs: Tensor) -> None:
+            runs[name] += 1
             self._outputs[after[name]] = output_columns(layer, outputs, _POSITIONS)
 
         def enter(place: Place, received: Tensor) -> None:
@@ -165,15 +170,19 @@ class _Targets:
         blocks = {place.block: partial(enter, place) for place in places if place.block}
         with watched(whole, after, see), entered(whole, blocks), torch.no_grad():
             whole(inputs)
+        # Of a layer that ran elsewhere, too, before that went.
+        self._unknown = {after[name] for name, count in runs.items() if count > 1}
 
-    def of(self, place: Place, norm: _BatchNorm | None, shortcut: Tensor | None) -> Tensor:
-        """What a layer should give: `[positions, out]`.
+    def of(self, place: Place, norm: _BatchNorm | None, shortcut: Tensor | None) -> Tensor | None:
+        """What a layer should give: `[positions, out]`; None, where the whole network runs it more than once.
 
         Args:
             place: Of the layer.
             norm: That follows it.
             shortcut: What its block gets now, if it ends the branch of one.
         """
+        if place.layer in self._unknown:
+            return None
         gone = self._removed.get((f"{place.layer}.weight", 0), np.zeros(0, dtype=np.int64))
         target = self._outputs.pop(place.layer)
         rows = torch.from_numpy(np.setdiff1d(np.arange(target.shape[1]), gone))

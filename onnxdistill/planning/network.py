@@ -197,6 +197,7 @@ class Costing:
         self._profile = profile
         self._load = load
         self._groups = {group.name: group for group in analysis.free}
+        self._whole_groups = analysis.whole_groups
         self._layers = {layer.name: layer for layer in costs.layers}
         self._runs: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
         for name in choices.widths:
@@ -298,7 +299,11 @@ class Costing:
         return node.scaled_ms(1.0 if layer is None else self._cut(layer, kept).outputs / layer.outputs)
 
     def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
-        return self._costs.layer_ms(self._profile, self._cut(layer, kept), self._load)
+        cut = self._cut(layer, kept)
+        if cut.kind.groups != layer.kind.groups:  # of as many kinds as there are numbers of groups, one is measured
+            share = cut.kind.groups / layer.kind.groups
+            return share * self._costs.layer_ms(self._profile, layer, self._load)
+        return self._costs.layer_ms(self._profile, cut, self._load)
 
     def _pair_ms(self, layer: Layer, pair: Pair, kept: Mapping[str, int]) -> float:
         both = pair_of(self._cut(layer, kept), pair.rank, spatial=pair.spatial)
@@ -309,16 +314,19 @@ class Costing:
         return list(dict.fromkeys(group for group, _, _ in runs))
 
     def _cut(self, layer: Layer, kept: Mapping[str, int]) -> Layer:
-        gone = {0: 0, 1: 0}
-        for name, dim, each in self._runs.get(self._graph.weights.get(layer.name, ""), ()):
+        gone, weight = {0: 0, 1: 0}, self._graph.weights.get(layer.name, "")
+        for name, dim, each in self._runs.get(weight, ()):
             if name in kept and dim in gone:
                 gone[dim] += (self._groups[name].size - kept[name]) * each
         outputs = layer.outputs - gone[0]
         if layer.kind.groups == DEPTHWISE:
             return replace(layer, inputs=outputs, outputs=outputs)
-        if layer.kind.groups > 1:  # whole groups go, or as much of each
-            return replace(layer, inputs=max(1, layer.inputs * outputs // layer.outputs), outputs=outputs)
-        return replace(layer, inputs=layer.inputs - gone[1], outputs=outputs)
+        if weight.rpartition(".")[0] in self._whole_groups:
+            groups = max(1, layer.kind.groups * outputs // layer.outputs)
+            inputs = layer.inputs // layer.kind.groups * groups
+            return replace(layer, kind=replace(layer.kind, groups=groups), inputs=inputs, outputs=outputs)
+        # All groups take from as many channels fewer.
+        return replace(layer, inputs=layer.inputs - gone[1] * layer.kind.groups, outputs=outputs)
 
     def _named(self, node: OtherNode) -> str:
         """The exported node that an optimized one was made of, as far as its name tells."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -102,7 +102,7 @@ def _why_no_rank(options: dict[str, RankOptions[PairForm]], table: FactorizeTabl
     return f"the network meets macs_ratio = {table.macs_ratio:g} as it is"
 
 
-def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[str, tuple[int, ...]]:
+def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[str, list[tuple[int, ...]]]:
     names = [
         name
         for name, layer in network.named_modules()
@@ -118,24 +118,28 @@ def _schemes(layer: Layer, table: FactorizeTable) -> list[Scheme]:
 
 
 def _options(
-    layer: Layer, shape: tuple[int, ...], factors: Mapping[Scheme, Factors], table: FactorizeTable
+    layer: Layer, shapes: Sequence[tuple[int, ...]], factors: Mapping[Scheme, Factors], table: FactorizeTable
 ) -> RankOptions[PairForm]:
-    dense = layer_macs(layer, shape)
+    dense = sum(layer_macs(layer, shape) for shape in shapes)
     forms: list[PairForm] = []
+    costs: list[float] = []
     for scheme, known in factors.items():
-        ranks = range(table.multiple_of, len(known.errors) - 1, table.multiple_of)
-        forms += [PairForm(scheme, rank) for rank in ranks if pair_macs(layer, shape, rank, scheme) < dense]
+        for rank in range(table.multiple_of, len(known.errors) - 1, table.multiple_of):
+            cost = sum(pair_macs(layer, shape, rank, scheme) for shape in shapes)
+            if cost < dense:
+                forms.append(PairForm(scheme, rank))
+                costs.append(cost)
     return RankOptions(
         dense=dense,
         ranks=forms,
-        costs=[pair_macs(layer, shape, form.rank, form.scheme) for form in forms],
+        costs=costs,
         errors=[float(factors[form.scheme].errors[form.rank]) for form in forms],
     )
 
 
 def _replace(
     network: nn.Module,
-    shapes: dict[str, tuple[int, ...]],
+    shapes: dict[str, list[tuple[int, ...]]],
     factors: Mapping[str, Mapping[Scheme, Factors]],
     forms: dict[str, PairForm],
     layer_speedup: LayerSpeedup,
@@ -148,9 +152,9 @@ def _replace(
         layer = layer_of(network, name)
         pair = low_rank_pair(layer, factors[name][form.scheme], form.rank, form.scheme)
         # Layers of one form take the same time, whatever their weights.
-        alike = (str(layer), form, shapes[name])
+        alike = (str(layer), form, shapes[name][0])
         if alike not in measured:
-            measured[alike] = layer_speedup(layer, pair, shapes[name])
+            measured[alike] = layer_speedup(layer, pair, shapes[name][0])
         ratio = measured[alike]
         if not measurably_faster(ratio):
             notes.append(f"factorize left {name} as it is: at rank {form.rank} it is {describe(ratio)}.")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from math import sqrt
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,7 +147,7 @@ def test_macs_agree_with_the_counter(layer: nn.Module) -> None:
         fitting = scheme_of(layer, scheme)  # type: ignore[arg-type]
         pair = low_rank_pair(layer, decompose(layer, fitting), 2, fitting)
         assert pair_macs(layer, shape, 2, fitting) == count_macs(pair, torch.zeros(1, *shape))
-    assert input_shapes(nn.Sequential(layer), ["0"], torch.zeros(2, *shape)) == {"0": shape}
+    assert input_shapes(nn.Sequential(layer), ["0"], torch.zeros(2, *shape)) == {"0": [shape]}
 
 
 def test_what_can_be_factorized() -> None:
@@ -193,4 +191,4 @@ def test_the_budget_holds_wherever_it_can(spectra: list[list[float]], share: flo
     budget = share * 12 * len(options)
     chosen = choose_ranks(options, budget)
     assert sum(options[name].cost(rank) for name, rank in chosen.items()) <= budget + 1e-9
-    assert sqrt(len(chosen)) > 0
+    assert chosen.keys() == options.keys()

@@ -235,3 +235,14 @@ def test_large_inputs_are_looked_at_as_far_as_they_go_through_at_once(monkeypatc
     spoilt = [batches[0], torch.cat([batches[1][:1], torch.full((3, 12), torch.nan)])]
     fitted, expected = (refit(network, cut, ["1"], {}, each) for each in (spoilt, batches))
     assert torch.equal(fitted[1].weight, expected[1].weight)
+
+
+def test_a_layer_that_another_block_ran_too_is_left_as_it_is() -> None:
+    """Once that block has gone, the layer runs once, but what it gave before was for either."""
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4)
+    network = nn.Sequential(nn.Sequential(shared, nn.ReLU()), nn.Sequential(shared, nn.Linear(4, 2))).eval()
+    cut = nn.Sequential(nn.Identity(), copy.deepcopy(network[1])).eval()
+    fitted = refit(network, cut, ["1.0", "1.1"], {}, [torch.randn(64, 4)])
+    assert torch.equal(fitted.get_parameter("1.0.weight"), shared.weight)
+    assert not torch.equal(fitted.get_parameter("1.1.weight"), cut.get_parameter("1.1.weight"))

@@ -86,15 +86,16 @@ def residual(tmp_path_factory: pytest.TempPathFactory) -> Case:
 
 
 class Separable(nn.Module):
-    """Depthwise convolutions between others, and one in two groups."""
+    """Depthwise convolutions between others, one in two wide groups, and one in sixteen narrow ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.ReLU(),
             nn.Conv2d(16, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1, groups=2), nn.ReLU(),
+            nn.Conv2d(32, 64, 1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1, groups=16), nn.ReLU(),
         )  # fmt: skip
-        self.head = nn.Linear(32, 10)
+        self.head = nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.head(self.layers(x).mean((2, 3)))
@@ -155,13 +156,23 @@ def test_depthwise_and_grouped_layers(tmp_path: Path) -> None:
     case = case_of(Separable(), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
     costing = case.costing
     plans = solve(case.choices.sizes, costing.terms(case.damages))
-    planned = costing.layers_of(plans[0])
-    kept = {name: np.arange(width) for name, width in case.choices.kept(plans[0]).items()}
-    cut = {name: channels for name, channels in kept.items() if len(channels) < case.analysis[name].size}
-    smaller = remove_channels(case.network, case.analysis, cut, case.example)
-    after = exported(smaller, case.example, tmp_path / "after.onnx")
-    assert cut
-    assert [(one.inputs, one.outputs) for one in planned] == [(one.inputs, one.outputs) for one in after.layers]
+    whole = {layer.name: layer for layer in case.exported.layers}
+    unequal = 0
+    for plan in (plans[place] for place in range(0, len(plans), max(1, len(plans) // 12))):
+        planned = costing.layers_of(plan)
+        kept = {name: np.arange(width) for name, width in case.choices.kept(plan).items()}
+        cut = {name: channels for name, channels in kept.items() if len(channels) < case.analysis[name].size}
+        smaller = remove_channels(case.network, case.analysis, cut, case.example)
+        after = exported(smaller, case.example, tmp_path / "after.onnx")
+        assert [replace(one, name="") for one in planned] == [replace(one, name="") for one in after.layers]
+        wide, narrow = planned[3], planned[5]
+        unequal += wide.inputs != wide.outputs
+        expected_ms = costing.layers_ms(plan, case.damages)
+        # Groups that have gone save what they took.
+        share = narrow.outputs / whole[narrow.name].outputs
+        assert expected_ms[narrow.name] == share * case.costs.layer_ms(case.profile, whole[narrow.name])
+        assert expected_ms[wide.name] == case.costs.layer_ms(case.profile, after.layers[3])
+    assert unequal
 
 
 def test_blocks_within_blocks_and_few_widths() -> None:

@@ -10,21 +10,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from onnxdistill.device.places import Here
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.gate import Gate
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.cost import count_macs
+from onnxdistill.graph.lowrank import decompose, low_rank_pair
+from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.journal import Journal
 from onnxdistill.networks import build_network
 from onnxdistill.recipe import ExportTable, PlanTable, Recipe, TrainingTable
 from onnxdistill.stages.export import export
 from onnxdistill.stages.plan import Deployed, PlanResult, plan
 from onnxdistill.stages.plan.cut import Planner, Step
+from onnxdistill.stages.plan.whole import _widths
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import train
@@ -133,7 +138,7 @@ def check_account(result: PlanResult, before: nn.Module, latencies: list[float])
     widths = {narrowed.name: narrowed.channels_after for narrowed in result.widths}
     told = {name: width for (kind, name), width in changed.items() if kind == "width"}
     assert not any(name.startswith(gone) for name in told)
-    assert told.items() >= {name: width for name, width in widths.items() if not name.startswith(gone)}.items()
+    assert told == widths
     assert all(one.other is not None for one in result.decisions if one.before != one.after)
 
 
@@ -174,6 +179,72 @@ def test_nothing_may_go(digits: Classification, trained: nn.Module, tmp_path: Pa
     assert not result.fits
     assert result.notes[0].startswith("plan stopped at ")
     assert "nothing is left to cut" in result.notes[0]
+
+
+class Borrowed(nn.Module):
+    """Takes the weight of a layer that it does not call, as `nn.MultiheadAttention` does with that of its last one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.wide, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 256), nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.linear(self.conv(x).relu().flatten(1), self.wide.weight)
+        result: torch.Tensor = self.head(x.relu())
+        return result
+
+
+def test_a_layer_that_is_not_called_becomes_no_pair(digits: Classification, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    result = Setting(digits, tmp_path).plan(Borrowed().eval(), 1.2, steps=1, minimum=4096)
+    assert "wide" not in result.pairs
+
+
+@pytest.mark.parametrize(
+    ("times", "cuts", "kept"),
+    [
+        ([16.0, 9.0, 5.0, 5.2, 5.1], 2, "what cut 2 had left"),
+        ([16.0, 16.1, 15.9, 17.0, 16.5], 0, "the whole network"),
+    ],
+)
+def test_what_is_not_measured_to_be_faster_is_not_kept(
+    digits: Classification,
+    trained: nn.Module,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    times: list[float],
+    cuts: int,
+    kept: str,
+) -> None:
+    def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
+        return Step(copy.deepcopy(network), [], budget_ms, 0.1, [], {}, [])
+
+    monkeypatch.setattr(Planner, "step", step)
+    monkeypatch.setattr(Planner, "layers", lambda *_: {})
+    deployed: list[nn.Module] = []
+
+    def deploy(network: nn.Module) -> Deployed:
+        deployed.append(network)
+        return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", times[len(deployed) - 1])
+
+    table = PlanTable(latency_ms=2.0, steps=1)
+    result = plan(trained, digits, table, 2.0, deploy, Here(), SessionSettings())
+    assert result.network is deployed[cuts]
+    assert [cut.measured_ms for cut in result.cuts] == times[1 : cuts + 1]
+    assert result.latency_ms == times[cuts]
+    assert f"plan went back to {kept}: nothing after it was measured to be faster." in result.notes
+    assert result.notes[-1].endswith("it has made as many cuts as it makes.")
+
+
+def test_the_width_of_a_pair_is_that_of_its_layer(digits: Classification, trained: nn.Module) -> None:
+    changed, example = copy.deepcopy(trained), digits.example_input(2)
+    layer = changed.get_submodule("block1.conv1")
+    assert isinstance(layer, nn.Conv2d)
+    changed.set_submodule("block1.conv1", low_rank_pair(layer, decompose(layer, "spatial"), 8, "spatial"))
+    analysis = analyse_channels(changed, example)
+    smaller = remove_channels(changed, analysis, {"block1.conv1.1": np.arange(16)}, example)
+    (narrowed,) = _widths(trained, smaller, digits)
+    assert (narrowed.name, narrowed.channels_before, narrowed.channels_after) == ("block1.conv1", 64, 16)
 
 
 def test_what_is_fast_enough_stays_as_it_is(digits: Classification, trained: nn.Module, tmp_path: Path) -> None:

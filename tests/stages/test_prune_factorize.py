@@ -190,3 +190,20 @@ def test_layers_that_would_take_too_much_memory_are_named() -> None:
     task = LatencyOnlyClassification(Outline(1, 72, 10), 8, 0)
     result = factorize(network, task, FactorizeTable(macs_ratio=0.5), 0, lambda *_: FASTER)
     assert result.notes == ["factorize left 1 as it is: to weigh columns of 5,184 numbers would take too much memory."]
+
+
+def test_a_layer_that_runs_twice_counts_twice(digits: Classification) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.again, self.last = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x.flatten(1)[:, :64])
+            return self.last(self.again(self.again(x).relu()).relu())
+
+    network, example = Twice().eval(), digits.example_input(1)
+    table = FactorizeTable(macs_ratio=0.6, multiple_of=1, repair=False)
+    smaller = factorize(network, digits, table, 0, lambda *_: FASTER).network
+    share = count_macs(smaller, example) / count_macs(network, example)
+    assert 0.57 < share <= 0.6

@@ -62,6 +62,14 @@ class DeviceProfile:
         """
         return self.surfaces[layer.kind].time_ms(layer.inputs, layer.outputs)
 
+    def covers(self, layer: Layer, step: int) -> bool:
+        """Whether a layer, and narrower ones whose widths are multiples of `step`, are known.
+
+        What has been cut from layers that were measured lies between their points.
+        """
+        known = self.surfaces.get(layer.kind)
+        return known is not None and known.covers(layer.inputs, layer.outputs, _points(layer, step))
+
     def extended(self, layers: Iterable[Layer], step: int, on_kind: OnKind | None = None) -> DeviceProfile:
         """The profile with what it lacks for these layers, and for narrower ones of their kinds.
 
@@ -75,9 +83,7 @@ class DeviceProfile:
         """
         wanted: dict[LayerKind, dict[Widths, None]] = {}
         for layer in layers:
-            # What has been cut from layers that were measured lies between their points.
-            known = self.surfaces.get(layer.kind)
-            if known is None or not known.covers(layer.inputs, layer.outputs):
+            if not self.covers(layer, step):
                 wanted.setdefault(layer.kind, {}).update(dict.fromkeys(_points(layer, step)))
         surfaces = dict(self.surfaces)
         clock: LayerClock | None = None

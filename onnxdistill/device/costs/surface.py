@@ -64,18 +64,23 @@ class Surface:
         if (inputs, outputs) in self.points_ms:
             return self.points_ms[inputs, outputs]
         rows = self._rows[self._nearest_remainders(inputs, outputs)]
-        if all(widths == [width] for width, (widths, _) in rows.items()):
+        if all(one == other for one, other in self.points_ms):
             places = sorted(rows)
             return _between(places, [rows[width][1][0] for width in places], outputs)
         places = _around(sorted(rows), inputs)
         return _between(places, [_between(*rows[width], outputs) for width in places], inputs)
 
-    def covers(self, inputs: int, outputs: int) -> bool:
-        """Whether layers of these widths and narrower ones can be read between points of the same remainders."""
-        remainders = (inputs % BLOCK, outputs % BLOCK)
-        if remainders not in self._rows:
+    def covers(self, inputs: int, outputs: int, narrower: Iterable[Widths]) -> bool:
+        """Whether layers can be read between points of the same remainders.
+
+        Args:
+            inputs: Channels that go in.
+            outputs: Channels that come out.
+            narrower: Widths with all remainders that are asked for.
+        """
+        if not {(one % BLOCK, other % BLOCK) for one, other in [(inputs, outputs), *narrower]} <= self._rows.keys():
             return False
-        rows = self._rows[remainders]
+        rows = self._rows[inputs % BLOCK, outputs % BLOCK]
         wide = [max(widths) for width, (widths, _) in rows.items() if width >= inputs]
         return bool(wide) and outputs <= min(wide)
 

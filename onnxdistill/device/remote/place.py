@@ -85,8 +85,7 @@ class There:
             by_kind.setdefault(layer.kind, []).append(layer)
         known = remembered_profile(self.host, settings, self._target)
         for kind, alike in by_kind.items():
-            surface = None if known is None else known.surfaces.get(kind)
-            if surface is not None and all(surface.covers(layer.inputs, layer.outputs) for layer in alike):
+            if known is not None and all(known.covers(layer, step) for layer in alike):
                 continue
             say(f"measuring {kind}")
             options = {

@@ -22,7 +22,7 @@ from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
 from onnxdistill.graph.importance import Scores, magnitude
-from onnxdistill.graph.lowrank import can_factorize, scheme_of
+from onnxdistill.graph.lowrank import can_factorize, input_shapes, scheme_of
 from onnxdistill.graph.pairmoments import Scheme, longest_column
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
@@ -149,7 +149,7 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 6 {onnxdistill.__version__}"
+        version = f"plan 7 {onnxdistill.__version__}"
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
         return f"{version} {table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
@@ -222,11 +222,16 @@ class Planner:
         if not (self._table.pairs and self._task.measurable):
             return {}
         found: dict[str, list[Scheme]] = {}
-        calls = Counter(graph.weights.values())
-        for weight in (weight for weight, count in calls.items() if count == 1):
-            name = weight.removesuffix(".weight")
-            layer = network.get_submodule(name) if weight.endswith(".weight") else network
-            if not isinstance(layer, nn.Conv2d | nn.Linear) or not can_factorize(layer):
+        nodes = Counter(graph.weights.values())
+        layers = {
+            name: module
+            for name, module in network.named_modules()
+            if name and nodes[f"{name}.weight"] == 1 and isinstance(module, nn.Conv2d | nn.Linear)
+        }
+        # Another module may take the weight, as attention does with that of its last layer.
+        called = input_shapes(network, layers, self._task.example_input(2))
+        for name, layer in layers.items():
+            if name not in called or not can_factorize(layer):
                 continue
             if any(fnmatchcase(name, pattern) for pattern in self._table.skip):
                 continue

@@ -8,7 +8,7 @@ wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,6 +28,8 @@ from onnxdistill.tasks import Task
 
 # Cuts after the last one of the recipe, where the latency is still too high.
 _MOST_CORRECTIONS = 3
+# Of the whole network's latency: two measurements of the same file differ by as much.
+_FASTER = 0.98
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class PlanResult:
         widths: Channel groups that got narrower.
         blocks: Residual blocks that were left out.
         pairs: Rank of every low-rank pair, by the layer that it stands for.
-        cuts: In their order.
+        cuts: Those that were kept, in their order.
         latency_ms: What a call takes now, as deployed.
         fits: Whether the budget is kept to.
         notes: A sentence each.
@@ -112,6 +114,7 @@ def plan(
     current, notes = network, list[str]()
     cuts, steps = list[Cut](), list[Step]()
     deployed = deploy(network)
+    states = [_State(network, deployed)]
     for number in range(table.steps + _MOST_CORRECTIONS):
         if deployed.latency_ms <= budget_ms:
             break
@@ -144,11 +147,14 @@ def plan(
             f"{allowed_ms:.3g} ms allowed."
         )
         notes += [f"plan, cut {len(cuts)}, was planned with times to doubt. {doubt}" for doubt in step.doubts]
+        states.append(_State(current, deployed))
+    kept = _kept(states, notes)
+    current, deployed, cuts, steps = states[kept].network, states[kept].deployed, cuts[:kept], steps[:kept]
     if deployed.latency_ms > budget_ms:
-        notes.append(
-            f"plan stopped at {deployed.latency_ms:.3g} ms, above its budget of {budget_ms:.3g} ms: nothing is left to "
-            "cut that would be faster."
-        )
+        why = "it has made as many cuts as it makes"
+        if len(states) <= table.steps + _MOST_CORRECTIONS:
+            why = "nothing is left to cut that would be faster"
+        notes.append(f"plan stopped at {deployed.latency_ms:.3g} ms, above its budget of {budget_ms:.3g} ms: {why}.")
     layers = list[PlannedLayer]()
     if steps:
         layers = account_layers(steps[0].layers, steps[-1].layers, planner.layers(current, deployed))
@@ -166,10 +172,34 @@ def plan(
     )
 
 
+@dataclass(frozen=True)
+class _State:
+    network: nn.Module
+    deployed: Deployed
+
+
+def _kept(states: Sequence[_State], notes: list[str]) -> int:
+    """After how many cuts the network is the fastest; after none, if none has made it measurably faster."""
+    latencies = [state.deployed.latency_ms for state in states]
+    fastest = latencies.index(min(latencies))
+    kept = fastest if latencies[fastest] < _FASTER * latencies[0] else 0
+    if kept + 1 < len(states):
+        what = f"what cut {kept} had left" if kept else "the whole network"
+        notes.append(f"plan went back to {what}: nothing after it was measured to be faster.")
+    return kept
+
+
 def _widths(before: nn.Module, after: nn.Module, task: Task) -> list[Narrowed]:
     """The groups that are narrower than they were; those of blocks that have gone are not among them."""
-    example = task.example_input(2)
-    left = {group.name: group.size for group in analyse_channels(after, example).groups}
+    example, layers = task.example_input(2), dict(before.named_modules())
+
+    def known_as(name: str) -> str:
+        # Of a pair, the second layer gives the channels that were the whole layer's.
+        while name not in layers and name.endswith(".1"):
+            name = name.removesuffix(".1")
+        return name
+
+    left = {known_as(group.name): group.size for group in analyse_channels(after, example).groups}
     return [
         Narrowed(group.name, group.size, left[group.name], group.layers)
         for group in analyse_channels(before, example).groups

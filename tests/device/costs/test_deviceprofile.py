@@ -47,6 +47,15 @@ def test_only_what_is_lacking_is_measured() -> None:
     assert wider.time_ms(layer) == profile.time_ms(layer)
 
 
+def test_finer_steps_than_before_are_measured() -> None:
+    first, second = Heard(), Heard()
+    layer = Layer("a", KIND, 16, 32)
+    profile_device([layer], SessionSettings(), 16, on_kind=first)
+    finer = profile_device([layer], SessionSettings(), 8, on_kind=second)
+    assert (first.kinds, second.kinds) == ({KIND: 2}, {KIND: 6})
+    assert finer.surfaces[KIND].points_ms.keys() == {(one, other) for one in (8, 16) for other in (8, 16, 24, 32)}
+
+
 def test_what_does_not_fit_groups_is_left_out_and_a_depthwise_layer_has_one_width() -> None:
     grouped, depthwise = replace(KIND, groups=16), replace(KIND, groups=DEPTHWISE)
     layers = [Layer("a", grouped, 32, 32), Layer("b", depthwise, 32, 32)]

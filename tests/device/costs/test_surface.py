@@ -61,6 +61,15 @@ def test_widths_are_compared_with_those_of_the_same_remainder() -> None:
     assert surface.time_ms(44, 44) == pytest.approx(44 / 16)
 
 
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_dense_layers_of_equal_remainders_are_no_depthwise_ones(step: int) -> None:
+    """With fine steps each remainder is measured at one width, where fewer inputs must not look like fewer outputs."""
+    surface = Surface({(one, other): 1.0 * one * other for one, other in pairs(axis(64, step), axis(64, step))})
+    for inputs, outputs in ((58, 58), (60, 60), (62, 62)):
+        assert surface.time_ms(inputs, outputs) > surface.time_ms(inputs, outputs - 4)
+        assert surface.time_ms(inputs, outputs) == pytest.approx(inputs * outputs, rel=0.15)
+
+
 def test_colours_and_classes_stay() -> None:
     surface = Surface({(3, 16): 1.0, (3, 64): 4.0})
     assert surface.time_ms(3, 32) == pytest.approx(2.0)
