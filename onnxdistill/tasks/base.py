@@ -146,6 +146,16 @@ class Task(Scoring, Protocol):
         """Returns an input `[batch, ...]` of the right shape, from real training data where there is some."""
         ...
 
+    def score(
+        self,
+        runner: Runner,
+        split: Split,
+        on_progress: Callable[[int, int], None] | None = None,
+        most: int | None = None,
+    ) -> Score:
+        """See `Scoring.score`; of at most so many samples, spread evenly over the split, where `most` says so."""
+        ...
+
     def check_output(self, output: object, batch: int) -> None:
         """Checks what a network returned for `example_input(batch)`.
 

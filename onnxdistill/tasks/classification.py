@@ -120,26 +120,35 @@ class Classification:
         drawn = torch.multinomial(output.detach().float().softmax(1), 1, generator=generator)
         return TrainingBatch(batch.inputs, drawn[:, 0], batch.samples)
 
-    def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
+    def score(
+        self,
+        runner: Runner,
+        split: Split,
+        on_progress: Callable[[int, int], None] | None = None,
+        most: int | None = None,
+    ) -> Score:
         """Top-1 accuracy in percent with its Wilson interval, and for every class."""
         images: Images = getattr(self.splits, split)
+        count = len(images) if most is None else min(most, len(images))
+        # Spread evenly, since images may lie in the order of their classes.
+        order = np.arange(count, dtype=np.int64) * len(images) // count
+        labels = images.labels[torch.from_numpy(order)]
         predicted: list[Tensor] = []
-        for pixels, _ in in_batches(images, SCORING_BATCH):
+        for pixels, _ in in_batches(images, SCORING_BATCH, order):
             logits = runner({self.input_name: self._normalised(pixels).numpy()})[self.output_name]
             predicted.append(torch.from_numpy(np.asarray(logits)).argmax(1))
             if on_progress is not None:
-                on_progress(sum(len(part) for part in predicted), len(images))
+                on_progress(sum(len(part) for part in predicted), count)
         predictions = torch.cat(predicted)
-        count = len(self.class_names)
-        by_class = multiclass_accuracy(predictions, images.labels, count, average="none")
-        hits = int((predictions == images.labels).sum())
-        low, high = binomtest(hits, len(images)).proportion_ci(method="wilson")
+        by_class = multiclass_accuracy(predictions, labels, len(self.class_names), average="none")
+        hits = int((predictions == labels).sum())
+        low, high = binomtest(hits, count).proportion_ci(method="wilson")
         return Score(
-            value=100.0 * hits / len(images),  # not torchmetrics' float32, which may miss a limit that is just met
+            value=100.0 * hits / count,  # not torchmetrics' float32, which may miss a limit that is just met
             interval=(100.0 * low, 100.0 * high),
-            samples=len(images),
+            samples=count,
             by_class={name: 100.0 * float(v) for name, v in zip(self.class_names, by_class, strict=True)},
-            correct=(predictions == images.labels).numpy(),
+            correct=(predictions == labels).numpy(),
         )
 
     def metadata(self) -> dict[str, str]:
@@ -237,7 +246,13 @@ class LatencyOnlyClassification:
         """
         raise DataError("There are no images to train on.", "Give the teacher weights and data.root.")
 
-    def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
+    def score(
+        self,
+        runner: Runner,
+        split: Split,
+        on_progress: Callable[[int, int], None] | None = None,
+        most: int | None = None,
+    ) -> Score:
         """There is no score.
 
         Raises:

@@ -9,6 +9,10 @@ from torch import nn
 
 from onnxdistill.tasks.base import Feeds, Runner, Task
 
+# Validation samples that tell forms of a network apart, which often differ by many points: more would take longer than
+# making the forms.
+_ENOUGH = 1000
+
 
 def module_runner(network: nn.Module, task: Task) -> Runner:
     """A runner of a torch module in float32 evaluation mode."""
@@ -21,14 +25,14 @@ def module_runner(network: nn.Module, task: Task) -> Runner:
     return run
 
 
-def validation_score(network: nn.Module, task: Task) -> float:
-    """The task's metric on validation; the network is left in evaluation mode."""
-    return task.score(module_runner(network.eval(), task), "validation").value
+def validation_score(network: nn.Module, task: Task, most: int | None = None) -> float:
+    """The task's metric on validation, of at most so many samples; the network is left in evaluation mode."""
+    return task.score(module_runner(network.eval(), task), "validation", most=most).value
 
 
 def best_on_validation(forms: Sequence[nn.Module], task: Task) -> nn.Module:
-    """The form of a network that scores best on validation; of equal ones, the first."""
-    scores = [validation_score(form, task) for form in forms]
+    """The form of a network that scores best on validation, of which some samples tell; of equal ones, the first."""
+    scores = [validation_score(form, task, _ENOUGH) for form in forms]
     best = 0
     for index, score in enumerate(scores):
         if task.metric.drop(score, scores[best]) > 0:

@@ -49,6 +49,17 @@ def test_accuracy_by_hand(digits: Classification) -> None:
     assert seen[-1] == (450, 450)
 
 
+def test_some_samples_are_spread_evenly(digits: Classification) -> None:
+    labels = digits.splits.test.labels[::10].clone()
+    labels[36:] = (labels[36:] + 1) % 10
+    score = digits.score(answering(labels), "test", most=45)  # type: ignore[arg-type]
+    assert (score.value, score.samples) == (80.0, 45)
+    assert score.correct is not None
+    assert score.correct.tolist() == [True] * 36 + [False] * 9
+    everything = digits.score(answering(digits.splits.test.labels), "test", most=100_000)  # type: ignore[arg-type]
+    assert (everything.value, everything.samples) == (100.0, 450)
+
+
 def test_paired_interval_by_hand() -> None:
     def score(bits: list[int]) -> Score:
         return Score(100 * sum(bits) / len(bits), (0, 0), len(bits), {}, np.array(bits, dtype=bool))

@@ -124,9 +124,9 @@ class Clock:
         clock = self
 
         class Timed(Classification):
-            def score(self, *arguments: Any) -> Score:
+            def score(self, *arguments: Any, **named: Any) -> Score:
                 clock.now += clock.VALIDATION_S
-                return super().score(*arguments)
+                return super().score(*arguments, **named)
 
         return Timed(images.splits)
 
