@@ -16,7 +16,7 @@ a network after a cut is done for the rivals, too. Then all are distilled for th
 teacher and learning rate, and quantized with the ranges of the same images. Accuracy is that of the int8 file on the
 10,000 test images, which nothing is decided by.
 
-Results that are there already are kept: a run that was ended goes on.
+Results that are there already are kept: a run that was ended goes on, on a machine of the same kind.
 Usage: pip install torch-pruning; python benchmarks/latency-budgets/run.py --data CIFAR10 --weights FOLDER
 """
 
@@ -299,6 +299,10 @@ def main(data: Path, weights: Path, epochs: int) -> None:
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if results.setdefault("epochs", epochs) != epochs:
         raise click.UsageError(f"{RESULTS} holds students of {results['epochs']} epochs.")
+    host = this_machine()
+    machine = {key: host[key] for key in ("cpu", "int8_features", "onnxruntime")}
+    if results.setdefault("machine", machine) != machine:
+        raise click.UsageError(f"{RESULTS} holds times of {results['machine']}, and this is {machine}.")
     with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "run") as journal:
         bench = Bench(data, weights, epochs, Path(scratch), journal)
         results.setdefault("teacher_percent", bench.score(bench.reference).value)
