@@ -17,6 +17,7 @@ from onnxdistill.record import Record
 from onnxdistill.stages.distill import distill
 from onnxdistill.tasks import Task
 from onnxdistill.training import TrainingResult
+from onnxdistill.training.checkpoint import fingerprint
 from onnxdistill.training.records import TrainingStatus
 
 # Of the long training, where those before it have taken all of the time: it does one epoch.
@@ -72,7 +73,8 @@ class Finetuning:
         except TrainingError as error:
             self._record.note(f"plan, cut {cut}: {error.what}")
             self._spent_minutes += self._journal.decision(
-                f"minutes of the training after cut {cut}, which diverged", lambda: (time.monotonic() - started) / 60
+                f"minutes of {fingerprint(network, table, str(seed))}, which diverged",
+                lambda: (time.monotonic() - started) / 60,
             )
             return network
         self._record.log(f"plan, cut {cut}", result)

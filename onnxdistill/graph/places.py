@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Place:
     block: str
 
 
-def places_of(network: nn.Module, layers: Sequence[str], example: Tensor) -> tuple[list[Place], int]:
-    """Where those of the layers run that run once, in their order, and how many values any module's largest output has.
+def places_of(network: nn.Module, layers: Sequence[str], example: Tensor) -> list[Place]:
+    """Where those of the layers run that run once, in their order.
 
     What is a residual block is tried on the example, not read off the code.
 
@@ -48,7 +49,15 @@ def places_of(network: nn.Module, layers: Sequence[str], example: Tensor) -> tup
     for name in order:
         norm = run.norm_after(name, norms)
         places.append(Place(name, norm, run.block_around(name, norm)))
-    return places, run.largest
+    return places
+
+
+def largest_result(network: nn.Module, example: Tensor) -> int:
+    """Values of the largest tensor that a network makes on its way, for an input `[1, ...]`."""
+    results = _Results()
+    with results, torch.no_grad():
+        network(example.clone())
+    return results.largest
 
 
 @contextmanager
@@ -72,6 +81,22 @@ def _around(name: str) -> list[str]:
     return [".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)]
 
 
+class _Results(TorchFunctionMode):
+    """Looks at what every function of PyTorch gives, whichever module or code calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 1
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
 class _Run:
     """What modules have got and given when a network ran, and the order in which those were done that ran once."""
 
@@ -79,7 +104,6 @@ class _Run:
         # As they were: an activation may overwrite them. And the tensors themselves, which tell what went where.
         self._got: dict[str, tuple[Tensor, Tensor]] = {}
         self._gave: dict[str, tuple[Tensor, Tensor]] = {}
-        self.largest = 1
         calls: Counter[str] = Counter()
 
         def before(name: str, _module: nn.Module, received: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -91,11 +115,7 @@ class _Run:
             if isinstance(result, Tensor):
                 self._gave[name] = result, result.clone()
 
-        def measure(_module: nn.Module, _received: tuple[Any, ...], result: Any) -> None:
-            if isinstance(result, Tensor):
-                self.largest = max(self.largest, result.numel())
-
-        handles = [module.register_forward_hook(measure) for module in network.modules()]
+        handles = []
         for name in names:
             module = network.get_submodule(name)
             handles.append(module.register_forward_pre_hook(partial(before, name), with_kwargs=True))

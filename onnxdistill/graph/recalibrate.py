@@ -43,7 +43,7 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> nn.
         norm.train()
     with torch.no_grad():
         for inputs in chain([first], usable):
-            changed(inputs)
+            changed(inputs.clone())  # it may work in place on what it gets
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

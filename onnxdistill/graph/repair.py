@@ -8,7 +8,8 @@ shortcut has come to differ by, too, so that errors don't add up from block to b
 fit is damped towards the weights that are there. What remains is a shift of the mean, which goes into the layer's bias
 or into the batch norm that follows it; where neither is there, the fit is about zero instead of about the means.
 
-All inputs go through the network at once, and every layer is fitted when it is about to run: one pass for all of them.
+As many inputs as fit go through the network at once, and every layer is fitted when it is about to run: one pass for
+all of them.
 """
 
 from __future__ import annotations
@@ -26,17 +27,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from onnxdistill.graph.columns import Layer, Sample, has_columns, input_columns, output_columns, watched
 from onnxdistill.graph.groups import Channels
-from onnxdistill.graph.places import Place, entered, places_of
+from onnxdistill.graph.places import Place, entered, largest_result, places_of
 from onnxdistill.graph.secondorder import LONGEST_COLUMN
 
 Removed = Mapping[tuple[str, int], Channels]
 
 # Relative to the mean of the diagonal of the inputs' second moment.
 DAMPING = 1e-2
-# Positions that a fit looks at; the targets of all layers are held at once.
+# Positions that a fit looks at; the targets of all layers, and what blocks get, are held at once.
 _POSITIONS = Sample(2**15, 0)
-# Of the largest output of a module for all inputs at once, of which some three live at the same time: 1 GiB each.
-_MOST_VALUES = 2**28
+# Of the largest tensor for all inputs at once, of which some four live at the same time: 512 MiB each.
+_MOST_VALUES = 2**27
+# Inputs that go through all the same.
+_FEWEST = 16
 # A share of the largest scale of a batch norm: less lets hardly anything through.
 _LEAST_SCALE = 1e-3
 
@@ -59,7 +62,7 @@ def layers_from(network: nn.Module, layers: Iterable[str], example: Tensor) -> l
     names = [name for name, layer in network.named_modules() if _can_be_fitted(layer) or name in wanted]
     order: list[str] = []
     with watched(network, names, lambda name, *_: order.append(name)), torch.no_grad():
-        network(example)
+        network(example.clone())
     first = next((place for place, name in enumerate(order) if name in wanted), len(order))
     return [name for name in order[first:] if _can_be_fitted(network.get_submodule(name))]
 
@@ -74,7 +77,7 @@ def layers_after(network: nn.Module, blocks: Iterable[str], example: Tensor) -> 
     ]
     try:
         with watched(network, names, lambda name, *_: order.append(name)), torch.no_grad():
-            network(example)
+            network(example.clone())
     finally:
         for handle in handles:
             handle.remove()
@@ -101,8 +104,9 @@ def refit(
             second layer stands for the layer that it replaces.
     """
     repaired = copy.deepcopy(cut).eval()
-    places, largest = places_of(repaired, layers, batches[0][:1])
-    inputs = torch.cat(list(batches))[: max(1, _MOST_VALUES // largest)]
+    example = batches[0][:1]
+    places = places_of(repaired, layers, example)
+    inputs = torch.cat(list(batches))[: max(_FEWEST, _MOST_VALUES // largest_result(whole, example))]
     targets = _Targets(whole, places, stands_for or {}, removed, inputs.clone())
     now: dict[str, Tensor] = {}
 
@@ -217,7 +221,8 @@ def _fit(layer: Layer, columns: Tensor, targets: Tensor, norm: _BatchNorm | None
     takes_shift = layer.bias is not None or (norm is not None and norm.running_mean is not None)
     sums = _moments(columns.double(), targets.double(), weight, about_means=takes_shift)
     size = len(sums.inputs)
-    damping = DAMPING * sums.inputs.diagonal().mean().clamp_min(1e-12)
+    # Fewer positions than unknowns say less of what else there is.
+    damping = DAMPING * max(1.0, size / len(columns)) * sums.inputs.diagonal().mean().clamp_min(1e-12)
     change = torch.linalg.solve(sums.inputs + damping * torch.eye(size, dtype=torch.float64), sums.errors).T
     fitted = weight + change
     shift = sums.output_mean - fitted @ sums.input_mean

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 
 import torch
 from torch import nn
@@ -152,9 +153,10 @@ def _replace(
         layer = layer_of(network, name)
         pair = low_rank_pair(layer, factors[name][form.scheme], form.rank, form.scheme)
         # Layers of one form take the same time, whatever their weights.
-        alike = (str(layer), form, shapes[name][0])
+        largest = max(shapes[name], key=prod)
+        alike = (str(layer), form, largest)
         if alike not in measured:
-            measured[alike] = layer_speedup(layer, pair, shapes[name][0])
+            measured[alike] = layer_speedup(layer, pair, largest)
         ratio = measured[alike]
         if not measurably_faster(ratio):
             notes.append(f"factorize left {name} as it is: at rank {form.rank} it is {describe(ratio)}.")

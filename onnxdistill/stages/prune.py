@@ -39,7 +39,7 @@ class PruneResult:
 def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     """Removes blocks, then channels, and repairs what took them.
 
-    Of the ways to repair, the one with the best validation score is taken.
+    Of the ways to repair, the one is taken that scores best on some of the validation samples.
 
     Args:
         network: Not changed.
@@ -66,7 +66,8 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     smaller = remove_channels(shorter, analysis, kept, example)
     if task.measurable:
         removed = analysis.removed_indices(kept)
-        smaller = best_repaired(network, smaller, removed, blocks, task, fit=table.repair)
+        # Targets are those of the batch norms as they are since the blocks have gone.
+        smaller = best_repaired(shorter, smaller, removed, (), task, fit=table.repair)
     cuts = [
         Narrowed(group.name, group.size, widths[group.name], group.layers)
         for group in analysis.groups

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.lowrank import decompose, low_rank_pair
-from onnxdistill.graph.places import Place, places_of
+from onnxdistill.graph.places import Place, largest_result, places_of
+from onnxdistill.graph.recalibrate import recalibrate_batch_norm
 from onnxdistill.graph.repair import layers_after, layers_from, layers_that_lost_inputs, refit
 from onnxdistill.graph.surgery import remove_channels
+from onnxdistill.tasks.classification import Classification
 from tests import tiny
 
 
@@ -182,7 +184,7 @@ def test_the_end_of_a_branch_makes_up_for_its_shortcut(norm: bool, relu: bool) -
     cut = copy.deepcopy(network)
     cut.stem.weight.data += 0.3 * torch.randn_like(cut.stem.weight)
     batches = inputs()
-    assert places_of(cut, ["block.first", "block.second"], batches[0][:1])[0] == [
+    assert places_of(cut, ["block.first", "block.second"], batches[0][:1]) == [
         Place("block.first", "", ""),
         Place("block.second", "block.norm" if norm else "", "block"),
     ]
@@ -207,7 +209,7 @@ def test_a_channel_that_its_norm_keeps_back_stays() -> None:
 
 def test_a_norm_behind_an_activation_that_overwrites_is_not_that_of_the_layer() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
-    assert places_of(network, ["0"], torch.randn(1, 3, 4, 4))[0] == [Place("0", "", "")]
+    assert places_of(network, ["0"], torch.randn(1, 3, 4, 4)) == [Place("0", "", "")]
 
 
 def test_a_layer_that_runs_twice_is_left_as_it_is() -> None:
@@ -226,15 +228,62 @@ def test_a_layer_that_runs_twice_is_left_as_it_is() -> None:
 
 
 def test_large_inputs_are_looked_at_as_far_as_they_go_through_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxdistill.graph.repair._MOST_VALUES", 5 * 24)
-    network, cut = (
-        nn.Sequential(nn.Linear(12, 24), nn.Linear(24, 3)),
-        nn.Sequential(nn.Linear(12, 24), nn.Linear(24, 3)),
-    )
+    """By what the whole network makes on its way, in modules or not."""
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(12, 24), nn.Linear(24, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last((x[:, :, None] * x[:, None, :]).sum(1))
+
+    network, cut = Wide().eval(), Wide().eval()
+    assert largest_result(network, torch.randn(1, 12)) == 24 * 24
+    monkeypatch.setattr("onnxdistill.graph.repair._MOST_VALUES", 5 * 24 * 24)
+    monkeypatch.setattr("onnxdistill.graph.repair._FEWEST", 2)
     batches = [torch.randn(4, 12), torch.randn(4, 12)]
     spoilt = [batches[0], torch.cat([batches[1][:1], torch.full((3, 12), torch.nan)])]
-    fitted, expected = (refit(network, cut, ["1"], {}, each) for each in (spoilt, batches))
-    assert torch.equal(fitted[1].weight, expected[1].weight)
+    fitted, expected = (refit(network, cut, ["last"], {}, each) for each in (spoilt, batches))
+    assert torch.equal(fitted.get_parameter("last.weight"), expected.get_parameter("last.weight"))
+    monkeypatch.setattr("onnxdistill.graph.repair._FEWEST", 6)
+    assert refit(network, cut, ["last"], {}, spoilt).get_parameter("last.weight").isnan().any()
+
+
+def test_few_positions_are_damped_by_how_many_unknowns_there_are() -> None:
+    """One position for four weights of equal inputs: each takes 4 / (4 + 0.01 * 4) of a quarter of the error."""
+    network, cut = nn.Sequential(nn.Linear(4, 1, bias=False)), nn.Sequential(nn.Linear(4, 1, bias=False))
+    nn.init.ones_(network[0].weight)
+    nn.init.zeros_(cut[0].weight)
+    fitted = refit(network, cut, ["0"], {}, [torch.ones(1, 4)])
+    assert torch.allclose(fitted[0].weight, torch.full((1, 4), 4 / 4.04))
+
+
+def test_what_works_in_place_on_its_input_is_repaired_all_the_same(digits: Classification) -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, bias=False)
+            self.norm, self.linear = nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv1(x.sub_(0.5).mul_(3.0)).relu()
+            return self.linear(self.norm(self.conv2(x)).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = InPlace().eval()
+    example = digits.example_input(2)
+    analysis = analyse_channels(network, example.clone())
+    kept = {"conv1": np.arange(4)}
+    cut = remove_channels(network, analysis, kept, example.clone())
+    batches = [batch.inputs for batch in digits.calibration_batches(32)]
+    before = [inputs.clone() for inputs in batches]
+    recalibrate_batch_norm(cut, batches)
+    layers_from(cut, ["conv2"], batches[0])
+    layers_after(cut, ["conv1"], batches[0])
+    refit(network, cut, ["conv2"], analysis.removed_indices(kept), batches)
+    assert all(torch.equal(one, other) for one, other in zip(batches, before, strict=True))
 
 
 def test_a_layer_that_another_block_ran_too_is_left_as_it_is() -> None:

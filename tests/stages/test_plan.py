@@ -181,6 +181,21 @@ def test_nothing_may_go(digits: Classification, trained: nn.Module, tmp_path: Pa
     assert "nothing is left to cut" in result.notes[0]
 
 
+def test_what_keeps_to_the_budget_is_kept_however_little_that_asks_for(
+    digits: Classification, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smaller = copy.deepcopy(trained)
+    monkeypatch.setattr(Planner, "step", lambda *_: Step(smaller, [], 9.9, 0.1, [], {}, []))
+    monkeypatch.setattr(Planner, "layers", lambda *_: {})
+    times = iter([10.0, 9.85])
+
+    def deploy(_network: nn.Module) -> Deployed:
+        return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", next(times))
+
+    result = plan(trained, digits, PlanTable(latency_ms=9.9), 9.9, deploy, Here(), SessionSettings())
+    assert (result.network is smaller, result.fits, len(result.cuts), len(result.notes)) == (True, True, 1, 1)
+
+
 class Borrowed(nn.Module):
     """Takes the weight of a layer that it does not call, as `nn.MultiheadAttention` does with that of its last one."""
 
@@ -205,6 +220,7 @@ def test_a_layer_that_is_not_called_becomes_no_pair(digits: Classification, tmp_
     [
         ([16.0, 9.0, 5.0, 5.2, 5.1], 2, "what cut 2 had left"),
         ([16.0, 16.1, 15.9, 17.0, 16.5], 0, "the whole network"),
+        ([16.0, 9.0, 5.0, 4.99, 4.98], 2, "what cut 2 had left"),
     ],
 )
 def test_what_is_not_measured_to_be_faster_is_not_kept(

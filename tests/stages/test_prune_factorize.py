@@ -207,3 +207,17 @@ def test_a_layer_that_runs_twice_counts_twice(digits: Classification) -> None:
     smaller = factorize(network, digits, table, 0, lambda *_: FASTER).network
     share = count_macs(smaller, example) / count_macs(network, example)
     assert 0.57 < share <= 0.6
+
+
+def test_what_is_repaired_after_blocks_have_gone_is_nearer_to_the_network(
+    digits: Classification, teacher: nn.Module
+) -> None:
+    """The fit after the channels aims at what the batch norms are after the blocks."""
+    images = torch.cat([batch.inputs for batch in digits.calibration_batches(64)])
+    errors = []
+    for repair in (False, True):
+        table = PruneTable(blocks=1, ratio=0.25, criterion="l2", repair=repair)
+        smaller = prune(teacher, digits, table).network
+        with torch.inference_mode():
+            errors.append(float((smaller(images) - teacher(images)).square().mean()))
+    assert errors[1] < 0.8 * errors[0]

@@ -173,7 +173,7 @@ def _colder_ms(layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, l
 
     No more than what the network takes longer in all, and than what weights so cold can explain.
     """
-    excess_ms = latency_ms - traced.run_ms
+    excess_ms = latency_ms - _run_ms(traced)
     if excess_ms <= 0:
         return {}
     load = CacheLoad(sum(layer.weight_bytes for layer in layers), latency_ms)
@@ -194,7 +194,14 @@ def _times_ms(layers: Sequence[Layer], seen_ms: Mapping[Work, list[float]]) -> d
 
 
 def _scale(traced: Trace, latency_ms: float | None) -> float:
-    return 1.0 if latency_ms is None or traced.run_ms <= 0 else latency_ms / traced.run_ms
+    run_ms = _run_ms(traced)
+    return 1.0 if latency_ms is None or run_ms <= 0 else latency_ms / run_ms
+
+
+def _run_ms(traced: Trace) -> float:
+    """What a run comes to with layers that take no less than any node does, as `_seen_ms` has it."""
+    lacking = (traced.call_ms - node.time_ms for node in traced.nodes if work_of_node(node))
+    return traced.run_ms + sum(max(0.0, time_ms) for time_ms in lacking)
 
 
 def _seen_ms(traced: Trace, scale: float) -> dict[Work, list[float]]:

@@ -76,11 +76,14 @@ class Surface:
         Args:
             inputs: Channels that go in.
             outputs: Channels that come out.
-            narrower: Widths with all remainders that are asked for.
+            narrower: The widest ones of every remainder that are asked for, among others.
         """
-        if not {(one % BLOCK, other % BLOCK) for one, other in [(inputs, outputs), *narrower]} <= self._rows.keys():
-            return False
-        rows = self._rows[inputs % BLOCK, outputs % BLOCK]
+        return all(self._reaches(*widths) for widths in [(inputs, outputs), *narrower])
+
+    def _reaches(self, inputs: int, outputs: int) -> bool:
+        if (inputs, outputs) in self.points_ms:
+            return True
+        rows = self._rows.get((inputs % BLOCK, outputs % BLOCK), {})
         wide = [max(widths) for width, (widths, _) in rows.items() if width >= inputs]
         return bool(wide) and outputs <= min(wide)
 

@@ -28,7 +28,7 @@ from onnxdistill.tasks import Task
 
 # Cuts after the last one of the recipe, where the latency is still too high.
 _MOST_CORRECTIONS = 3
-# Of the whole network's latency: two measurements of the same file differ by as much.
+# Of a latency: two measurements of the same file differ by as much.
 _FASTER = 0.98
 
 
@@ -148,7 +148,7 @@ def plan(
         )
         notes += [f"plan, cut {len(cuts)}, was planned with times to doubt. {doubt}" for doubt in step.doubts]
         states.append(_State(current, deployed))
-    kept = _kept(states, notes)
+    kept = _kept(states, budget_ms, notes)
     current, deployed, cuts, steps = states[kept].network, states[kept].deployed, cuts[:kept], steps[:kept]
     if deployed.latency_ms > budget_ms:
         why = "it has made as many cuts as it makes"
@@ -178,11 +178,11 @@ class _State:
     deployed: Deployed
 
 
-def _kept(states: Sequence[_State], notes: list[str]) -> int:
-    """After how many cuts the network is the fastest; after none, if none has made it measurably faster."""
+def _kept(states: Sequence[_State], budget_ms: float, notes: list[str]) -> int:
+    """After how many cuts the budget is kept to, or else nothing that follows is measurably faster."""
     latencies = [state.deployed.latency_ms for state in states]
-    fastest = latencies.index(min(latencies))
-    kept = fastest if latencies[fastest] < _FASTER * latencies[0] else 0
+    enough_ms = max(budget_ms, min(latencies) / _FASTER if min(latencies) > budget_ms else 0.0)
+    kept = next(cuts for cuts, latency_ms in enumerate(latencies) if latency_ms <= enough_ms)
     if kept + 1 < len(states):
         what = f"what cut {kept} had left" if kept else "the whole network"
         notes.append(f"plan went back to {what}: nothing after it was measured to be faster.")

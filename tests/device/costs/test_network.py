@@ -8,7 +8,7 @@ import pytest
 from onnxdistill.device.costs.coldness import CacheLoad, Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import Layer, LayerKind, read_exported
-from onnxdistill.device.costs.network import NetworkCosts, OtherNode, deployed_layers, network_costs
+from onnxdistill.device.costs.network import NetworkCosts, OtherNode, deployed_layers, layer_times_ms, network_costs
 from onnxdistill.device.costs.surface import Surface
 from onnxdistill.device.host import read_host
 from onnxdistill.device.profiling.trace import trace
@@ -98,6 +98,19 @@ def test_a_real_network_adds_up_to_what_it_takes(tmp_path: Path) -> None:
     assert costs.time_ms(profile, layers, as_it_is) == pytest.approx(traced.run_ms, rel=1e-2)
     doubled = network_costs(layers, traced, profile, 2 * traced.run_ms)
     assert doubled.time_ms(profile, layers, as_it_is) == pytest.approx(2 * traced.run_ms, rel=1e-2)
+
+
+def test_layers_that_take_less_than_any_node_add_up_all_the_same(tmp_path: Path) -> None:
+    """On a busy machine, what the profiler costs is taken off short nodes until less is left than a call takes."""
+    path = network(tmp_path / "m.onnx")
+    exported, traced = read_exported(path, FEEDS), trace(path, FEEDS, runs=10)
+    layers = deployed_layers(exported.layers, traced)
+    busy = replace(traced, call_ms=10 * traced.run_ms)
+    times_ms = layer_times_ms(layers, busy, 1.0)
+    assert 0.9 < sum(time_ms for time_ms in times_ms.values() if time_ms is not None) < 1.0
+    profile = profile_device(layers, SessionSettings(), 16, cached=False)
+    costs = network_costs(layers, busy, profile, 1.0)
+    assert costs.time_ms(profile, layers, dict.fromkeys(exported.sizes, 1.0)) == pytest.approx(1.0, rel=1e-2)
 
 
 def test_a_narrower_network_is_predicted(tmp_path: Path) -> None:

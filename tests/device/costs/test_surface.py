@@ -70,6 +70,15 @@ def test_dense_layers_of_equal_remainders_are_no_depthwise_ones(step: int) -> No
         assert surface.time_ms(inputs, outputs) == pytest.approx(inputs * outputs, rel=0.15)
 
 
+def test_what_reaches_less_far_covers_less() -> None:
+    """Remainders that a narrower layer was measured with say nothing of a wider one."""
+    wide, narrow = pairs(axis(64, 16), axis(64, 16)), pairs(axis(32, 4), axis(32, 4))
+    surface = Surface(dict.fromkeys([*wide, *narrow], 1.0))
+    assert surface.covers(32, 32, narrow)
+    assert surface.covers(64, 64, wide)
+    assert not surface.covers(64, 64, pairs(axis(64, 4), axis(64, 4)))
+
+
 def test_colours_and_classes_stay() -> None:
     surface = Surface({(3, 16): 1.0, (3, 64): 4.0})
     assert surface.time_ms(3, 32) == pytest.approx(2.0)
