@@ -178,8 +178,14 @@ class Ladder:
         too_few, enough, count = 0, len(operators) + 1, 1
         found = best
         while too_few < count < enough:
-            form = _with_float(plain, operators[:count])
-            held = self._try(f"{count} of {len(operators)} operators in float", form, found)
+            form, name = _with_float(plain, operators[:count]), f"{count} of {len(operators)} operators in float"
+            started, path = time.monotonic(), self._written(name, form)
+            if not _holds_int8(path):
+                self._refuse(name, path, "nothing is left in int8", started)
+                enough = count
+                count = (too_few + enough) // 2
+                continue
+            held = self._judged(name, form, path, found, started)
             accepted = not self._measures.refuses(held.loss)
             if (accepted or held.loss.points < found.loss.points) and not self._measures.is_faster(held.path):
                 self._drop(held, found, "not faster than float32")
@@ -251,6 +257,10 @@ class Ladder:
 
     def _show_ranking(self, done: int, total: int) -> None:
         self._on_progress(f"measuring what int8 costs, operator {done + 1} of {total}")
+
+
+def _holds_int8(path: Path) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
 
 def _may_overflow(path: Path) -> str:

@@ -18,6 +18,7 @@ from onnxdistill.quantization.scheme import Scheme
 from onnxdistill.quantization.workshop import Form, Workshop
 from onnxdistill.recipe import ExportTable
 from onnxdistill.stages.export import export
+from tests.quantization.graphs import add_exact_sums
 
 Array = NDArray[np.float32]
 
@@ -67,6 +68,8 @@ def session_of(path: Path, *, optimized: bool = False) -> onnxruntime.InferenceS
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    if optimized:
+        add_exact_sums(options)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

@@ -11,6 +11,9 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
+from onnxdistill.device.host import read_host
+from onnxdistill.quantization.scheme import saturates
+
 Constants = dict[str, Any]
 
 
@@ -23,9 +26,27 @@ def model_of(text: str, constants: Constants | None = None, opset: int = 20) -> 
     return model
 
 
+def add_exact_sums(options: onnxruntime.SessionOptions) -> None:
+    """Lets this processor add products as those with VNNI do; see `quantization.saturation`."""
+    if saturates(read_host()):
+        options.add_session_config_entry("session.x64quantprecision", "1")
+
+
 def run(model: onnx.ModelProto, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
-    """The outputs in a session with all optimizations."""
+    """The outputs in a session with all optimizations, the same on all processors."""
     options = onnxruntime.SessionOptions()
+    add_exact_sums(options)
+    return _run(model, options, feeds)
+
+
+def run_as_here(model: onnx.ModelProto, **feeds: NDArray[Any]) -> list[NDArray[Any]]:
+    """The outputs in a session with all optimizations, as this processor adds products."""
+    return _run(model, onnxruntime.SessionOptions(), feeds)
+
+
+def _run(
+    model: onnx.ModelProto, options: onnxruntime.SessionOptions, feeds: dict[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

@@ -30,7 +30,7 @@ from onnxdistill.errors import DataError, ModelFileError, UsageError
 from onnxdistill.quantization.integergraph import find_integer_layers
 from onnxdistill.quantization.pairsums import IntegerLayer
 from onnxdistill.quantization.saturation import count_saturation, saturating_layers
-from tests.quantization.graphs import model_of, run, uniform
+from tests.quantization.graphs import model_of, run_as_here, uniform
 
 Array = NDArray[Any]
 
@@ -233,7 +233,7 @@ class Case:
     def emulated(self, *, saturating: bool) -> Array:
         layers = find_integer_layers(self.model)
         if not layers:
-            return run(self.model, x=self.x)[0]
+            return run_as_here(self.model, x=self.x)[0]
         activations = (self.x + layers[0].zero_point).astype(np.uint8)
         sums = layers[0].compute(activations, self.weights, saturating=saturating)
         in_steps = any(node.output[0] == "o" for node in self.model.graph.node)
@@ -345,7 +345,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Array]:
     """Of a processor with AVX2 and without VNNI."""
     models = {**CASES, **{f"7 bits: {name}": case for name, case in NARROW.items()}}
     if saturates_here():
-        return {name: run(case.model, x=case.x)[0] for name, case in models.items()}
+        return {name: run_as_here(case.model, x=case.x)[0] for name, case in models.items()}
     return run_emulated(models, tmp_path_factory.mktemp("cases"))
 
 
@@ -367,7 +367,7 @@ class TestKernels:
     @pytest.mark.parametrize("name", CASES)
     def test_on_this_processor(self, name: str) -> None:
         case = CASES[name]
-        np.testing.assert_array_equal(run(case.model, x=case.x)[0], case.emulated(saturating=saturates_here()))
+        np.testing.assert_array_equal(run_as_here(case.model, x=case.x)[0], case.emulated(saturating=saturates_here()))
 
 
 class TestCounting:
