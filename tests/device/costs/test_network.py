@@ -107,7 +107,8 @@ def test_layers_that_take_less_than_any_node_add_up_all_the_same(tmp_path: Path)
     layers = deployed_layers(exported.layers, traced)
     busy = replace(traced, call_ms=10 * traced.run_ms)
     times_ms = layer_times_ms(layers, busy, 1.0)
-    assert 0.9 < sum(time_ms for time_ms in times_ms.values() if time_ms is not None) < 1.0
+    total_ms = sum(time_ms for time_ms in times_ms.values() if time_ms is not None)
+    assert 0.9 < total_ms <= 1.0 + 1e-9  # all of it, where the trace saw no overhead
     profile = profile_device(layers, SessionSettings(), 16, cached=False)
     costs = network_costs(layers, busy, profile, 1.0)
     assert costs.time_ms(profile, layers, dict.fromkeys(exported.sizes, 1.0)) == pytest.approx(1.0, rel=1e-2)
