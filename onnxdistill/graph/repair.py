@@ -1,12 +1,13 @@
 """Repairing what takes fewer channels than before: least squares on calibration inputs, without any training.
 
-Layer by layer, in the order in which they run, the weight of every layer that lost inputs is fitted so that its
-outputs on the inputs that it now gets come nearest to those that the whole network's layer had: the asymmetric
-reconstruction of Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", section 3.3, here for removed
-channels as in He et al. 2017, "Channel Pruning", equation 1. The last layer of a residual branch makes up for what its
-shortcut has come to differ by, too, so that errors don't add up from block to block (He et al. 2017, section 3.3). The
-fit is damped towards the weights that are there. What remains is a shift of the mean, which goes into the layer's bias
-or into the batch norm that follows it; where neither is there, the fit is about zero instead of about the means.
+Layer by layer, in the order in which they run, the weight of every layer that lost inputs is fitted so that its outputs
+on the inputs that it now gets come nearest to those that the whole network's layer had: the asymmetric reconstruction
+of Zhang et al. 2015, "Accelerating Very Deep Convolutional Networks", section 3.3, here for removed channels as in He
+et al. 2017, "Channel Pruning", equation 1. Where a block adds its input to its branch, the last layer of the branch
+makes up for what that input has come to differ by, too, so that errors don't add up from block to block (He et al.
+2017, section 3.3). The fit is damped towards the weights that are there. What remains is a shift of the mean, which
+goes into the layer's bias or into the batch norm that follows it; where neither is there, the fit is about zero instead
+of about the means.
 
 As many inputs as fit go through the network at once, and every layer is fitted when it is about to run: one pass for
 all of them.
