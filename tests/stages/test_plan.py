@@ -150,6 +150,10 @@ def test_int8_is_deployed_where_it_is_faster(digits: Classification, trained: nn
     assert b"QuantizeLinear" in next(iter(setting.deployed.values())).path.read_bytes()
 
 
+def convolutions_of(module: nn.Module) -> list[nn.Conv2d]:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+
+
 def test_layers_become_pairs_where_nothing_else_may_change(
     digits: Classification, trained: nn.Module, tmp_path: Path
 ) -> None:
@@ -163,8 +167,9 @@ def test_layers_become_pairs_where_nothing_else_may_change(
     assert result.widths == []
     assert result.pairs
     for name, rank in result.pairs.items():
-        first, second = result.network.get_submodule(name).children()
-        assert (first.out_channels, second.in_channels) == (rank, rank)
+        # A later cut may have made a pair of either layer.
+        first, second = (convolutions_of(part) for part in result.network.get_submodule(name).children())
+        assert (first[-1].out_channels, second[0].in_channels) == (rank, rank)
     assert setting.latencies[-1] < setting.latencies[0]
     assert validation_score(result.network, digits) > 50
     without = Setting(digits, tmp_path).plan(trained, 1.3, **changes, pairs=False)
