@@ -19,7 +19,7 @@ from onnxdistill.commands.compress import compress_command
 from onnxdistill.commands.doctor import doctor_command
 from onnxdistill.commands.explain import explain_command
 from onnxdistill.commands.profile import profile_command
-from onnxdistill.errors import OnnxDistillError, UsageError, explained
+from onnxdistill.errors import OnnxDistillError, UsageError, explained, memory_error
 
 _INTERRUPTED = 130
 
@@ -90,10 +90,7 @@ def _refuse(error: OnnxDistillError | OSError | MemoryError) -> int:
         known: OnnxDistillError = explained(error, "The output")
         _abandon_output()
     elif isinstance(error, MemoryError):
-        known = UsageError(
-            f"The memory of this machine does not suffice{f': {error}' if str(error) else ''}.",
-            "Ask for a smaller batch or a smaller model, or close other programs.",
-        )
+        known = memory_error(error) or UsageError(str(error))
     else:
         known = error
     click.echo(f"Error: {' '.join(str(known).split())}", err=True)

@@ -112,6 +112,25 @@ _WAYS_OUT = {
 }
 
 
+def memory_error(error: MemoryError | RuntimeError, keys: str = "") -> UsageError | None:
+    """The paragraph for memory that does not suffice; None for errors of other kinds.
+
+    Args:
+        error: torch's are runtime errors, of the processor's memory without a kind of their own.
+        keys: Of the recipe, that a smaller value may help of.
+    """
+    text = str(error)
+    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    if not isinstance(error, MemoryError) and not of_torch:
+        return None
+    asked = text[text.find("you tried to allocate") :].partition(".")[0] if "you tried" in text else text
+    smaller = f"Set a smaller {keys}" if keys else "Ask for a smaller batch or a smaller model"
+    return UsageError(
+        f"The memory of this machine does not suffice{f': {asked}' if asked else ''}.",
+        f"{smaller}, or close other programs.",
+    )
+
+
 def cannot_write(place: Path | str, error: OSError | ValueError) -> OutputError:
     """The paragraph for what the operating system says about writing to a place."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -16,7 +16,7 @@ from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import check_place, write_text
 from onnxdistill.errors import LimitsMissedError, ModelFileError, OutputError, ResultError, UsageError
 from onnxdistill.gate import place_of
-from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, has_settings, is_of
+from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, foreign_file, has_settings, is_of
 from onnxdistill.pipeline import compress
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import Report, load_report
@@ -72,7 +72,7 @@ def compress_front(
         )
     speedups = _ratios(loaded.plan.speedup, count)
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
-    _check_places(target, speedups)
+    _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
     host = place_of(loaded.bench).host
     task: Task = TASKS[loaded.task](loaded)
     teacher = SharedTeacher(target, loaded, task.describe_data())
@@ -186,13 +186,15 @@ def _asked(speedup: float) -> list[str]:
     return [f"plan.speedup={speedup}", f"limits.min_speedup={speedup}", "limits.max_latency_ms="]
 
 
-def _check_places(target: Path, speedups: Sequence[float]) -> None:
+def _check_places(target: Path, speedups: Sequence[float], *, is_trained: bool) -> None:
     """Refuses now what could not be written after hours."""
     if (target / "report.json").exists():
         raise UsageError(f"{target} is the folder of a run, not of a front.", "Give a new folder with --out.")
-    foreign = (target / FRONT_PAGE).exists() and not (target / ORIGIN).exists()
-    if foreign:
-        raise OutputError(f"{target / FRONT_PAGE} is not one of a front.", "Give a new folder with --out.")
+    foreign = foreign_file(target, (FRONT_JSON, FRONT_PAGE), is_trained=is_trained)
+    if foreign is not None:
+        raise OutputError(
+            f"{target / foreign} is not one of a front, and would be replaced.", "Give a new folder with --out."
+        )
     for speedup in speedups:
         with RunFolder(target / f"{speedup:g}x"):
             for name in (FRONT_JSON, FRONT_PAGE, TEACHER, ORIGIN):

@@ -128,8 +128,8 @@ class Gate(FileGate):
         self._deployed: dict[Path, Path] = {}
 
     def deployed_speedup(self, before: Path, after: Path) -> Estimate:
-        """The same of two float files, each in the precision that is to be deployed."""
-        return self.speedup(self._as_deployed(before), self._as_deployed(after))
+        """The same of two float files, each in the faster of float32 and int8."""
+        return self.speedup(self._faster_form(before), self._faster_form(after))
 
     def deployed(self, network: nn.Module, reference: Path) -> Deployed:
         """A network in the faster of float32 and int8, and its latency: that of a reference over the measured ratio."""
@@ -142,10 +142,7 @@ class Gate(FileGate):
             input_name=self._task.input_name,
             output_name=self._task.output_name,
         )
-        file = self._as_deployed(path)
-        # Which of the two is faster is mostly plain, and then takes a fraction of the time that the latency takes.
-        if file != path and self.speedup(path, file).value < 1:
-            file = path
+        file = self._faster_form(path)
         return Deployed(path, file, self.latency_ms(reference) / self.speedup(reference, file, "close").value)
 
     def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Estimate:
@@ -153,9 +150,16 @@ class Gate(FileGate):
         inputs = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(self._recipe.seed))
         return self.speedup(self._layer_file(before, inputs), self._layer_file(after, inputs))
 
-    def _as_deployed(self, path: Path) -> Path:
+    def _faster_form(self, path: Path) -> Path:
+        """A float file, or an int8 one of it if that is faster, as what ships will be."""
         if self._recipe.quantize is None:
             return path
+        quantized = self._quantized(path)
+        # Which of the two is faster is mostly plain, and then takes a fraction of the time that the latency takes.
+        return path if self.speedup(path, quantized).value < 1 else quantized
+
+    def _quantized(self, path: Path) -> Path:
+        assert self._recipe.quantize is not None
         if path not in self._deployed:
             self._deployed[path] = self._fresh()
             quantize(path, self._deployed[path], self._few_samples(), self._recipe.quantize, self._place.host)

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.errors import FallbackError, OutputError, ResultError, cannot_write
+from onnxdistill.errors import LimitsMissedError, OutputError, cannot_write
 
 _LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
 _NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
@@ -28,12 +28,16 @@ _AFTER_CUTS = "plan-*.pt"
 class Journal:
     """A folder beside the run folder. Use it as a context manager.
 
-    It goes when the run has come to its end, well or with a result that is refused; it stays when the run is ended, or
-    stopped by something that can be put right, such as a full disk. If another process works on the same run folder,
-    nothing is kept.
+    It goes when the run has come to its end, or has delivered a student that misses its limits; it stays when the run
+    is ended, or stopped by something that can be put right, such as a full disk or a learning rate. Of limits that are
+    out of reach only trainings stay: measured again, they may be in reach. If another process works on the same run
+    folder, nothing is kept.
 
     Args:
         target: The run folder; the journal is `.NAME.resume` beside it.
+
+    Attributes:
+        delivered: To be set when what was made is at its place.
 
     Raises:
         OutputError: If the folder cannot be made, or its name leads elsewhere.
@@ -49,6 +53,7 @@ class Journal:
             self._lock = FileLock(self._folder / _LOCK, timeout=0)
         except OSError as error:
             raise cannot_write(self._folder, error) from error
+        self.delivered = False
         self._ours = False
         self._ratios: dict[str, dict[str, float | None]] = {}
         self._decisions: dict[str, Any] = {}
@@ -72,9 +77,11 @@ class Journal:
     ) -> None:
         if not self._ours:
             return
-        # A provider that has failed may be mended, and what was trained until then is as good.
-        done = kind is None or (issubclass(kind, ResultError) and not issubclass(kind, FallbackError))
-        if done or not self.holds_something:
+        if kind is not None and issubclass(kind, LimitsMissedError):
+            for name in (_RATIOS, _DECISIONS):
+                with contextlib.suppress(OSError):
+                    (self._folder / name).unlink()
+        if kind is None or self.delivered or not self.holds_something:
             self._remove()
         self._lock.release()
 
@@ -92,6 +99,11 @@ class Journal:
         """Whether a run that starts now would save time."""
         found = [*(self._folder / name for name in _NAMES if name != _LOCK), *self._folder.glob(_AFTER_CUTS)]
         return self._ours and any(path.exists() for path in found)
+
+    @property
+    def holds_trainings(self) -> bool:
+        """Whether there is one that a run which starts now could go on from."""
+        return self._ours and any(self._folder.glob("*.pt"))
 
     def checkpoint(self, stage: Literal["teacher", "distill", "quantize"]) -> Path | None:
         """Where the training of a stage keeps its state; None if nothing is kept."""

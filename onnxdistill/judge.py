@@ -59,7 +59,8 @@ class Int8Judge:
         assert self._score is not None, "nothing can be measured"
         score = self._scored(path)
         points = self._scoring.metric.drop(self._score.value, score.value)
-        return Loss(points, paired_interval(self._score, score, points)[0])
+        interval = paired_interval(self._score, score, points)
+        return Loss(points, points if interval is None else interval[0])
 
     def speedup(self, path: Path) -> Estimate:
         """How many times faster a file is than the float student."""

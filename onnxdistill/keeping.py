@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import onnxdistill
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import read_json, write_json
 from onnxdistill.errors import DataError, cannot_write
-from onnxdistill.recipe import Recipe
+from onnxdistill.recipe import FurtherTeacherTable, Recipe, TeacherTable
 from onnxdistill.report import Report
 
 TEACHER, ORIGIN = "teacher.pt", "teacher.json"
@@ -31,10 +32,11 @@ class SharedTeacher:
     def __init__(self, folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
         self._folder = folder
         tables = recipe.model_dump(mode="json", exclude_none=True)
+        read: dict[str, TeacherTable | FurtherTeacherTable] = {"teacher": recipe.teacher, **recipe.further_teachers}
         self._origin = {
             "onnxdistill": onnxdistill.__version__,
-            "weights_sha256": _digest(Path(recipe.teacher.weights)),
-            "network_sha256": _digest(Path(recipe.teacher.network.rpartition(":")[0])),
+            "weights_sha256": {name: _digest(Path(table.weights)) for name, table in read.items()},
+            "network_sha256": {name: _digest(_source_of(table.network)) for name, table in read.items()},
             "splits": dict(data),
             **{key: tables[key] for key in ("teacher", "data", "task", "seed")},
         }
@@ -59,17 +61,52 @@ class SharedTeacher:
 
     def remember(self, report: Report, folder: Path) -> None:
         """Notes what the first student was made of."""
-        if self._sha256 is not None:
+        weights = self._folder / TEACHER
+        if self._sha256 is not None and (weights.is_file() or not self._is_trained):
             return
+        self._sha256 = _teacher_file(report)
         try:
+            # In this order, weights are never those of another origin, nor without one.
+            if self._is_trained:
+                weights.unlink(missing_ok=True)
+            write_json(self._folder / ORIGIN, {"origin": self._origin, "teacher_onnx_sha256": self._sha256})
             if self._is_trained:
                 fresh = self._folder / f".{TEACHER}.new"
                 shutil.copyfile(folder / TEACHER, fresh)
-                fresh.replace(self._folder / TEACHER)
+                fresh.replace(weights)
         except OSError as error:
             raise cannot_write(f"The folder {self._folder}", error) from error
-        self._sha256 = _teacher_file(report)
-        write_json(self._folder / ORIGIN, {"origin": self._origin, "teacher_onnx_sha256": self._sha256})
+
+
+def foreign_file(folder: Path, names: Iterable[str], *, is_trained: bool) -> str | None:
+    """A file of somebody else that a front would replace.
+
+    Args:
+        folder: The front's.
+        names: Of the files that every front writes, beside those here.
+        is_trained: Whether this one writes the weights of its teacher.
+    """
+    try:
+        known = read_json(folder / ORIGIN, "origin of a teacher", "onnxdistill compress --pareto")
+    except DataError:
+        known = {}
+    origin = known.get("origin") if "teacher_onnx_sha256" in known else None
+    table = origin.get("teacher") if isinstance(origin, dict) else None
+    found = [] if isinstance(table, dict) else [*names, ORIGIN]
+    found += [TEACHER] if is_trained and not (isinstance(table, dict) and "train" in table) else []
+    return next((name for name in found if (folder / name).exists()), None)
+
+
+def _source_of(network: str) -> Path:
+    """The file that a user's own network comes from, if it is known by its name."""
+    place = network.rpartition(":")[0]
+    if place.endswith(".py") or place in ("", "torchvision"):
+        return Path(place)
+    try:
+        spec = importlib.util.find_spec(place)
+    except (ImportError, ValueError):  # refused later, with what to do
+        return Path()
+    return Path(spec.origin if spec is not None and spec.origin is not None else "")
 
 
 def _teacher_file(report: Report) -> str | None:

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.errors import LimitsMissedError
+from onnxdistill.errors import LimitsMissedError, UsageError
 from onnxdistill.finetuning import Finetuning
 from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
@@ -79,12 +79,31 @@ def compress(
     events = None if tensorboard is None else Path(tensorboard)
     with opened(loaded.name, (Path(recipe), Path(loaded.teacher.weights)), target, console, log, events) as shell:
         with leading(), shell.running():
-            # What this run learns from must not go with the run that it replaces.
-            replaces = Path(loaded.teacher.weights).resolve() == (target / "teacher.pt").resolve()
-            run = _Run(loaded, shell.scratch, shell.journal, shell.progress, keeps_weights=replaces)
+            keeps = _reads_replaced_weights(loaded, (target, shell.folder.missed))
+            run = _Run(loaded, shell.scratch, shell.journal, shell.progress, keeps_weights=keeps)
             report = run.whole(shell.folder.work)
         shell.deliver(report, "Ask for less, train longer, or change [limits].")
     return report
+
+
+def _reads_replaced_weights(recipe: Recipe, folders: Sequence[Path]) -> bool:
+    """Whether the teacher's weights are in a folder that the run may replace, and so have to be written there again.
+
+    Raises:
+        UsageError: If anything else is that the run learns from, and that would go with the folder.
+    """
+    places = [folder.resolve() for folder in folders]
+    read = {name: Path(table.weights).resolve() for name, table in recipe.further_teachers.items()}
+    teacher = Path(recipe.teacher.weights).resolve()
+    if teacher not in [place / "teacher.pt" for place in places]:
+        read["teacher"] = teacher
+    for name, path in read.items():
+        if any(path.is_relative_to(place) for place in places) and path.is_file():
+            raise UsageError(
+                f"{name}.weights = {path} lies in a folder that this run replaces.",
+                "Copy the file to another place, or give another --out.",
+            )
+    return "teacher" not in read
 
 
 def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:

@@ -117,7 +117,7 @@ class FileRecord:
         path = scratch / "quantize.onnx"
         workshop = Workshop(source, calibration, self._place.host)
         result = quantize_measured(workshop, path, table, judge, finetune=finetune, on_progress=self._progress.update)
-        schemes = [SchemeRow(one.scheme, *asdict(one.speedup).values()) for one in result.variants]
+        schemes = [SchemeRow(one.scheme, one.speedup.value, *one.speedup.interval) for one in result.variants]
         rungs = [
             RungRow(one.name, None if one.loss is None else one.loss.points, one.kept, one.seconds, one.note)
             for one in result.rungs

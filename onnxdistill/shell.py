@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import rich.console
 from rich.console import Console
 
-from onnxdistill.errors import FallbackError, LimitsMissedError, UsageError, explained
+from onnxdistill.errors import FallbackError, LimitsMissedError, ResultError, UsageError, explained, memory_error
 from onnxdistill.eventfiles import EventFilesProgress
 from onnxdistill.journal import Journal
 from onnxdistill.logfile import LoggedProgress, check_log_place
@@ -49,12 +51,24 @@ class Shell:
             with self.screen:
                 yield
         except (KeyboardInterrupt, SystemExit, UsageError, FallbackError):
-            if self.console is not None and self.journal.holds_something:
-                self.console.print("Ended on the way. The same command goes on from here.")
+            self._tell_how_to_go_on()
             raise
+        except ResultError:
+            if self.console is not None and self.journal.holds_trainings:
+                self.console.print("What was trained is kept for another try with the same --out.")
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if (known := memory_error(error, "distill.micro_batch or bench.batch")) is None:
+                raise
+            self._tell_how_to_go_on()
+            raise known from error
+
+    def _tell_how_to_go_on(self) -> None:
+        if self.console is not None and self.journal.holds_something:
+            self.console.print("Ended on the way. The same command goes on from here.")
 
     def deliver(self, report: Report, advice: str) -> None:
-        """Shows the closing table, gives the run folder its name, and says where the student is.
+        """Gives the run folder its name, shows the closing table, and says where the student is.
 
         Args:
             report: Of the run.
@@ -63,10 +77,12 @@ class Shell:
         Raises:
             LimitsMissedError: If the student misses a limit; the folder has another name then.
         """
+        # First of all: a console that cannot be written any more must not cost hours of training.
+        shipped = self.folder.ship(missed=not report.shipped)
+        self.journal.delivered = True
         if self.console is not None:
             self.console.print()
             self.console.print(render_report(report))
-        shipped = self.folder.ship(missed=not report.shipped)
         if not report.shipped:
             missed = "; ".join(limit_text(check) for check in report.limits if check.met is False)
             raise LimitsMissedError(
@@ -121,7 +137,13 @@ def _scratch() -> Iterator[Path]:
     try:
         with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
             yield Path(folder)
-    except BrokenPipeError:
-        raise  # of the console, not of a file
     except OSError as error:
+        if _is_of_console(error):
+            raise
         raise explained(error, f"A file in {tempfile.gettempdir()}") from error
+
+
+def _is_of_console(error: OSError) -> bool:
+    """Whether it came up where the console is written."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_code.co_filename == rich.console.__file__ for frame in frames)

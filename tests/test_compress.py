@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -224,6 +225,9 @@ def test_a_latency_that_cannot_be_had_is_missed_with_the_numbers(tmp_path: Path)
     assert "max_latency_ms = 1e-06: the plan reached 0." in process.stderr
     assert "nothing is left to cut" in process.stderr
     assert "Traceback" not in process.stderr
+    # Whoever asks for less need not train the teacher again.
+    assert "What was trained is kept for another try" in process.stdout
+    assert [path.name for path in (tmp_path / ".run.resume").glob("*.pt")] == ["teacher.pt"]
     both = run("compress", recipe, "--speedup", 2, "--latency-ms", 1)
     assert both.returncode == 2
     assert "--speedup and --latency-ms exclude each other" in both.stderr
@@ -246,6 +250,46 @@ def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: 
     assert (earlier / "report.json").read_text() == EARLIER
     missed = json.loads((tmp_path / "run.missed" / "report.json").read_text())
     assert missed["shipped"] is False
+
+
+def test_weights_that_a_run_reads_do_not_go_with_the_folder_that_it_replaces(
+    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    folder, _ = finished
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
+    weights = tmp_path / "run.missed" / "teacher.pt"
+    shutil.copytree(folder, weights.parent)
+    before = weights.read_bytes()
+    table = f"[[distill.teachers]]\nnetwork = 'digits-resnet'\nweights = '{weights}'\n"
+    recipe.write_text(QUICK.replace("epochs = 4", "epochs = 1") + table)
+    refused = run("compress", recipe, "--out", out)
+    assert refused.returncode == 2
+    assert f"distill.teachers[0].weights = {weights} lies in a folder that this run replaces" in refused.stderr
+    assert weights.read_bytes() == before
+    recipe.write_text(QUICK)
+    quick = ("--set", "teacher.train=", "--set", "distill=", "--set", "quantize=", "--set", "limits.min_speedup=1000")
+    missed = run("compress", recipe, "--out", out, "--set", f"teacher.weights={weights}", *quick)
+    assert "min_speedup = 1000: measured" in missed.stderr
+    assert torch.equal(
+        torch.load(weights, weights_only=True)["conv1.weight"],
+        torch.load(folder / "teacher.pt", weights_only=True)["conv1.weight"],
+    )
+
+
+def test_a_console_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(QUICK.replace("epochs = 4", "epochs = 1"))
+    code = (
+        "import sys; from onnxdistill import shell; from onnxdistill.cli import main; known = shell.render_report\n"
+        "def render(report):\n"
+        "    sys.stdout.flush(); import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1); return known(report)\n"
+        f"shell.render_report = render; sys.argv = ['onnxdistill', 'compress', {str(recipe)!r}, '--out', "
+        f"{str(tmp_path / 'run')!r}]; main()"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith("Error: The output cannot be written: No space left on device.")
+    assert (tmp_path / "run" / "student.onnx").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -128,6 +128,46 @@ def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: 
     assert not SharedTeacher(tmp_path, loaded, {}).made(made)
 
 
+def test_what_students_learn_from_beside_counts_as_well(
+    recipe: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, module = tmp_path / "w.pt", tmp_path / "my_networks.py"
+    module.write_text("# one")
+    monkeypatch.syspath_prepend(tmp_path)
+    weights.write_bytes(b"one")
+    recipe.write_text(
+        f"{QUICK}\n[distill]\nepochs = 1\n[[distill.teachers]]\nnetwork = 'my_networks:make'\nweights = '{weights}'"
+    )
+    loaded = load_recipe(recipe, ["teacher.train="])
+    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
+    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path)
+    assert SharedTeacher(tmp_path, loaded, {}).made(made)
+    for path in (weights, module):
+        before = path.read_bytes()
+        path.write_bytes(b"# two")
+        assert not SharedTeacher(tmp_path, loaded, {}).made(made)
+        path.write_bytes(before)
+
+
+def test_weights_are_never_those_of_another_origin(
+    recipe: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is killed, and the next call trains again and writes what is missing."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher.pt").write_bytes(b"new")
+    (tmp_path / "teacher.pt").write_bytes(b"old")
+    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
+    loaded = load_recipe(recipe)
+    with monkeypatch.context() as context:
+        context.setattr("onnxdistill.keeping.shutil.copyfile", lambda *_: sys.exit())
+        with pytest.raises(SystemExit):
+            SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
+    later = SharedTeacher(tmp_path, loaded, {})
+    assert later.overrides == []
+    later.remember(made, tmp_path / "run")
+    assert (tmp_path / "teacher.pt").read_bytes() == b"new"
+
+
 def test_what_is_out_of_reach_ends_the_front(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
@@ -193,7 +233,11 @@ def test_what_makes_no_front(recipe: Path, arguments: tuple[object, ...], messag
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("report.json", "is the folder of a run"), ("front.html", "is not one of a front")]
+    ("name", "message"),
+    [
+        ("report.json", "is the folder of a run"),
+        *((name, "is not one of a front") for name in ("front.html", "front.json", "teacher.json", "teacher.pt")),
+    ],
 )
 def test_what_is_no_place_for_a_front(recipe: Path, tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / name).write_text("{}")

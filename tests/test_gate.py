@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from onnxdistill.device.host import read_host
@@ -16,7 +18,8 @@ from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import UsageError
 from onnxdistill.gate import Gate, describe, measurably_faster, settings_of, verifying_settings
 from onnxdistill.journal import Journal
-from onnxdistill.recipe import Recipe
+from onnxdistill.recipe import ExportTable, Recipe
+from onnxdistill.stages.export import export
 from onnxdistill.tasks.classification import Classification
 
 
@@ -69,3 +72,27 @@ def test_what_was_measured_counts_for_the_same_machine_and_runtime() -> None:
     assert key_of(replace(host, load_average=9.0, os="Linux 7")) == key_of(host)
     for change in ({"onnxruntime": "2"}, {"int8_features": ()}, {"cpu": "another"}, {"usable_cpus": 99}):
         assert key_of(replace(host, **change)) != key_of(host)
+
+
+@pytest.mark.parametrize(("int8_is", "form"), [(2.0, "int8"), (0.5, "float32")])
+def test_stages_are_compared_in_the_form_that_ships(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_is: float, form: str
+) -> None:
+    files = [tmp_path / "before.onnx", tmp_path / "after.onnx"]
+    for seed, path in enumerate(files):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(288, 10)).eval()
+        names: dict[str, Any] = {"input_name": digits.input_name, "output_name": digits.output_name}
+        export(network, digits.example_input(3), path, ExportTable(), **names)
+    compared: list[tuple[str, str]] = []
+
+    def speedup(before: Path, after: Path, *_: object) -> Estimate:
+        kinds = ["float32" if path in files else "int8" for path in (before, after)]
+        compared.append((kinds[0], kinds[1]))
+        ratio = int8_is if kinds == ["float32", "int8"] else 3.0
+        return Estimate(ratio, ratio, ratio)
+
+    gate = Gate(recipe(quantize={}), Here(), digits, tmp_path, Journal(tmp_path / "run"))
+    monkeypatch.setattr(gate, "speedup", speedup)
+    assert gate.deployed_speedup(*files).value == 3.0
+    assert compared[-1] == (form, form)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.errors import FallbackError, OutputError, ResultError
+from onnxdistill.errors import FallbackError, LimitsMissedError, OutputError, ResultError
 from onnxdistill.journal import Journal
 
 
@@ -35,6 +35,11 @@ class DiskFullError(OutputError):
 
 
 class DivergedError(ResultError):
+    def __init__(self) -> None:
+        super().__init__("why")
+
+
+class OutOfReachError(LimitsMissedError):
     def __init__(self) -> None:
         super().__init__("why")
 
@@ -73,7 +78,8 @@ def test_ratios_are_measured_once(tmp_path: Path) -> None:
         (RuntimeError, True),
         (DiskFullError, True),
         (DeadProviderError, True),
-        (DivergedError, False),
+        (DivergedError, True),
+        (OutOfReachError, False),
     ],
 )
 def test_what_stays_after_an_error(tmp_path: Path, error: type[BaseException], stays: bool) -> None:
@@ -81,6 +87,31 @@ def test_what_stays_after_an_error(tmp_path: Path, error: type[BaseException], s
     assert list(tmp_path.iterdir()) == []  # nothing stays of nothing
     ended(tmp_path / "run", remember, error)
     assert (tmp_path / ".run.resume").exists() == stays
+
+
+@pytest.mark.parametrize(
+    ("error", "delivered", "left"),
+    [
+        (DivergedError, False, {"lock", "distill.pt", "ratios.json"}),
+        # Measured again, what was out of reach may be in reach.
+        (OutOfReachError, False, {"lock", "distill.pt"}),
+        (OutOfReachError, True, set()),
+    ],
+)
+def test_a_training_outlives_a_refusal_unless_its_student_was_delivered(
+    tmp_path: Path, error: type[BaseException], delivered: bool, left: set[str]
+) -> None:
+    def work(journal: Journal) -> None:
+        remember(journal)
+        path = journal.checkpoint("distill")
+        assert path is not None
+        assert not journal.holds_trainings
+        path.write_text("state")
+        assert journal.holds_trainings
+        journal.delivered = delivered
+
+    ended(tmp_path / "run", work, error)
+    assert {path.name for path in tmp_path.glob(".run.resume/*")} == left
 
 
 def test_a_second_run_at_the_same_time_keeps_nothing_and_disturbs_nothing(tmp_path: Path) -> None:

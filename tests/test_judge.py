@@ -41,7 +41,9 @@ def judge_of(digits: Classification, folder: Path, teacher: Path, student: Path,
 def test_losses_are_those_of_validation(digits: Classification, tmp_path: Path, bad: Path) -> None:
     judge = judge_of(digits, tmp_path, GOOD, GOOD)
     assert judge.measurable
-    assert judge.loss(GOOD) == Loss(0.0, 0.0)
+    same = judge.loss(GOOD)
+    assert same.points == 0.0
+    assert -3.0 < same.low < 0.0  # of so few samples, even if all of them agree
     assert judge.refusal(Loss(0.0, 0.0)) == ""
     loss = judge.loss(bad)
     assert 50 < loss.low < loss.points < 95

@@ -157,6 +157,19 @@ def test_what_is_too_inaccurate_does_not_ship_and_says_so(tmp_path: Path, timed:
     assert all(rung.points is None or rung.points > 0 for rung in report.quantization.rungs)
 
 
+def test_a_model_that_is_too_slow_for_intervals_ships_without(tmp_path: Path) -> None:
+    """As on a small board: so few calls within the time tell a median, and nothing of how far off it is."""
+    model = classifier(tmp_path / "slow.onnx", size=64, width=48)
+    data = npz(tmp_path / "data.npz", image=normal(8, 3, 64, 64))
+    asked = ["bench.seconds=0.01", "limits.min_speedup=0.01", "limits.max_latency_ms=10000"]
+    report = quantize_onnx(model, data, out=tmp_path / "run", overrides=[*asked, "quantize.activations=uint8"])
+    assert {(check.name, check.met, check.low, check.high) for check in report.limits} == {
+        ("min_speedup", True, None, None),
+        ("max_latency_ms", True, None, None),
+    }
+    assert load_report(tmp_path / "run" / "report.json") == report
+
+
 def test_other_machines_get_files_of_their_own(tmp_path: Path, timed: Callable[[float], list[Path]]) -> None:
     timed(2.0)
     report = small(tmp_path, quantize__max_drop=100, quantize__targets='["arm64", "cuda"]')

@@ -85,7 +85,9 @@ class Stopwatch:
         assert self._score is not None
         score = verify(path, self._task, SessionSettings(), "validation")
         points = self._score.value - score.value
-        return Loss(points, paired_interval(self._score, score, points)[0])
+        interval = paired_interval(self._score, score, points)
+        assert interval is not None, "every sample is right or wrong"
+        return Loss(points, interval[0])
 
     def speedup(self, path: Path) -> Estimate:
         return compare(self._source, path, SessionSettings())

@@ -6,18 +6,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+SMALLEST_DEVIATION = 0.1
+"""Of logits that are standardised."""
+
+SMALLEST_VARIATION = 1e-3
+"""Standard deviation over mean, of probabilities that are correlated."""
+
 
 def standardised(logits: Tensor) -> Tensor:
     """Z-scores of the logits over the last dimension.
 
     Source: Sun et al. 2024, "Logit Standardization in Knowledge Distillation", equation 11; the standard
-    deviation is that of the sample, and 1e-7 keeps constant logits finite.
+    deviation is that of the sample, and counts as `SMALLEST_DEVIATION` at least: the gradients of next to constant
+    logits, such as those of a new layer of zeros, would be without bounds.
 
     Args:
         logits: `[..., classes]`.
     """
     centred = logits - logits.mean(-1, keepdim=True)
-    return centred / (logits.std(-1, keepdim=True) + 1e-7)
+    return centred / logits.std(-1, keepdim=True).clamp_min(SMALLEST_DEVIATION)
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float, standardise: bool) -> Tensor:
@@ -135,10 +142,16 @@ def attention_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (ours - theirs).pow(2).sum(1).mean()
 
 
-SMALLEST_DEVIATION = 1e-3
-
-
 def _correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation of rows; near 0 where a row is nearly constant, so that its gradient stays finite."""
-    one, other = (row - row.mean(-1, keepdim=True) for row in (one, other))
-    return F.cosine_similarity(one, other, dim=-1, eps=SMALLEST_DEVIATION)
+    """Pearson's correlation of rows of positive values.
+
+    Near 0 where a row is constant up to a thousandth of its mean, so that its gradient stays finite.
+    """
+
+    def unit(row: Tensor) -> Tensor:
+        mean = row.mean(-1, keepdim=True)
+        smallest = SMALLEST_VARIATION * row.shape[-1] ** 0.5 * mean.detach()
+        length: Tensor = torch.linalg.vector_norm(row - mean, dim=-1, keepdim=True)
+        return (row - mean) / length.maximum(smallest)
+
+    return (unit(one) * unit(other)).sum(-1)

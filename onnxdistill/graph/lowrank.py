@@ -104,7 +104,7 @@ def _root(moment: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def low_rank_pair(layer: Layer, factors: Factors, rank: int, scheme: Scheme) -> nn.Sequential:
-    """The two layers of rank `rank` that replace `layer`; the bias is in the second.
+    """The two layers of rank `rank` that replace `layer`, frozen if it is; the bias is in the second.
 
     Their weights have the same norm: the gradient of each has the scale of the other, so that one with a hundredth of
     the other's norm would be torn apart by the first steps of a training.
@@ -130,7 +130,8 @@ def low_rank_pair(layer: Layer, factors: Factors, rank: int, scheme: Scheme) -> 
         second.weight.copy_(left)
         if layer.bias is not None and second.bias is not None:
             second.bias.copy_(layer.bias)
-    return nn.Sequential(first, second).to(layer.weight.dtype).train(layer.training)
+    pair = nn.Sequential(first, second).to(layer.weight.dtype).train(layer.training)
+    return pair.requires_grad_(layer.weight.requires_grad)
 
 
 def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

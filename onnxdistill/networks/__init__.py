@@ -61,13 +61,14 @@ def build_network(name: str, class_count: int, seed: int, folder: Path | None = 
     return network.eval()
 
 
-def probe(name: str, network: nn.Module, inputs: Tensor) -> object:
+def probe(name: str, network: nn.Module, inputs: Tensor, mode: str = "") -> object:
     """Runs a network once, to see what it returns.
 
     Args:
         name: How the recipe names it.
-        network: In evaluation mode.
+        network: In evaluation mode, or in another one that `mode` names.
         inputs: What it will get.
+        mode: For the message.
 
     Raises:
         NetworkError: If the network raises anything.
@@ -75,7 +76,7 @@ def probe(name: str, network: nn.Module, inputs: Tensor) -> object:
     shape = " x ".join(str(size) for size in inputs.shape)
     fix = "It has to map a batch of images as the recipe's [data] describes them; see data.image_size."
     # Not inference mode: what a network makes or keeps in its first call may have to be trained later.
-    with torch.no_grad(), explained(f"teacher.network = {name!r} does not run on float32 images [{shape}]", fix):
+    with torch.no_grad(), explained(f"teacher.network = {name!r} does not run on float32 images [{shape}]{mode}", fix):
         return network(inputs)
 
 

@@ -10,7 +10,7 @@ from onnxdistill.recipe.base import RunName, Seed, Table
 from onnxdistill.recipe.compression import FactorizeTable, PlanTable, PruneTable, QuantizeTable
 from onnxdistill.recipe.data import DataTable
 from onnxdistill.recipe.deployment import BenchTable, ExportTable, LimitsTable
-from onnxdistill.recipe.distillation import DistillTable
+from onnxdistill.recipe.distillation import DistillTable, FurtherTeacherTable
 from onnxdistill.recipe.teacher import TeacherTable
 
 
@@ -48,10 +48,20 @@ class Recipe(Table):
         return self
 
     @property
+    def further_teachers(self) -> dict[str, FurtherTeacherTable]:
+        """The networks that the teacher or the student learn from beside, by their place in the recipe."""
+        trainings = {"teacher.train": self.teacher.train, "distill": self.distill}
+        return {
+            f"{name}.teachers[{number}]": table
+            for name, training in trainings.items()
+            if training is not None
+            for number, table in enumerate(training.teachers)
+        }
+
+    @property
     def network_names(self) -> set[str]:
         """Of all networks that are compressed or learned from."""
-        trainings = [training for training in (self.teacher.train, self.distill) if training is not None]
-        return {self.teacher.network, *(table.network for training in trainings for table in training.teachers)}
+        return {self.teacher.network, *(table.network for table in self.further_teachers.values())}
 
     @property
     def latency_only(self) -> bool:

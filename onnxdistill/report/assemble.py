@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from onnxdistill import __version__
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.result import BenchResult, CaseTiming
 from onnxdistill.recipe import LimitsTable, OnnxRecipe, Recipe
@@ -81,7 +81,7 @@ def assemble(
         notes = ["Accuracy was not measured: the teacher has neither weights nor training.", *notes]
     return Report(
         schema_version=SCHEMA_VERSION,
-        onnxdistill_version=version("onnxdistill"),
+        onnxdistill_version=__version__,
         name=recipe.name,
         task=recipe.task,
         metric=scoring.metric.name,
@@ -140,7 +140,7 @@ def _row(step: Step, timing: CaseTiming) -> StageRow:
             p99_ms=_value(latency.p99),
             runs=latency.count,
         ),
-        speedup=SpeedupFigures(speedup.value, speedup.low, speedup.high),
+        speedup=SpeedupFigures(speedup.value, *speedup.interval),
         seconds=step.seconds,
         applied=step.applied,
         summary=step.summary,
@@ -172,8 +172,8 @@ def _check_limits(
         checks.append(LimitCheck("min_speedup", limits.min_speedup, speedup.ratio, speedup.low, speedup.high, met, "×"))
     if limits.max_latency_ms is not None:
         met = median_ms.value <= limits.max_latency_ms
-        measured = (median_ms.value, median_ms.low, median_ms.high)
-        checks.append(LimitCheck("max_latency_ms", limits.max_latency_ms, *measured, met, "ms"))
+        low, high = median_ms.interval
+        checks.append(LimitCheck("max_latency_ms", limits.max_latency_ms, median_ms.value, low, high, met, "ms"))
     return checks
 
 
@@ -182,7 +182,7 @@ def check_drop(limit: float, metric: Metric, teacher: Score | None, student: Sco
     if teacher is None or student is None:  # latency only: nothing to hold against the limit, as a note says, too
         return LimitCheck("max_drop", limit, None, None, None, None, "points")
     drop = metric.drop(teacher.value, student.value)
-    low, high = paired_interval(teacher, student, drop)
+    low, high = paired_interval(teacher, student, drop) or (None, None)
     met = drop <= limit + ROUNDING  # 88.63 - 87.13 is not quite 1.5
     return LimitCheck("max_drop", limit, drop, low, high, met, "points")
 

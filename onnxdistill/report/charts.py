@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,7 +101,7 @@ def front_chart(front: StudentFront) -> str | None:
     if not points:
         return None
     with _figure() as (axes, result):
-        places = sorted((latency_ms, score.value) for _, (latency_ms, score) in points)
+        places = undominated([(latency_ms, score.value) for _, (latency_ms, score) in points])
         axes.plot(*zip(*places, strict=True), color=STAGE, lw=1.2, alpha=0.5)
         for point, (x, score) in points:
             color = STUDENT if point.shipped else STAGE
@@ -123,6 +123,15 @@ def front_chart(front: StudentFront) -> str | None:
         axes.set_xlabel("median latency, ms")
         axes.set_ylabel(f"{front.metric}, {front.metric_unit}")
     return result[0]
+
+
+def undominated(places: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of latency and score that no other one beats in both, from fast to slow."""
+    best: list[tuple[float, float]] = []
+    for latency_ms, score in sorted(places, key=lambda place: (place[0], -place[1])):
+        if not best or score > best[-1][1]:
+            best.append((latency_ms, score))
+    return best
 
 
 def training_chart(report: Report, log: TrainingLog) -> str | None:

@@ -146,7 +146,8 @@ def _groups(groups: Sequence[GroupCut]) -> Table:
 def _schemes(found: QuantizationLog) -> Table:
     table = _table("against float32", "speed-up", "95 % interval")
     for row in found.schemes:
-        _add(table, row.scheme, f"{row.ratio:.2f}×", f"{row.low:.2f} to {row.high:.2f}")
+        interval = _DASH if row.low is None or row.high is None else f"{row.low:.2f} to {row.high:.2f}"
+        _add(table, row.scheme, f"{row.ratio:.2f}×", interval)
     return table
 
 

@@ -36,11 +36,14 @@ class LatencyFigures:
 
 @dataclass(frozen=True)
 class SpeedupFigures:
-    """How many times faster than the teacher's float32 ONNX, measured in turns, with a 95 % interval."""
+    """How many times faster than the teacher's float32 ONNX, measured in turns.
+
+    `low` and `high` are the ends of the 95 % interval; None where there were too few calls for one.
+    """
 
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class LimitCheck:
     """One limit of the recipe against the measured figure.
 
     Attributes:
-        measured: None if it could not be measured; then `low`, `high` and `met` are None as well.
+        measured: None if it could not be measured; then `met` is None as well.
+        low: Lower end of the 95 % interval; None where there is none.
+        high: Its upper end.
         met: Whether the student keeps to it; one that was not measured does not keep it from shipping.
     """
 
@@ -114,12 +119,15 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class SchemeRow:
-    """A way to quantize that was timed, and how many times faster than float32 it is, with a 95 % interval."""
+    """A way to quantize that was timed, and how many times faster than float32 it is.
+
+    `low` and `high` are the ends of the 95 % interval; None where there were too few calls for one.
+    """
 
     scheme: str
     ratio: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ _NARROW_HEADINGS = {0: "stage", 4: "{metric}", 5: "median\nms", 7: "speed-up"}
 _LIMIT_STYLES = {True: "green", False: "bold red", None: "yellow"}
 _NOT_MEASURED = "not measured"
 _UNBOUNDED = 1000
+_MORE_DIGITS = 8
 
 
 def count(number: float | None) -> str:
@@ -45,8 +46,16 @@ def limit_text(check: LimitCheck) -> str:
         return f"{check.name} = {check.limit:g}: not measured"
     digits = ".3g" if check.unit == "ms" else ".2f"
     interval = "" if check.low is None else f" (95 % interval {check.low:{digits}} to {check.high:{digits}})"
+    measured = f"{check.measured:{digits}}" if check.met else _beside(check.limit, check.measured, digits)
     verdict = "met" if check.met else "MISSED"
-    return f"{check.name} = {check.limit:g}: measured {check.measured:{digits}} {check.unit}{interval}, {verdict}"
+    return f"{check.name} = {check.limit:g}: measured {measured} {check.unit}{interval}, {verdict}"
+
+
+def _beside(limit: float, measured: float, digits: str) -> str:
+    """A figure with more digits where it would read as the limit that it misses."""
+    fewest, kind = int(digits[1]), digits[2]
+    texts = [f"{measured:.{count}{kind}}" for count in range(fewest, fewest + _MORE_DIGITS)]
+    return next((text for text in texts if float(text) != limit), texts[-1])
 
 
 def render_report(report: Report) -> RenderableType:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from onnxdistill.errors import NetworkError, WeightsError
@@ -49,6 +51,8 @@ def teacher(
     """
     table = recipe.teacher
     network = _loaded(table.network, table.weights, task, recipe.seed, table.new_head)
+    if (recipe.distill is not None and task.measurable) or table.train is not None:
+        _check_trainable(table.network, network, task)
     if recipe.distill is not None and recipe.distill.features is not None:
         check_layers(network, recipe.distill.features.layers, "teacher")
     if table.train is None:
@@ -87,3 +91,18 @@ def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = Fal
         load_weights(network, name, weights, new_head)
     task.check_output(probe(name, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
     return network
+
+
+def _check_trainable(name: str, network: nn.Module, task: Task) -> None:
+    """Refuses a network that returns something else while it is trained, such as outputs of further heads.
+
+    Raises:
+        NetworkError: If it does, or does not run.
+    """
+    trained = copy.deepcopy(network).train()
+    with torch.random.fork_rng(devices=[]):  # of dropout
+        output = probe(name, trained, task.example_input(PROBED_BATCH), " in training mode")
+    try:
+        task.check_output(output, PROBED_BATCH)
+    except NetworkError as error:
+        raise NetworkError(f"In training mode: {error.what}", error.fix) from error

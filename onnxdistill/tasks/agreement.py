@@ -21,6 +21,9 @@ from onnxdistill.tasks.base import Feeds, Metric, Runner, Score, Split
 FEWEST_SAMPLES = 8
 """Two for every split that something is measured on."""
 
+KEPT_BYTES = 2**29
+"""The most that the float model's answers for a split may take; else it is run anew every time."""
+
 _READ_AT_ONCE = 64
 _RESAMPLINGS = 500
 
@@ -138,11 +141,9 @@ class FloatAgreement:
     def score(self, runner: Runner, split: Split, on_progress: Callable[[int, int], None] | None = None) -> Score:
         """The agreement with its interval: Wilson's of a share of samples, else by resampling (Efron 1979)."""
         size, count = self.batch or 1, len(self._parts[split])
-        if split not in self._answers:
-            self._answers[split] = [self._answer(self._reference.run(feeds)) for feeds in self._calls(split, size)]
         sums = np.zeros((count // size, len(self._readings), 2))
         hits: list[NDArray[np.bool_]] = []
-        for call, (feeds, expected) in enumerate(zip(self._calls(split, size), self._answers[split], strict=True)):
+        for call, (feeds, expected) in enumerate(self._expected(split, size)):
             given = self._answer(runner(feeds))
             for output, (name, reading) in enumerate(self._readings.items()):
                 if reading.kind == "values":
@@ -164,6 +165,20 @@ class FloatAgreement:
         return {
             str(name): {"images": len(part), "sha256": self._samples.digest(part)} for name, part in self._parts.items()
         }
+
+    def _expected(self, split: Split, size: int) -> Iterator[tuple[Feeds, dict[str, Array]]]:
+        """The samples of a split with what the float model says: kept from the first time, if that is not too much."""
+        if split in self._answers:
+            yield from zip(self._calls(split, size), self._answers[split], strict=True)
+            return
+        kept, calls = list[dict[str, Array]](), len(self._parts[split]) // size
+        for feeds in self._calls(split, size):
+            answer = self._answer(self._reference.run(feeds))
+            if calls * sum(array.nbytes for array in answer.values()) <= KEPT_BYTES:
+                kept.append(answer)
+            yield feeds, answer
+        if len(kept) == calls:
+            self._answers[split] = kept
 
     def _calls(self, split: Split, size: int) -> Iterator[Feeds]:
         """The samples of a split, so many at once."""

@@ -55,21 +55,27 @@ class Score:
     correct: NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
 
 
-def paired_interval(teacher: Score, student: Score, drop: float) -> tuple[float, float]:
-    """95 % interval of the difference of two accuracies on the same samples, in points.
+def paired_interval(teacher: Score, student: Score, drop: float) -> tuple[float, float] | None:
+    """95 % interval of the difference of two scores on the same samples, in points.
 
-    Of a metric that is no share of right samples, only the difference is known.
+    Of a metric that is no share of right samples it is that of the student, if the teacher's score is exact, as that of
+    a model which is compared with itself; else there is none.
 
-    Source: Agresti 2013, "Categorical Data Analysis", equation 11.3: only samples on which the two disagree
-    count, so the interval is narrower than that of two independent tests.
+    Source: Agresti and Min 2005, "Simple improved confidence intervals for comparing matched proportions", section 3:
+    only samples on which the two disagree count, so the interval is narrower than that of two independent tests; half
+    a sample more of every kind keeps it honest where there are few, or none.
     """
     if teacher.correct is None or student.correct is None:
-        return drop, drop
+        if teacher.interval != (teacher.value, teacher.value):
+            return None
+        low, high = student.interval
+        return drop - (high - student.value), drop + (student.value - low)
     lost = int((teacher.correct & ~student.correct).sum())
     won = int((~teacher.correct & student.correct).sum())
-    count = teacher.samples
-    error = 100.0 * 1.96 * sqrt(lost + won - (lost - won) ** 2 / count) / count
-    return drop - error, drop + error
+    count = teacher.samples + 2
+    error = 1.96 * sqrt(lost + won + 1 - (lost - won) ** 2 / count) / count
+    middle = (lost - won) / count
+    return 100.0 * max(middle - error, -1.0), 100.0 * min(middle + error, 1.0)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ class Learner:
         follow: Puts layers of the copy beside those of a teacher; None if none are compared.
 
     Attributes:
-        network: The copy, channels last in memory.
+        network: The copy, channels last in memory. Of a network with nothing to train all of it is trained.
         follower: The same with its layers compared, if they are.
+        notes: Sentences on what is not trained.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Learner:
         follow: Callable[[nn.Module], Follower] | None = None,
     ) -> None:
         self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        self.notes = _thawed(self.network)
         self._table = table
         self._average = None
         if table.average:  # a copy of the network as it is before layers of it are watched
@@ -89,15 +91,17 @@ class Learner:
         """Whether no weight has become infinite or NaN."""
         return all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
 
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of the weights that count."""
-        return copy.deepcopy(self.shown.state_dict())
+    def weights(self) -> State:
+        """A copy of the weights that count, and of the buffers that a state dict leaves out."""
+        return copy.deepcopy({"saved": self.shown.state_dict(), "unsaved": _unsaved_buffers(self.shown)})
 
-    def finished(self, weights: dict[str, Tensor]) -> nn.Module:
+    def finished(self, weights: State) -> nn.Module:
         """The network with these weights, in evaluation mode, nothing of the training left on it."""
         if self.follower is not None:
             self.follower.close()
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(weights["saved"])
+        for name, buffer in _unsaved_buffers(self.network).items():
+            buffer.copy_(weights["unsaved"][name])
         return self.network.to(memory_format=torch.contiguous_format).eval()
 
     def state(self) -> State:
@@ -109,6 +113,7 @@ class Learner:
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
+            "average_unsaved": None if self._average is None else _unsaved_buffers(self._average),
         }
 
     def restore(self, state: State) -> None:
@@ -122,13 +127,34 @@ class Learner:
         self._schedule.load_state_dict(state["schedule"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+            for name, buffer in _unsaved_buffers(self._average).items():
+                buffer.copy_(state["average_unsaved"][name])
+
+
+def _thawed(network: nn.Module) -> list[str]:
+    """Lets a network that is frozen as a whole be trained; says so if a part of one is frozen."""
+    parameters = list(network.parameters())
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    if len(frozen) == len(parameters):
+        network.requires_grad_(True)
+        return []
+    if not frozen:
+        return []
+    counts = [sum(parameter.numel() for parameter in some) for some in (frozen, parameters)]
+    return [f"{counts[0]:,} of its {counts[1]:,} parameters were frozen in the network, and stayed as they were"]
 
 
 def _blend(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
-    """A step of a moving average; what is not a real number, such as an index or a counter, is the latest one."""
+    """A step of a moving average; what is not a real number, such as an index or a counter, is the latest one.
 
-    def blended(average: Tensor, latest: Tensor, _count: Tensor | int) -> Tensor:
-        return torch.lerp(average, latest, 1.0 - decay) if average.is_floating_point() else latest
+    At first it decays faster, by (1 + n) / (10 + n) after n steps, or else a short training would end at little more
+    than its first step; TensorFlow's `ExponentialMovingAverage` does so.
+    """
+
+    def blended(average: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
+        if not average.is_floating_point():
+            return latest
+        return torch.lerp(average, latest, 1.0 - min(decay, (1.0 + int(count)) / (10.0 + int(count))))
 
     return blended
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from onnxdistill.data.augment import Augmentation
 from onnxdistill.data.images import Indices
+from onnxdistill.errors import OnnxDistillError
 from onnxdistill.recipe import FeaturesTable
 from onnxdistill.tasks.base import Task, TrainingBatch
 from onnxdistill.training.batches import cuts_of
@@ -45,7 +46,7 @@ class Loop:
         self, job: Job, task: Task, team: Team, on_status: OnStatus | None, checkpoint: Checkpoint | None
     ) -> None:
         table, guidance = job.table, job.guidance
-        self._task, self._table, self._team = task, table, team
+        self._task, self._table, self._team, self._seed = task, table, team, job.seed
         self._augmentation = Augmentation(
             table.crop_pad, table.flip, table.rand_augment, float(table.mixup), float(table.cutmix)
         )
@@ -83,7 +84,7 @@ class Loop:
     def _start(self) -> None:
         """What comes before the first epoch."""
         started = time.monotonic()
-        self._state.start(self._validate(), self._teaching.notes)
+        self._state.start(self._validate(), [*self._learner.notes, *self._teaching.notes])
         if self._table.minutes is not None:
             self._fit_into_budget(self._table.minutes, time.monotonic() - started)
         self._recovery.start()
@@ -102,6 +103,7 @@ class Loop:
         self._learner.network.train()
         # Those before `at.step` were done before this process.
         for batch in self._batches(order, fresh if stored is None else stored, at.step):
+            self._team.reseed((self._seed, at.epoch, at.step))
             loss = self._steps.step(batch, at.epoch)
             at.step += 1
             at.losses.append(loss)
@@ -143,7 +145,14 @@ class Loop:
     def _batches(self, order: Indices, seed: int, first: int = 0) -> Iterator[TrainingBatch]:
         """This process's shares of an epoch's batches, from the `first` on."""
         shares = [self._team.share(batch) for batch in np.split(order, self._cuts)[first:]]
-        return self._task.training_batches(shares, self._augmentation, seed)
+        batches, failed = iter(self._task.training_batches(shares, self._augmentation, seed)), None
+        for _ in shares:
+            try:
+                batch = next(batches)
+            except OnnxDistillError as error:  # such as an image that only this process reads
+                failed = error
+            self._team.agreed(failed)
+            yield batch
 
     def _validate(self) -> float:
         """The leading process does."""

@@ -13,11 +13,12 @@ from onnxdistill.recipe import TrainingTable
 
 
 def build_optimizer(network: nn.Module, table: TrainingTable, further: Iterable[nn.Parameter] = ()) -> optim.Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW; one-dimensional parameters get no weight decay.
+    """SGD with Nesterov momentum, Adam or AdamW; biases and normalisation get no weight decay.
 
-    Biases and the scales of normalisation layers are the one-dimensional ones; decaying them only slows
-    training (He et al. 2019, "Bag of Tricks", section 3.1). With `layer_decay`, the last outer layer learns at the full
-    rate and each one before it at so many times the rate of the next (Howard and Ruder 2018, "ULMFiT", section 3.2).
+    Decaying them only slows training (He et al. 2019, "Bag of Tricks", section 3.1). They are the parameters with one
+    dimension at most, those of normalisation layers, and those that are named a bias. With `layer_decay`, the last
+    outer layer learns at the full rate and each one before it at so many times the rate of the next (Howard and Ruder
+    2018, "ULMFiT", section 3.2).
 
     Args:
         network: What is trained.
@@ -25,10 +26,11 @@ def build_optimizer(network: nn.Module, table: TrainingTable, further: Iterable[
         further: Parameters beside it, at the full rate.
     """
     groups: list[dict[str, Any]] = []
+    spared = _spared(network)
     for parameters, rate in _layers(network, table, further):
         for decay, chosen in (
-            (table.weight_decay, [p for p in parameters if p.ndim > 1]),
-            (0.0, [p for p in parameters if p.ndim <= 1]),
+            (table.weight_decay, [p for p in parameters if p.ndim > 1 and p not in spared]),
+            (0.0, [p for p in parameters if p.ndim <= 1 or p in spared]),
         ):
             if chosen:
                 groups.append({"params": chosen, "weight_decay": decay, "lr": rate})
@@ -66,6 +68,16 @@ def build_schedule(optimizer: optim.Optimizer, table: TrainingTable, steps: int)
                 return 0.5 * (1.0 + cos(pi * share))
 
     return LambdaLR(optimizer, factor)
+
+
+def _spared(network: nn.Module) -> set[nn.Parameter]:
+    """Parameters of more than one dimension that are not to be decayed either."""
+    return {
+        parameter
+        for layer in network.modules()
+        for name, parameter in layer.named_parameters(recurse=False)
+        if isinstance(layer, nn.LayerNorm | nn.RMSNorm) or "bias" in name
+    }
 
 
 def _layers(

@@ -13,6 +13,9 @@ from onnxdistill.training.team import Team
 CHECKPOINT_INTERVAL_S = 60.0
 """Within an epoch; there is one after every epoch, too."""
 
+CHECKPOINT_SHARE = 0.05
+"""Of the time that may go into those within an epoch: they come less often where writing takes long."""
+
 MAX_HALVINGS = 2
 
 
@@ -31,6 +34,7 @@ class Recovery:
         self._team = team
         self._good: State = {}
         self._last_saved = 0.0
+        self._writing_s = 0.0
 
     def resume(self) -> bool:
         """Goes on to where a process was that has been ended; False if nothing is left of one."""
@@ -64,7 +68,8 @@ class Recovery:
     def keep_in_between(self) -> None:
         """Writes this down within an epoch, if the last time is long ago."""
         # How fast the machine is must decide on nothing else: weights that are not finite show up later.
-        if time.monotonic() - self._last_saved > CHECKPOINT_INTERVAL_S and self._state.learner.is_finite():
+        interval_s = max(CHECKPOINT_INTERVAL_S, self._writing_s / CHECKPOINT_SHARE)
+        if time.monotonic() - self._last_saved > interval_s and self._state.learner.is_finite():
             self._write()
 
     def go_back(self, error: DivergedError) -> None:
@@ -87,11 +92,13 @@ class Recovery:
         self.keep()
 
     def _write(self, now: State | None = None) -> None:
-        self._last_saved = time.monotonic()
+        started = self._last_saved = time.monotonic()
         if self._checkpoint is None:
             return
         try:
             self._checkpoint.save({"now": now or self._state.saved(), "good": self._good})
+            self._last_saved = time.monotonic()
+            self._writing_s = self._last_saved - started
         except OSError as error:  # a help that is missed only if the run is ended
             self._checkpoint = None
             reason = error.strerror or type(error).__name__

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from onnxdistill.errors import OnnxDistillError
+from onnxdistill.errors import OnnxDistillError, UsageError
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective, Task
 from onnxdistill.training.checkpoint import Checkpoint
@@ -48,9 +48,16 @@ def train(
 
     Raises:
         TrainingError: If the loss becomes infinite or NaN a third time.
+        UsageError: If there are more processes than samples in a batch.
         RecipeError: If a layer whose features are asked for isn't there.
     """
     job, team = Job(network, table, seed, objective, guidance or Guidance()), current_team()
+    if table.batch_size < team.size:
+        raise UsageError(
+            f"batch_size = {table.batch_size} is that of all {team.size} processes together, and leaves some without "
+            "a sample.",
+            "Set a larger batch_size, or start fewer processes.",
+        )
     kept = None if checkpoint is None else Checkpoint(checkpoint, job.fingerprint(task, team.size))
     team.leaders(job)
     return _run(job, task, on_status, kept)

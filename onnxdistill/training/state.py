@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from onnxdistill.tasks.base import Metric
 from onnxdistill.training.checkpoint import State, numpy_random_state, plain_random_state
@@ -57,7 +56,7 @@ class TrainingState:
         self.at = Position(epochs)
         self.order = np.random.default_rng(seed)
         self._epochs_order = self.order.bit_generator.state
-        self._best: dict[str, Tensor] = {}
+        self._best: State = {}
 
     @property
     def steps_done(self) -> int:

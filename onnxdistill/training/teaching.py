@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxdistill.data.augment import Augmentation
+from onnxdistill.errors import OnnxDistillError
 from onnxdistill.tasks.base import Task, TrainingBatch
 from onnxdistill.training.precision import autocast
 from onnxdistill.training.team import current_team
@@ -85,12 +86,16 @@ class Teaching:
         count = self._task.training_samples
         cuts = np.split(np.arange(count), range(TEACHING_BATCH, count, TEACHING_BATCH))
         parts: list[list[Tensor]] = []
-        team = current_team()
+        team, failed = current_team(), None
         mine = cuts[team.rank :: team.size]
-        for batch in self._task.training_batches(mine, self._augmentation, seed):
-            parts.append(self.computed(batch.inputs))
-            if on_share is not None:
-                on_share(len(parts) / len(mine))
+        try:
+            for batch in self._task.training_batches(mine, self._augmentation, seed):
+                parts.append(self.computed(batch.inputs))
+                if on_share is not None:
+                    on_share(len(parts) / len(mine))
+        except OnnxDistillError as error:  # such as an image that only this process has looked at
+            failed = error
+        team.agreed(failed)
         everyones = team.gathered(parts)
         in_order = [everyones[place % team.size][place // team.size] for place in range(len(cuts))]
         self._stored[seed] = [torch.cat(outputs) for outputs in zip(*in_order, strict=True)]

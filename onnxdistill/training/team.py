@@ -8,13 +8,16 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import chain
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from onnxdistill.data.images import Indices
+from onnxdistill.errors import OnnxDistillError
 
 T = TypeVar("T")
 
@@ -44,6 +47,17 @@ class Team:
         """The sum over all processes."""
         return value
 
+    def reseed(self, place: Sequence[int]) -> None:
+        """Lets every process draw its own numbers at a place of a training, the same ones whenever it comes there.
+
+        What a checkpoint holds is the random state of one process, which is enough for one.
+        """
+
+    def agreed(self, error: OnnxDistillError | None) -> None:
+        """Raises an error that any of the processes has met, in all of them; to be called by all at the same place."""
+        if error is not None:
+            raise error
+
     def leaders(self, thing: T) -> T:
         """What the leading process has."""
         return thing
@@ -72,11 +86,23 @@ class TorchrunTeam(Team):
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    def reseed(self, place: Sequence[int]) -> None:
+        """See `Team.reseed`."""
+        words = np.random.SeedSequence((*place, self.rank)).generate_state(1, np.uint64)
+        torch.default_generator.manual_seed(int(words[0]))
+
     def total(self, value: float) -> float:
         """See `Team.total`."""
         summed = torch.tensor(value, dtype=torch.float64)
         torch.distributed.all_reduce(summed)
         return float(summed)
+
+    def agreed(self, error: OnnxDistillError | None) -> None:
+        """See `Team.agreed`."""
+        if self.total(float(error is not None)):
+            mine = [] if error is None else [(type(error), error.what, error.fix)]
+            kind, what, fix = next(chain.from_iterable(self.gathered(mine)))
+            raise kind(what, fix)
 
     def leaders(self, thing: T) -> T:
         """See `Team.leaders`; it is pickled, and the processes trust each other."""

@@ -106,6 +106,25 @@ def test_relation_by_hand() -> None:
     assert relation_loss(2 * teacher.flip(1), 2 * teacher, 2.0).item() == pytest.approx(16, abs=1e-4)
 
 
+def test_the_relation_of_classes_that_are_next_to_impossible_counts_as_well() -> None:
+    # The last class has a probability of some 1e-6; the student has it the other way round.
+    teacher = torch.tensor([[5.0, 1.0, -9.0], [1.0, 5.0, -8.0], [5.0, 5.0, -7.0]])
+    student = teacher.clone()
+    student[:, 2] = torch.tensor([-7.0, -8.0, -9.0])
+    assert relation_loss(teacher, teacher, 1.0).item() == pytest.approx(0, abs=1e-5)
+    # A correlation of -1, nearly, in the place of 1: the mean over three classes loses two thirds.
+    assert relation_loss(student, teacher, 1.0).item() == pytest.approx(2 / 3, abs=0.1)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3])
+def test_a_new_head_of_zeros_has_gradients_of_the_usual_size(scale: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = (scale * torch.randn(8, 10, generator=generator)).requires_grad_()
+    distillation_loss(student, torch.randn(8, 10, generator=generator), 2.0, standardise=True).backward()
+    assert student.grad is not None
+    assert 0.01 < float(student.grad.abs().max()) < 10
+
+
 def test_equal_logits_have_a_finite_gradient() -> None:
     student = torch.zeros(3, 4, requires_grad=True)
     relation_loss(student, torch.eye(3, 4), 1.0).backward()

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from onnxdistill.report import LatencyFigures, ScoreFigures, SpeedupFigures, StageRow
+from onnxdistill.report.charts import undominated
 from onnxdistill.report.front import FrontPoint, StudentFront
 from onnxdistill.report.frontpage import render_front_page
 from onnxdistill.report.fronttable import render_front
@@ -43,6 +44,11 @@ def shown(found: StudentFront, width: int) -> str:
     file = io.StringIO()
     Console(file=file, width=width).print(render_front(found))
     return file.getvalue()
+
+
+def test_the_line_goes_through_what_nothing_else_beats() -> None:
+    places = [(2.0, 90.0), (1.0, 85.0), (1.5, 84.0), (0.5, 80.0), (2.0, 89.0), (3.0, 90.0)]
+    assert undominated(places) == [(0.5, 80.0), (1.0, 85.0), (2.0, 90.0)]
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -169,6 +169,35 @@ def test_limits_in_words() -> None:
     slow = LimitCheck("max_latency_ms", 0.02, 0.02345, 0.0229, 0.0241, False, "ms")
     assert limit_text(slow) == "max_latency_ms = 0.02: measured 0.0234 ms (95 % interval 0.0229 to 0.0241), MISSED"
     assert limit_text(LimitCheck("max_drop", 1, None, None, None, False, "points")) == "max_drop = 1: not measured"
+    alone = LimitCheck("max_drop", 1.0, 0.43, None, None, True, "points")
+    assert limit_text(alone) == "max_drop = 1: measured 0.43 points, met"
+
+
+@pytest.mark.parametrize(
+    ("limit", "measured", "unit", "met", "text"),
+    [
+        (4.0, 3.996, "×", False, "3.996 ×, MISSED"),
+        (2.5, 2.504, "ms", False, "2.504 ms, MISSED"),
+        (1.5, 1.5000000000000002, "points", True, "1.50 points, met"),
+    ],
+)
+def test_what_misses_a_limit_does_not_read_like_it(
+    limit: float, measured: float, unit: str, met: bool, text: str
+) -> None:
+    assert limit_text(LimitCheck("x", limit, measured, None, None, met, unit)) == f"x = {limit:g}: measured {text}"
+
+
+def test_a_speedup_of_too_few_calls_has_no_interval(report: Report, tmp_path: Path) -> None:
+    rows = [replace(row, speedup=SpeedupFigures(2.0, None, None)) for row in report.rows]
+    found = replace(report, rows=rows, quantization=QuantizationLog(0.5, [SchemeRow("uint8", 2.0, None, None)], []))
+    (tmp_path / "report.json").write_text(found.to_json())
+    assert load_report(tmp_path / "report.json") == found
+    page = render_page(found)
+    assert "too few calls for an interval" in page
+    assert "None" not in page
+    file = io.StringIO()
+    Console(file=file, width=100).print(render_explanation(found))
+    assert "None" not in file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,17 @@ def pair(): return Net(10, lambda y: (y, y))
 def table(): return Net(10, lambda y: {"logits": y})
 def double(): return Net(10, lambda y: y.double())
 def weights64(): return Net(10, lambda y: y).double()
+class Heads(Net):
+    def forward(self, x):
+        y = super().forward(x)
+        return (y, y) if self.training else y
+
+class Later(Net):
+    def forward(self, x):
+        return super().forward(x) / ({}["x"] if self.training else 1)
+
+def heads(): return Heads(10, lambda y: y)
+def fails_later(): return Later(10, lambda y: y)
 def fails(): return Net(10, lambda y: y / {}["x"])
 def seven(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
@@ -58,6 +69,8 @@ def nets(tmp_path: Path) -> Path:
         ("hundred", "returns float32 [2, 100], not float32 logits [2, 10]"),
         ("flat", "returns float32 [20], not"),
         ("deep", "returns float32 [2, 10, 1], not"),
+        ("heads", "In training mode: The teacher returns a tuple, not one tensor"),
+        ("fails_later", "does not run on float32 images [2 x 1 x 8 x 8] in training mode: KeyError"),
         ("double", "returns float64 [2, 10], not"),
         ("pair", "returns a tuple, not one tensor of float32 logits [2, 10]"),
         ("table", "returns a dict, not one tensor"),

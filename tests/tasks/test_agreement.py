@@ -79,8 +79,10 @@ def test_classes_that_differ_are_counted_by_sample(tmp_path: Path) -> None:
     assert score.value == 70.0
     assert score.correct is not None
     assert np.flatnonzero(~score.correct).tolist() == [0, 4, 9]
-    # Agresti's interval of three lost of ten: 30 ± 196 * sqrt(3 - 9 / 10) / 10.
-    assert paired_interval(whole, score, 30.0)[0] == pytest.approx(30 - 19.6 * np.sqrt(2.1))
+    # Agresti and Min's interval of three lost of ten: 3/12 ± 1.96 * sqrt(4 - 9/12) / 12.
+    interval = paired_interval(whole, score, 30.0)
+    assert interval is not None
+    assert interval[0] == pytest.approx(25 - 196 / 12 * np.sqrt(3.25))
 
 
 def test_values_by_hand(tmp_path: Path) -> None:
@@ -92,6 +94,26 @@ def test_values_by_hand(tmp_path: Path) -> None:
     assert score.correct is None
     assert task.score(lambda feeds: {"y": -3 * feeds["x"]}, "validation").value == 0.0
     assert task.score(lambda feeds: {"y": feeds["x"] * np.nan}, "validation").value == 0.0
+
+
+def test_answers_that_would_fill_the_memory_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = agreement(tmp_path, "float[N]", np.arange(40, dtype=np.float32))
+    asked: list[int] = []
+    run = task._reference.run
+
+    def counted(feeds: Feeds) -> Feeds:
+        asked.append(1)
+        return run(feeds)
+
+    monkeypatch.setattr(task._reference, "run", counted)
+    # Four bytes a sample: those of the ten for validation are one byte too many.
+    monkeypatch.setattr("onnxdistill.tasks.agreement.KEPT_BYTES", 39)
+    scores = [task.score(lambda feeds: {"y": feeds["x"] + 1}, "validation") for _ in range(2)]
+    assert scores[0] == scores[1]
+    assert len(asked) == 20
+    monkeypatch.setattr("onnxdistill.tasks.agreement.KEPT_BYTES", 40)
+    assert [task.score(lambda feeds: {"y": feeds["x"] + 1}, "validation") for _ in range(2)] == scores
+    assert len(asked) == 30
 
 
 def test_values_on_demand_where_there_is_an_axis(tmp_path: Path) -> None:

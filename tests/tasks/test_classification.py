@@ -64,10 +64,24 @@ def test_paired_interval_by_hand() -> None:
     def score(bits: list[int]) -> Score:
         return Score(100 * sum(bits) / len(bits), (0, 0), len(bits), {}, np.array(bits, dtype=bool))
 
-    # The teacher alone is right on 3 of 100, the student alone on 1: 2 points, +- 1.96 sqrt(4 - 4/100).
+    # The teacher alone is right on 3 of 100, the student alone on 1, and half a sample more of each of four kinds:
+    # 2/102, +- 1.96 sqrt(5 - 4/102) / 102.
     teacher = score([1] * 90 + [1, 1, 1, 0] + [0] * 6)
     student = score([1] * 90 + [0, 0, 0, 1] + [0] * 6)
-    assert paired_interval(teacher, student, 2.0) == pytest.approx((2 - 3.900, 2 + 3.900), abs=1e-3)
+    assert paired_interval(teacher, student, 2.0) == pytest.approx((1.961 - 4.280, 1.961 + 4.280), abs=1e-3)
+
+
+def test_two_samples_without_a_difference_say_next_to_nothing() -> None:
+    score = Score(100.0, (34.2, 100.0), 2, {}, np.ones(2, dtype=bool))
+    assert paired_interval(score, score, 0.0) == pytest.approx((-49.0, 49.0))
+    none = Score(0.0, (0.0, 65.8), 2, {}, np.zeros(2, dtype=bool))
+    assert paired_interval(score, none, 100.0) == pytest.approx((50 - 49 * np.sqrt(2), 100.0))
+
+
+def test_scores_without_bits_have_the_interval_of_the_one_that_is_not_exact() -> None:
+    exact, student = Score(100.0, (100.0, 100.0), 9), Score(90.0, (85.0, 92.0), 9)
+    assert paired_interval(exact, student, 10.0) == (8.0, 15.0)
+    assert paired_interval(student, student, 0.0) is None
 
 
 def test_a_limit_that_is_just_met_is_met() -> None:

@@ -94,9 +94,44 @@ def test_the_average_by_hand(digits: Classification) -> None:
     plain = train(network, Watched(task.splits), table(**settings), 0, Objective()).network
     weights = [*seen[1:], next(plain.parameters())]  # after each of the three steps
     averaged = train(network, task, table(**settings, average=0.75), 0, Objective()).network
-    # The first step's weights start the average.
-    expected = 0.75 * (0.75 * weights[0] + 0.25 * weights[1]) + 0.25 * weights[2]
+    # The first step's weights start the average, which decays by 2/11, and then by 3/12, as long as that is less.
+    expected = 3 / 12 * (2 / 11 * weights[0] + 9 / 11 * weights[1]) + 9 / 12 * weights[2]
     assert torch.allclose(next(averaged.parameters()), expected, atol=1e-6)
+    faster = train(network, task, table(**settings, average=0.2), 0, Objective()).network
+    expected = 0.2 * (2 / 11 * weights[0] + 9 / 11 * weights[1]) + 0.8 * weights[2]
+    assert torch.allclose(next(faster.parameters()), expected, atol=1e-6)
+
+
+def test_a_network_that_is_frozen_as_a_whole_is_trained(digits: Classification) -> None:
+    result = train(small_network().requires_grad_(False), digits, table(), 0, Objective())
+    assert result.best_score > 85
+    assert result.notes == ()
+
+
+def test_what_is_frozen_in_a_network_stays_as_it_is(digits: Classification) -> None:
+    network = small_network()
+    network.get_parameter("0.weight").requires_grad_(False)
+    result = train(network, digits, table(), 0, Objective())
+    assert result.notes == ("72 of its 1,386 parameters were frozen in the network, and stayed as they were",)
+    assert torch.equal(result.network.get_parameter("0.weight"), network.get_parameter("0.weight"))
+    assert result.best_score > 80
+
+
+def test_buffers_are_those_of_the_weights_that_are_kept(digits: Classification) -> None:
+    class Worse(Classification):
+        """Scores lower every time."""
+
+        def score(self, *parts: Any, **others: Any) -> Any:
+            found = super().score(*parts, **others)
+            self.asked = getattr(self, "asked", 0) + 1
+            return dataclasses.replace(found, value=100.0 - self.asked if self.asked > 1 else 0.0)
+
+    network, settings = Counting().eval(), {"schedule": "constant", "warmup": 0.0}
+    once = train(network, digits, table(epochs=1, **settings), 0, Objective()).network
+    twice = train(network, Worse(digits.splits), table(epochs=2, **settings), 0, Objective())
+    assert twice.best_epoch == 1
+    assert torch.equal(twice.network.get_buffer("mean"), once.get_buffer("mean"))
+    assert torch.equal(twice.network.get_parameter("linear.weight"), once.get_parameter("linear.weight"))
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd", "dist"])

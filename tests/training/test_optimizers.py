@@ -52,6 +52,18 @@ def test_only_matrices_decay() -> None:
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 3)]
 
 
+def test_biases_and_norms_of_more_dimensions_do_not_decay() -> None:
+    class Windows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(9, 2))
+            self.norm = nn.LayerNorm([2, 3, 3])
+            self.linear = nn.Linear(3, 3, bias=False)
+
+    groups = build_optimizer(Windows(), table(weight_decay=0.1)).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 3)]
+
+
 def test_outer_layers_learn_at_rates_of_their_own() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:

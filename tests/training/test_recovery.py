@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def test_a_training_that_was_ended_goes_on_to_the_same_weights(
 ) -> None:
     monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
     monkeypatch.setattr("onnxdistill.training.recovery.CHECKPOINT_INTERVAL_S", 0.0)
+    monkeypatch.setattr("onnxdistill.training.recovery.CHECKPOINT_SHARE", inf)
     network = small_network()
     settings = table(epochs=3, optimizer=optimizer, average=average, learning_rate=0.02, crop_pad=1, flip=True)
     whole = train(network, digits, settings, 3, Objective())
@@ -118,6 +120,28 @@ def test_images_that_are_prepared_otherwise_are_another_training(digits: Classif
     # Nothing was left to go on with.
     again = train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file)
     assert again.notes == ("a run that was ended later had done it",)
+
+
+def test_checkpoints_within_an_epoch_come_less_often_where_they_take_long(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    written: list[float] = []
+
+    def save(*_: object) -> None:
+        clock[0] += 10.0
+        written.append(clock[0])
+
+    def step(*_: object) -> float:
+        clock[0] += 20.0
+        return 0.0
+
+    monkeypatch.setattr("onnxdistill.training.recovery.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("onnxdistill.training.checkpoint.Checkpoint.save", save)
+    monkeypatch.setattr("onnxdistill.training.steps.Steps.step", step)
+    train(small_network(), digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
+    # After 80 s, more than 60; then after 220 s, since ten seconds are to be a twentieth; and after both epochs.
+    assert written == [90.0, 320.0, 370.0, 600.0, 730.0]
 
 
 def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(digits: Classification, tmp_path: Path) -> None:

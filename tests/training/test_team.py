@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ import torch
 from torch import nn
 
 from onnxdistill.data import load_images
+from onnxdistill.errors import DataError, OnnxDistillError
 from onnxdistill.recipe import DataTable, FeaturesTable, TrainingTable
-from onnxdistill.tasks.base import Objective
+from onnxdistill.tasks.base import Objective, TrainingBatch
 from onnxdistill.tasks.classification import Classification
-from onnxdistill.training import Guidance, follow, leading, train
+from onnxdistill.training import Guidance, TrainingStatus, follow, leading, train
 from onnxdistill.training.team import current_team
 
 
@@ -75,7 +78,81 @@ def test_two_processes_come_to_the_weights_of_one(case: str, tmp_path: Path) -> 
         assert torch.allclose(two["state"][name].float(), tensor.float(), atol=1e-4), name
 
 
+class Damaged(Classification):
+    """The second process meets an image that it cannot read, in an epoch or while teachers look."""
+
+    def training_batches(self, *parts: Any) -> Iterator[TrainingBatch]:
+        for number, batch in enumerate(super().training_batches(*parts)):
+            if number == 2 and current_team().rank == 1:
+                raise DataError("7.png is damaged.", "Remove it.")
+            yield batch
+
+
+def dropout_network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 10)).eval()
+
+
+def met(case: str, folder: Path) -> dict[str, Any]:
+    """What a training comes to that meets something, on every process."""
+    torch.set_num_threads(1)
+    splits = load_images(
+        DataTable.model_validate({"source": "digits", "validation": 0.1485, "calibration": 64}), seed=0
+    )
+    splits = dataclasses.replace(splits, train=splits.train.subset(np.arange(320)))
+    task = (Damaged if case.startswith("damaged") else Classification)(splits)
+    if current_team().rank > 0:
+        follow(task)
+        return {}
+    few = 1 if case == "few" else 64
+    table = TrainingTable.model_construct(
+        **TrainingTable(epochs=4, precision="float32").model_dump() | {"batch_size": few}
+    )
+    views = Guidance((dropout_network(),), views=1) if case == "damaged look" else Guidance()
+
+    def on_status(status: TrainingStatus) -> None:
+        if case == "ended" and status.epoch == 3:
+            os._exit(1)
+
+    try:
+        with leading():
+            path = folder / "state.pt" if case in ("ended", "resumed") else None
+            result = train(dropout_network(), task, table, 0, Objective(), views, on_status, path)
+    except OnnxDistillError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"state": result.network.state_dict(), "notes": list(result.notes)}
+
+
+def met_by_two(case: str, folder: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["tests.training.test_team", f"met {case}", str(folder / "two.pt")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == (1 if case == "ended" else 0), process.stderr
+    found: dict[str, Any] = {} if case == "ended" else torch.load(folder / "two.pt", weights_only=True)
+    return found
+
+
+@pytest.mark.parametrize("case", ["damaged", "damaged look"])
+def test_what_one_process_cannot_read_ends_all_of_them(case: str, tmp_path: Path) -> None:
+    assert met_by_two(case, tmp_path) == {"error": "DataError: 7.png is damaged. Remove it."}
+
+
+def test_more_processes_than_samples_in_a_batch(tmp_path: Path) -> None:
+    error = met_by_two("few", tmp_path)["error"]
+    assert error.startswith("UsageError: batch_size = 1 is that of all 2 processes together")
+
+
+def test_after_an_interruption_every_process_drops_what_it_would_have(tmp_path: Path) -> None:
+    met_by_two("ended", tmp_path)
+    resumed, whole = met_by_two("resumed", tmp_path), met_by_two("whole", tmp_path)
+    assert "it went on at epoch 3" in resumed["notes"][0]
+    for name, tensor in whole["state"].items():
+        assert torch.equal(resumed["state"][name], tensor), name
+
+
 if __name__ == "__main__":
-    outcome = trained(sys.argv[1])
+    asked = sys.argv[1]
+    outcome = met(asked.removeprefix("met "), Path(sys.argv[2]).parent) if asked.startswith("met ") else trained(asked)
     if outcome:
         torch.save(outcome, sys.argv[2])

@@ -64,6 +64,11 @@ class Estimate:
     high: float
 
     @property
+    def interval(self) -> tuple[float, float] | tuple[None, None]:
+        """Both ends, or neither where the sample has none."""
+        return (self.low, self.high) if isfinite(self.low) and isfinite(self.high) else (None, None)
+
+    @property
     def uncertainty(self) -> float:
         """Half of the interval's width, as a share of the figure."""
         return (self.high - self.low) / 2 / self.value if self.value else 0.0
