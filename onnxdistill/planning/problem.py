@@ -169,12 +169,38 @@ def _around(choice: str, scopes: Iterable[Sequence[str]]) -> list[str]:
 
 def _eliminated(choice: str, size: int, tables: Sequence[_Table], sizes: Mapping[str, int]) -> _Table:
     around = _around(choice, [table.choices for table in tables])
+    sums = _Sums(tables)
     fronts = {}
     for options in product(*(range(sizes[other]) for other in around)):
         given = dict(zip(around, options, strict=True))
-        parts = [
-            reduce(added, (table.at({**given, choice: option}) for table in tables), _nothing())
-            for option in range(size)
-        ]
+        parts = [sums.at({**given, choice: option}) for option in range(size)]
         fronts[options] = united(_Chosen(choice), parts)
     return _Table(tuple(around), fronts)
+
+
+class _Sums:
+    """The sums of some tables; what they share over several combinations of options is added up once.
+
+    Args:
+        tables: Of which those that depend on few choices are added first.
+    """
+
+    def __init__(self, tables: Sequence[_Table]) -> None:
+        self._tables = sorted(tables, key=lambda table: len(table.choices))
+        self._scopes = [
+            tuple(dict.fromkeys(choice for table in self._tables[: count + 1] for choice in table.choices))
+            for count in range(len(tables))
+        ]
+        self._known: dict[tuple[int, tuple[int, ...]], Front] = {}
+
+    def at(self, options: Mapping[str, int]) -> Front:
+        return self._first(len(self._tables), options)
+
+    def _first(self, count: int, options: Mapping[str, int]) -> Front:
+        """The sum of so many tables."""
+        if not count:
+            return _nothing()
+        key = count, tuple(options[choice] for choice in self._scopes[count - 1])
+        if key not in self._known:
+            self._known[key] = added(self._first(count - 1, options), self._tables[count - 1].at(options))
+        return self._known[key]
