@@ -139,7 +139,7 @@ class _Run:
         """What an earlier call has made here of the same teacher with the same settings."""
         recipe = load_recipe(self.recipe, self.overrides)
         for folder, report in self._reports():
-            if teacher.made(report) and has_settings(report, recipe) and is_of(report, self.host):
+            if teacher.made(report, folder) and has_settings(report, recipe) and is_of(report, self.host):
                 if console is not None:
                     kept = Text(f"{folder} is kept: it was made with the same settings.")
                     console.print(kept, soft_wrap=True)

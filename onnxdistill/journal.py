@@ -18,7 +18,7 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.errors import LimitsMissedError, OutputError, cannot_write
+from onnxdistill.errors import FallbackError, OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
 _NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
@@ -29,9 +29,9 @@ class Journal:
     """A folder beside the run folder. Use it as a context manager.
 
     It goes when the run has come to its end, or has delivered a student that misses its limits; it stays when the run
-    is ended, or stopped by something that can be put right, such as a full disk or a learning rate. Of limits that are
-    out of reach only trainings stay: measured again, they may be in reach. If another process works on the same run
-    folder, nothing is kept.
+    is ended, or stopped by something that can be put right, such as a full disk. Of a result that is refused without a
+    student, such as limits that are out of reach, only trainings stay: measured again, they may be in reach. If another
+    process works on the same run folder, nothing is kept.
 
     Args:
         target: The run folder; the journal is `.NAME.resume` beside it.
@@ -77,7 +77,8 @@ class Journal:
     ) -> None:
         if not self._ours:
             return
-        if kind is not None and issubclass(kind, LimitsMissedError):
+        # A provider that has failed may be mended, and what was timed until then is as good.
+        if kind is not None and issubclass(kind, ResultError) and not issubclass(kind, FallbackError):
             for name in (_RATIOS, _DECISIONS):
                 with contextlib.suppress(OSError):
                     (self._folder / name).unlink()

@@ -32,11 +32,13 @@ class SharedTeacher:
     def __init__(self, folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
         self._folder = folder
         tables = recipe.model_dump(mode="json", exclude_none=True)
-        read: dict[str, TeacherTable | FurtherTeacherTable] = {"teacher": recipe.teacher, **recipe.further_teachers}
+        further = recipe.further_teachers
+        self._read = _digests({name: table for name, table in further.items() if name.startswith("distill.")})
+        of_teacher: dict[str, TeacherTable | FurtherTeacherTable] = {"teacher": recipe.teacher}
+        of_teacher |= {name: table for name, table in further.items() if not name.startswith("distill.")}
         self._origin = {
             "onnxdistill": onnxdistill.__version__,
-            "weights_sha256": {name: _digest(Path(table.weights)) for name, table in read.items()},
-            "network_sha256": {name: _digest(_source_of(table.network)) for name, table in read.items()},
+            "read": _digests(of_teacher),
             "splits": dict(data),
             **{key: tables[key] for key in ("teacher", "data", "task", "seed")},
         }
@@ -45,7 +47,9 @@ class SharedTeacher:
             known = read_json(folder / ORIGIN, "origin of a teacher", "onnxdistill compress --pareto")
         except DataError:
             known = {}
-        self._sha256 = known.get("teacher_onnx_sha256") if known.get("origin") == self._origin else None
+        is_same = known.get("origin") == self._origin
+        self._sha256 = known.get("teacher_onnx_sha256") if is_same else None
+        self._students: dict[str, Any] = known.get("students", {}) if is_same else {}
 
     @property
     def overrides(self) -> list[str]:
@@ -55,22 +59,24 @@ class SharedTeacher:
             return []
         return [f"teacher.weights={weights}", "teacher.train=", "teacher.new_head="]
 
-    def made(self, report: Report) -> bool:
-        """Whether it is the teacher of a run's student."""
-        return self._sha256 is not None and self._sha256 == _teacher_file(report)
+    def made(self, report: Report, folder: Path) -> bool:
+        """Whether it is the teacher of a run's student, which learned from nothing else than it would now."""
+        known = self._sha256 is not None and self._sha256 == _teacher_file(report)
+        return known and self._students.get(folder.name) == self._read
 
     def remember(self, report: Report, folder: Path) -> None:
-        """Notes what the first student was made of."""
+        """Notes what a student was made of, and takes the teacher's weights if they are not here yet."""
         weights = self._folder / TEACHER
-        if self._sha256 is not None and (weights.is_file() or not self._is_trained):
-            return
+        takes = self._is_trained and (folder / TEACHER).is_file() and (self._sha256 is None or not weights.is_file())
         self._sha256 = _teacher_file(report)
+        self._students[folder.name] = self._read
         try:
             # In this order, weights are never those of another origin, nor without one.
-            if self._is_trained:
+            if takes:
                 weights.unlink(missing_ok=True)
-            write_json(self._folder / ORIGIN, {"origin": self._origin, "teacher_onnx_sha256": self._sha256})
-            if self._is_trained:
+            origin = {"origin": self._origin, "teacher_onnx_sha256": self._sha256, "students": self._students}
+            write_json(self._folder / ORIGIN, origin)
+            if takes:
                 fresh = self._folder / f".{TEACHER}.new"
                 shutil.copyfile(folder / TEACHER, fresh)
                 fresh.replace(weights)
@@ -97,6 +103,18 @@ def foreign_file(folder: Path, names: Iterable[str], *, is_trained: bool) -> str
     return next((name for name in found if (folder / name).exists()), None)
 
 
+def _digests(tables: Mapping[str, TeacherTable | FurtherTeacherTable]) -> dict[str, dict[str, str | None]]:
+    """Of what networks are built from, by their place in the recipe."""
+    return {
+        name: {
+            "network": table.network,
+            "network_sha256": _digest(_source_of(table.network)),
+            "weights_sha256": _digest(Path(table.weights)),
+        }
+        for name, table in tables.items()
+    }
+
+
 def _source_of(network: str) -> Path:
     """The file that a user's own network comes from, if it is known by its name."""
     place = network.rpartition(":")[0]
@@ -104,7 +122,7 @@ def _source_of(network: str) -> Path:
         return Path(place)
     try:
         spec = importlib.util.find_spec(place)
-    except (ImportError, ValueError):  # refused later, with what to do
+    except (Exception, SystemExit):  # noqa: BLE001  # a user's package raises anything; it is refused later
         return Path()
     return Path(spec.origin if spec is not None and spec.origin is not None else "")
 

@@ -70,6 +70,9 @@ def quantize_onnx(
     log = None if log_file is None else Path(log_file)
     with opened(recipe.name, (Path(recipe.onnx), Path(recipe.data.path)), target, console, log) as shell:
         with shell.running():
+            if not shell.folder.holds(Path(recipe.onnx), "teacher.onnx"):  # which it writes again as it is
+                shell.folder.check_reading("--onnx", Path(recipe.onnx))
+            shell.folder.check_reading("--data", Path(recipe.data.path))
             report = _Run(recipe, shell.scratch, shell.journal, shell.progress).whole(shell.folder.work)
         shell.deliver(report, "Change [limits], or quantize.max_drop.")
     return report

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.errors import LimitsMissedError, UsageError
+from onnxdistill.errors import LimitsMissedError
 from onnxdistill.finetuning import Finetuning
 from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
@@ -34,6 +34,7 @@ from onnxdistill.shell import opened
 from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.plan import PlanResult, plan
 from onnxdistill.stages.prune import prune
+from onnxdistill.stages.ship import RunFolder
 from onnxdistill.stages.teacher import further_teachers, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
@@ -78,32 +79,28 @@ def compress(
     log = None if log_file is None else Path(log_file)
     events = None if tensorboard is None else Path(tensorboard)
     with opened(loaded.name, (Path(recipe), Path(loaded.teacher.weights)), target, console, log, events) as shell:
-        with leading(), shell.running():
-            keeps = _reads_replaced_weights(loaded, (target, shell.folder.missed))
+        # In this order: after an error that only this process meets, such as of its memory, its team is not waited for.
+        with shell.running(), leading():
+            keeps = _reads_replaced_weights(loaded, shell.folder)
             run = _Run(loaded, shell.scratch, shell.journal, shell.progress, keeps_weights=keeps)
             report = run.whole(shell.folder.work)
         shell.deliver(report, "Ask for less, train longer, or change [limits].")
     return report
 
 
-def _reads_replaced_weights(recipe: Recipe, folders: Sequence[Path]) -> bool:
-    """Whether the teacher's weights are in a folder that the run may replace, and so have to be written there again.
+def _reads_replaced_weights(recipe: Recipe, folder: RunFolder) -> bool:
+    """Whether the teacher's weights are those of a run that this one may replace, and so have to be written again.
 
     Raises:
         UsageError: If anything else is that the run learns from, and that would go with the folder.
     """
-    places = [folder.resolve() for folder in folders]
-    read = {name: Path(table.weights).resolve() for name, table in recipe.further_teachers.items()}
-    teacher = Path(recipe.teacher.weights).resolve()
-    if teacher not in [place / "teacher.pt" for place in places]:
-        read["teacher"] = teacher
-    for name, path in read.items():
-        if any(path.is_relative_to(place) for place in places) and path.is_file():
-            raise UsageError(
-                f"{name}.weights = {path} lies in a folder that this run replaces.",
-                "Copy the file to another place, or give another --out.",
-            )
-    return "teacher" not in read
+    read = {f"{name}.weights": table.weights for name, table in recipe.further_teachers.items()}
+    keeps = recipe.teacher.train is None and folder.holds(Path(recipe.teacher.weights), "teacher.pt")
+    if not keeps:
+        read["teacher.weights"] = recipe.teacher.weights
+    for key, path in read.items():
+        folder.check_reading(key, Path(path))
+    return keeps
 
 
 def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:

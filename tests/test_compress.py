@@ -267,6 +267,9 @@ def test_weights_that_a_run_reads_do_not_go_with_the_folder_that_it_replaces(
     assert f"distill.teachers[0].weights = {weights} lies in a folder that this run replaces" in refused.stderr
     assert weights.read_bytes() == before
     recipe.write_text(QUICK)
+    # What it trains on from would be gone, and the same command would do something else.
+    again = run("compress", recipe, "--out", out, "--set", f"teacher.weights={weights}")
+    assert f"teacher.weights = {weights} lies in a folder that this run replaces" in again.stderr
     quick = ("--set", "teacher.train=", "--set", "distill=", "--set", "quantize=", "--set", "limits.min_speedup=1000")
     missed = run("compress", recipe, "--out", out, "--set", f"teacher.weights={weights}", *quick)
     assert "min_speedup = 1000: measured" in missed.stderr

@@ -96,18 +96,21 @@ def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
     first = SharedTeacher(tmp_path, recipe_of(), {})
-    assert (first.overrides, first.made(made)) == ([], False)
+    assert (first.overrides, first.made(made, tmp_path / "run")) == ([], False)
     first.remember(made, tmp_path / "run")
     later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]), {})
-    assert later.made(made)
+    assert later.made(made, tmp_path / "run")
     assert later.overrides == [f"teacher.weights={tmp_path / 'teacher.pt'}", "teacher.train=", "teacher.new_head="]
     assert (tmp_path / "teacher.pt").read_bytes() == b"weights"
-    assert not later.made(replace(made, artifacts=[Artifact("teacher.onnx", 1, "cd")]))
+    assert not later.made(replace(made, artifacts=[Artifact("teacher.onnx", 1, "cd")]), tmp_path / "run")
+    assert not later.made(made, tmp_path / "run 2")
     # A teacher that was trained otherwise, or on other data, is another one.
     for change in ("teacher.train.epochs=4", "seed=1", "data.validation=0.2"):
         other = SharedTeacher(tmp_path, recipe_of([change]), {})
-        assert (other.overrides, other.made(made)) == ([], False)
-    assert not SharedTeacher(tmp_path, recipe_of(), {"test": {"sha256": "of other images"}}).made(made)
+        assert (other.overrides, other.made(made, tmp_path / "run")) == ([], False)
+    assert not SharedTeacher(tmp_path, recipe_of(), {"test": {"sha256": "of other images"}}).made(
+        made, tmp_path / "run"
+    )
     shared = recipe_of(["plan.speedup=2", *later.overrides])
     assert has_settings(made, shared)
     assert not has_settings(made, recipe_of(["plan.speedup=2", "quantize.max_drop=0.25"]))
@@ -121,11 +124,11 @@ def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: 
     weights.write_bytes(b"one")
     loaded = load_recipe(recipe, [f"teacher.weights={weights}", "teacher.train="])
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path)
-    assert SharedTeacher(tmp_path, loaded, {}).made(made)
+    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
+    assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
     assert SharedTeacher(tmp_path, loaded, {}).overrides == []  # each run reads them itself
     weights.write_bytes(b"two")
-    assert not SharedTeacher(tmp_path, loaded, {}).made(made)
+    assert not SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
 
 
 def test_what_students_learn_from_beside_counts_as_well(
@@ -140,13 +143,32 @@ def test_what_students_learn_from_beside_counts_as_well(
     )
     loaded = load_recipe(recipe, ["teacher.train="])
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path)
-    assert SharedTeacher(tmp_path, loaded, {}).made(made)
+    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
+    assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
     for path in (weights, module):
         before = path.read_bytes()
         path.write_bytes(b"# two")
-        assert not SharedTeacher(tmp_path, loaded, {}).made(made)
+        other = SharedTeacher(tmp_path, loaded, {})
+        assert not other.made(made, tmp_path / "run")
+        other.remember(made, tmp_path / "run 2")
+        assert other.made(made, tmp_path / "run 2")
         path.write_bytes(before)
+        assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
+
+
+def test_a_front_goes_on_without_the_weights_of_its_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:
+    """A student that began with them has none of its own; then the next one trains them anew."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
+    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
+    loaded = load_recipe(recipe)
+    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
+    (tmp_path / "teacher.pt").unlink()
+    later = SharedTeacher(tmp_path, loaded, {})
+    later.remember(made, tmp_path / "run without")
+    assert later.overrides == []
+    later.remember(made, tmp_path / "run")
+    assert later.overrides != []
 
 
 def test_weights_are_never_those_of_another_origin(

@@ -78,7 +78,7 @@ def test_ratios_are_measured_once(tmp_path: Path) -> None:
         (RuntimeError, True),
         (DiskFullError, True),
         (DeadProviderError, True),
-        (DivergedError, True),
+        (DivergedError, False),
         (OutOfReachError, False),
     ],
 )
@@ -92,9 +92,10 @@ def test_what_stays_after_an_error(tmp_path: Path, error: type[BaseException], s
 @pytest.mark.parametrize(
     ("error", "delivered", "left"),
     [
-        (DivergedError, False, {"lock", "distill.pt", "ratios.json"}),
+        (DeadProviderError, False, {"lock", "distill.pt", "ratios.json"}),
         # Measured again, what was out of reach may be in reach.
         (OutOfReachError, False, {"lock", "distill.pt"}),
+        (DivergedError, False, {"lock", "distill.pt"}),
         (OutOfReachError, True, set()),
     ],
 )

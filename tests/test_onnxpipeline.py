@@ -170,6 +170,17 @@ def test_a_model_that_is_too_slow_for_intervals_ships_without(tmp_path: Path) ->
     assert load_report(tmp_path / "run" / "report.json") == report
 
 
+def test_samples_do_not_go_with_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "small.onnx")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text(EARLIER)
+    data = npz(tmp_path / "run" / "samples.npz", image=normal(16, 3, 8, 8))
+    before = data.read_bytes()
+    with pytest.raises(UsageError, match=r"--data = .*samples.npz lies in a folder that this run replaces"):
+        quantize_onnx(model, data, out=tmp_path / "run")
+    assert data.read_bytes() == before
+
+
 def test_other_machines_get_files_of_their_own(tmp_path: Path, timed: Callable[[float], list[Path]]) -> None:
     timed(2.0)
     report = small(tmp_path, quantize__max_drop=100, quantize__targets='["arm64", "cuda"]')

@@ -139,20 +139,22 @@ def bench(
     progress = on_progress or (lambda _phase, _done, _total: None)
     medians_ms = {name: one.medians_ms() for name, one in known.items()}
     measurement = Measurement(cases, compared, effort, source.feeds, progress, medians_ms)
-    begin = read_cpu_times()
     measurement.open()
     source.check_shapes_used(measurement.openings.sessions.values())
+    source.check_same_work(measurement.openings.feeds, {name: case.batch for name, case in cases.items()})
     for name, before in known.items():
         check_same_inputs(before, measurement.openings.feeds[name])
     if check_outputs:
         _check_comparable(measurement, cases, reference)
+    # First of all: what cannot be profiled ends here, and not after minutes of timing.
+    profiles = list(_profiles(measurement, cases, progress)) if profile else []
+    begin = read_cpu_times()
     measurement.time()
     timings = measurement.openings.timings
     most_threads = max(case.settings.threads for case in cases.values())
     shaky = doubts.of_machine(host, most_threads, begin, read_cpu_times())
     shaky += doubts.of_drift([one.series for one in timings.values()])
     loads = [] if traffic is None else list(_loads(measurement, traffic, seed, progress))
-    profiles = list(_profiles(measurement, cases, progress)) if profile else []
     found = list(_agreements(measurement, cases, reference, source)) if check_outputs else []
     results = []
     for done, (name, case) in enumerate(cases.items()):
@@ -194,7 +196,7 @@ def _loads(measurement: Measurement, traffic: Traffic, seed: int, progress: OnPr
     for done, (name, session) in enumerate(openings.sessions.items()):
         progress("load test", done, len(openings.sessions))
         within = functools.partial(_within, progress, done, len(openings.sessions))
-        yield put_load(name, session.runner(openings.feeds[name]), traffic, np.random.default_rng(seed), within)
+        yield put_load(name, session.shared_runner(openings.feeds[name]), traffic, np.random.default_rng(seed), within)
 
 
 def _within(progress: OnProgress, done: int, total: int, share: float) -> None:

@@ -75,6 +75,28 @@ class InputSource:
                 f"The inputs are: {', '.join(sorted(known))}.",
             )
 
+    def check_same_work(self, feeds: Mapping[str, Mapping[str, Array]], batches: Mapping[str, int]) -> None:
+        """Makes sure that models which get the same arrays are timed on as many items of them.
+
+        Args:
+            feeds: What every case gets, by its name.
+            batches: Items a call, by its name.
+
+        Raises:
+            UsageError: If a model fixes its batch, and another one takes the batch that was asked for.
+        """
+        seen: dict[tuple[str, int], tuple[str, Array]] = {}
+        for other, arrays in feeds.items() if self._inputs is not None else ():
+            for name, array in arrays.items():
+                one, first = seen.setdefault((name, batches[other]), (other, array))
+                if first.shape != array.shape:
+                    sizes = [list(known.shape) for known in (first, array)]
+                    raise UsageError(
+                        f"The input {name!r} of {one} is {sizes[0]} and that of {other} {sizes[1]}: their times would "
+                        "not be those of the same work.",
+                        "Ask for the --batch that one of them fixes.",
+                    )
+
     def _own_shapes(self, session: Session) -> dict[str, tuple[int, ...]]:
         return {port.name: self._shapes[port.name] for port in session.inputs if port.name in self._shapes}
 
@@ -114,9 +136,15 @@ def given_feeds(session: Session, batch: int, inputs: Mapping[str, Array], begin
         begin: The first item.
 
     Raises:
-        UsageError: If an input has no array, or an array too few items.
+        UsageError: If an input has no array, or an array too few items, or if the model takes another number of items.
     """
     feeds = dict(inputs)
+    first = {port.shape[0] for port in session.inputs if port.shape}
+    if batch != 1 and len(first) == 1 and isinstance(size := first.pop(), int) and size != batch:
+        raise UsageError(
+            f"{session.label} fixes the first dimension of its inputs to {size}, and a batch of {batch} was asked for.",
+            "Leave out --batch, or export the model with an open batch.",
+        )
     for port in session.inputs:
         if port.name not in inputs or not port.shape or isinstance(port.shape[0], int):
             continue

@@ -27,6 +27,7 @@ _LINUX_FLAGS = {
     "asimddp": "DOTPROD",
     "i8mm": "I8MM",
 }
+_ARM_KEYS = ("implementer", "part", "variant", "revision")
 _MAC_FLAGS = {
     "hw.optional.avx2_0": "AVX2",
     "hw.optional.avx512f": "AVX512F",
@@ -187,10 +188,13 @@ def parse_cpuinfo(text: str) -> Processor:
         blocks.append({key.strip(): value.strip() for key, _, value in pairs})
     first = blocks[0]
     name = next((block[key] for block in blocks for key in ("model name", "Model", "Hardware") if key in block), "")
+    if not name:  # servers with ARM processors tell only numbers
+        numbers = {" ".join(block.get(f"CPU {key}", "") for key in _ARM_KEYS).strip() for block in blocks}
+        name = f"{platform.machine()} {', '.join(sorted(filter(None, numbers)))}".strip()
     cores = {(block["physical id"], block["core id"]) for block in blocks if "core id" in block}
     flags = (first.get("flags") or first.get("Features") or "").split()
     features = tuple(label for flag, label in _LINUX_FLAGS.items() if flag in flags) if flags else None
-    return Processor(name or platform.machine(), len(cores) or None, features)
+    return Processor(name, len(cores) or None, features)
 
 
 def usable_cpus() -> int:

@@ -21,7 +21,8 @@ def runtime_distributions() -> dict[str, str]:
     """
     owners = {}
     for distribution in metadata.distributions():
-        name = normalized(distribution.metadata["Name"])
+        # An installation that was ended on the way leaves folders without a name.
+        name = normalized(distribution.metadata["Name"] or "")
         if name.startswith(("onnxruntime", "ort-nightly")) and not name.startswith(tuple(_NEIGHBOURS)):
             owners[name] = distribution.version
     return dict(sorted(owners.items()))

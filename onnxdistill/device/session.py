@@ -6,6 +6,7 @@ import contextlib
 import functools
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,8 +119,8 @@ class Session:
         inputs: What `run` takes.
         outputs: What `run` returns.
         provider: Full name of the execution provider.
-        nodes_by_provider: How many nodes of the optimised graph run on which provider, by full name; empty
-            where ONNX Runtime does not tell.
+        tells_placement: Whether ONNX Runtime says which nodes run on which provider.
+        nodes_by_provider: How many nodes of the optimised graph do, by full name; empty where it does not.
     """
 
     def __init__(self, native: Any, label: str, provider: str, io_binding: bool = False) -> None:
@@ -130,7 +131,8 @@ class Session:
         self.provider = provider
         self.inputs = tuple(_port(arg) for arg in native.get_inputs())
         self.outputs = tuple(_port(arg) for arg in native.get_outputs())
-        self.nodes_by_provider = _placement(native)
+        self.tells_placement = hasattr(native, "get_provider_graph_assignment_info")
+        self.nodes_by_provider = _placement(native) if self.tells_placement else {}
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the model once.
@@ -176,6 +178,19 @@ class Session:
             return functools.partial(self._native.run_with_iobinding, self._bound(feeds))
         return functools.partial(self._native.run, [port.name for port in self.outputs], dict(feeds))
 
+    def shared_runner(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """The same for several threads at once, each of which has places of its own for inputs and outputs."""
+        if not self._io_binding:
+            return self.runner(feeds)
+        places = threading.local()
+
+        def run() -> object:
+            if not hasattr(places, "runner"):
+                places.runner = self.runner(feeds)
+            return places.runner()
+
+        return run
+
     def end_profiling(self) -> Path:
         """Ends the profile of a session that was opened with one; returns the file."""
         return Path(self._native.end_profiling())
@@ -183,7 +198,8 @@ class Session:
     def _bound(self, feeds: Mapping[str, Array]) -> Any:
         """Inputs and outputs in fixed places of the device's memory, which a CUDA graph needs, too."""
         values = runtime.load_runtime().OrtValue
-        device = _DEVICES.get(self.provider, "cpu")
+        # A provider that did not start has no memory either.
+        device = _DEVICES.get(self.provider, "cpu") if self.provider in self._native.get_providers() else "cpu"
         binding = self._native.io_binding()
         for name, array in feeds.items():
             binding.bind_ortvalue_input(name, values.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
@@ -341,6 +357,12 @@ def _check_not_fallen_back(session: Session, active: list[str]) -> None:
             f"its device, driver or libraries are missing.",
             "See: onnxdistill doctor.",
         )
+    if session.provider != "CPUExecutionProvider" and not session.tells_placement:
+        raise ProviderError(
+            f"ONNX Runtime {runtime.load_runtime().__version__} does not tell which nodes the execution provider "
+            f"{name!r} takes, and all of them may run on the CPU.",
+            "Install a newer ONNX Runtime there; --allow-fallback times the model as it is.",
+        )
     if session.nodes_by_provider and session.provider not in session.nodes_by_provider:
         raise FallbackError(
             f"The execution provider {name!r} takes no node of {session.label}, which would run on the CPU.",
@@ -357,7 +379,6 @@ def _port(arg: Any) -> Port:
 
 def _placement(native: Any) -> dict[str, int]:
     counts: dict[str, int] = {}
-    if hasattr(native, "get_provider_graph_assignment_info"):
-        for part in native.get_provider_graph_assignment_info():
-            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+    for part in native.get_provider_graph_assignment_info():
+        counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
     return counts

@@ -12,6 +12,8 @@ SMALLEST_DEVIATION = 0.1
 SMALLEST_VARIATION = 1e-3
 """Standard deviation over mean, of probabilities that are correlated."""
 
+_NOTHING = 1e-12
+
 
 def standardised(logits: Tensor) -> Tensor:
     """Z-scores of the logits over the last dimension.
@@ -149,9 +151,11 @@ def _correlation(one: Tensor, other: Tensor) -> Tensor:
     """
 
     def unit(row: Tensor) -> Tensor:
-        mean = row.mean(-1, keepdim=True)
-        smallest = SMALLEST_VARIATION * row.shape[-1] ** 0.5 * mean.detach()
-        length: Tensor = torch.linalg.vector_norm(row - mean, dim=-1, keepdim=True)
-        return (row - mean) / length.maximum(smallest)
+        # By the largest value, whatever its size: squares of small ones would vanish.
+        row = row / row.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(row.dtype).tiny)
+        centred = row - row.mean(-1, keepdim=True)
+        smallest = SMALLEST_VARIATION * (row.shape[-1] ** 0.5) * row.detach().mean(-1, keepdim=True)
+        length: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+        return centred / length.maximum(smallest).clamp_min(_NOTHING)
 
     return (unit(one) * unit(other)).sum(-1)

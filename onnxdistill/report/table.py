@@ -52,10 +52,10 @@ def limit_text(check: LimitCheck) -> str:
 
 
 def _beside(limit: float, measured: float, digits: str) -> str:
-    """A figure with more digits where it would read as the limit that it misses."""
+    """A figure with more digits where it would read as if it kept the limit that it misses."""
     fewest, kind = int(digits[1]), digits[2]
     texts = [f"{measured:.{count}{kind}}" for count in range(fewest, fewest + _MORE_DIGITS)]
-    return next((text for text in texts if float(text) != limit), texts[-1])
+    return next((text for text in texts if (float(text) - limit) * (measured - limit) > 0), texts[-1])
 
 
 def render_report(report: Report) -> RenderableType:

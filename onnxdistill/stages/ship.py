@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import get_args
 
-from onnxdistill.errors import OutputError, cannot_write
+from onnxdistill.errors import OutputError, UsageError, cannot_write
 from onnxdistill.recipe import Target
 
 FILES = (
@@ -75,6 +75,33 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
         _remove_folders(self._made)
+
+    def holds(self, path: Path, name: str = "") -> bool:
+        """Whether a file lies in a folder that this run may replace; with a name, whether it is that one.
+
+        Args:
+            path: The file, which need not be there.
+            name: Of a file that a run writes.
+        """
+        place = Path(os.path.realpath(path))
+        folders = (self._target, self.missed)
+        return any(place == folder / name if name else place.is_relative_to(folder) for folder in folders)
+
+    def check_reading(self, what: str, path: Path) -> None:
+        """Makes sure that what a run reads does not go with a folder that it replaces.
+
+        Args:
+            what: Names it, for the message.
+            path: The file or folder, if it is one.
+
+        Raises:
+            UsageError: If it would.
+        """
+        if path.exists() and self.holds(path):
+            raise UsageError(
+                f"{what} = {path} lies in a folder that this run replaces.",
+                "Copy it to another place, or give another --out.",
+            )
 
     def ship(self, missed: bool = False) -> Path:
         """Gives the folder its name; an earlier run of that name is replaced in the same moment.

@@ -20,6 +20,8 @@ from onnxdistill.training import OnStatus, TrainingResult, train_guided
 from onnxdistill.training.features import check_layers
 
 PROBED_BATCH = 2
+# Of a network in training mode, which may ask for more.
+_TRAINED_BATCH = 16
 
 _TEACHER_KEY = re.compile(r"(?<![\w./])teacher\.(?=(?:weights|network)\b)")
 
@@ -51,8 +53,9 @@ def teacher(
     """
     table = recipe.teacher
     network = _loaded(table.network, table.weights, task, recipe.seed, table.new_head)
-    if (recipe.distill is not None and task.measurable) or table.train is not None:
-        _check_trainable(table.network, network, task)
+    trainings = [one for one in (table.train, recipe.distill if task.measurable else None) if one is not None]
+    if trainings:
+        _check_trainable(table.network, network, task, min(_TRAINED_BATCH, *(one.batch_size for one in trainings)))
     if recipe.distill is not None and recipe.distill.features is not None:
         check_layers(network, recipe.distill.features.layers, "teacher")
     if table.train is None:
@@ -93,16 +96,22 @@ def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = Fal
     return network
 
 
-def _check_trainable(name: str, network: nn.Module, task: Task) -> None:
+def _check_trainable(name: str, network: nn.Module, task: Task, batch: int) -> None:
     """Refuses a network that returns something else while it is trained, such as outputs of further heads.
+
+    Args:
+        name: How the recipe names it.
+        network: Not changed.
+        task: Gives inputs.
+        batch: So many of them.
 
     Raises:
         NetworkError: If it does, or does not run.
     """
     trained = copy.deepcopy(network).train()
     with torch.random.fork_rng(devices=[]):  # of dropout
-        output = probe(name, trained, task.example_input(PROBED_BATCH), " in training mode")
+        output = probe(name, trained, task.example_input(batch), " in training mode")
     try:
-        task.check_output(output, PROBED_BATCH)
+        task.check_output(output, batch)
     except NetworkError as error:
         raise NetworkError(f"In training mode: {error.what}", error.fix) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,7 @@ class Learner:
         if self.follower is not None:
             self.follower.close()
         self.network.load_state_dict(weights["saved"])
-        for name, buffer in _unsaved_buffers(self.network).items():
-            buffer.copy_(weights["unsaved"][name])
+        _set_unsaved_buffers(self.network, weights["unsaved"])
         return self.network.to(memory_format=torch.contiguous_format).eval()
 
     def state(self) -> State:
@@ -121,14 +120,12 @@ class Learner:
         self.network.load_state_dict(state["network"])
         if self.follower is not None:
             self.follower.adapters.load_state_dict(state["adapters"])
-        for name, buffer in _unsaved_buffers(self.network).items():
-            buffer.copy_(state["unsaved"][name])
+        _set_unsaved_buffers(self.network, state["unsaved"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-            for name, buffer in _unsaved_buffers(self._average).items():
-                buffer.copy_(state["average_unsaved"][name])
+            _set_unsaved_buffers(self._average, state["average_unsaved"])
 
 
 def _thawed(network: nn.Module) -> list[str]:
@@ -163,3 +160,10 @@ def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
     """The buffers that a state dict leaves out."""
     saved = network.state_dict().keys()
     return {name: buffer for name, buffer in network.named_buffers() if name not in saved}
+
+
+def _set_unsaved_buffers(network: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """The inverse of `_unsaved_buffers`; what is there may have been made in a forward, and cannot be written to."""
+    for name, value in values.items():
+        place, _, leaf = name.rpartition(".")
+        network.get_submodule(place).register_buffer(leaf, value.clone(), persistent=False)

@@ -116,6 +116,17 @@ def test_the_relation_of_classes_that_are_next_to_impossible_counts_as_well() ->
     assert relation_loss(student, teacher, 1.0).item() == pytest.approx(2 / 3, abs=0.1)
 
 
+@pytest.mark.parametrize("impossible", [-60.0, -120.0])
+def test_the_relation_of_classes_that_vanish_is_finite(impossible: float) -> None:
+    teacher = torch.tensor([[0.0, impossible], [0.1, impossible - 1], [0.0, impossible - 2]])
+    student = teacher.clone().requires_grad_()
+    loss = relation_loss(student, teacher, 1.0)
+    loss.backward()
+    assert -1e-4 < loss.item() < 1.5  # a class of the probability 0 has no correlation with anything
+    assert student.grad is not None
+    assert float(student.grad.abs().max()) < 10
+
+
 @pytest.mark.parametrize("scale", [0.0, 1e-6, 1e-3])
 def test_a_new_head_of_zeros_has_gradients_of_the_usual_size(scale: float) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -178,6 +178,8 @@ def test_limits_in_words() -> None:
     [
         (4.0, 3.996, "×", False, "3.996 ×, MISSED"),
         (2.5, 2.504, "ms", False, "2.504 ms, MISSED"),
+        (2.503, 2.504, "ms", False, "2.504 ms, MISSED"),
+        (3.996, 3.9952, "×", False, "3.995 ×, MISSED"),
         (1.5, 1.5000000000000002, "points", True, "1.50 points, met"),
     ],
 )

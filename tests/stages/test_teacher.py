@@ -70,7 +70,7 @@ def nets(tmp_path: Path) -> Path:
         ("flat", "returns float32 [20], not"),
         ("deep", "returns float32 [2, 10, 1], not"),
         ("heads", "In training mode: The teacher returns a tuple, not one tensor"),
-        ("fails_later", "does not run on float32 images [2 x 1 x 8 x 8] in training mode: KeyError"),
+        ("fails_later", "does not run on float32 images [16 x 1 x 8 x 8] in training mode: KeyError"),
         ("double", "returns float64 [2, 10], not"),
         ("pair", "returns a tuple, not one tensor of float32 logits [2, 10]"),
         ("table", "returns a dict, not one tensor"),

@@ -117,6 +117,21 @@ def test_what_is_frozen_in_a_network_stays_as_it_is(digits: Classification) -> N
     assert result.best_score > 80
 
 
+def test_a_buffer_may_be_made_anew_in_every_call(digits: Classification) -> None:
+    class Grid(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("grid", torch.zeros(1), persistent=False)
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.grid = torch.arange(float(len(x)))
+            result: Tensor = self.linear(x.flatten(1)) + 0 * self.grid[:, None]
+            return result
+
+    assert train(Grid().eval(), digits, table(), 0, Objective()).best_score > 80
+
+
 def test_buffers_are_those_of_the_weights_that_are_kept(digits: Classification) -> None:
     class Worse(Classification):
         """Scores lower every time."""

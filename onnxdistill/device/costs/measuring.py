@@ -14,7 +14,9 @@ from onnxdistill.device.costs.probes import WidthProbe, Widths, width_probe
 from onnxdistill.device.profiling.profiler import Call, Clock, record_calls
 from onnxdistill.device.profiling.profilercost import Cost, measure_cost
 from onnxdistill.device.profiling.trace import counted_mean
+from onnxdistill.device.runtime import short_name
 from onnxdistill.device.session import SessionSettings, open_session
+from onnxdistill.errors import ProviderError
 
 # Layers share a probe while their weights stay so few that all of them are in the caches closest to the processor: what
 # a network does to the caches is another matter, and is seen in the trace of the network.
@@ -46,6 +48,7 @@ class LayerClock:
 
         Raises:
             ModelFileError: If ONNX Runtime does not take such a layer.
+            ProviderError: If the provider joins layers, so that the time of one cannot be seen.
         """
         measured: dict[Widths, float] = {}
         for part in _parts(kind, widths):
@@ -95,6 +98,12 @@ class LayerClock:
                 if place := _LAYER.search(call.key[-1][1]):
                     times_us[int(place[1])][index] += call.own_us
                     added_us[int(place[1])] += self._cost.inside_us(call) / len(runs)
+        if len(times_us) < len(probe.widths):
+            name = short_name(session.provider)
+            raise ProviderError(
+                f"The execution provider {name!r} runs layers as one, so that their times cannot be told apart.",
+                "Profile, or plan, with the provider cpu; bench times whole models on any.",
+            )
         quiet = np.argsort([_length_us(calls) for calls in runs], kind="stable")[: (len(runs) + 1) // 2]
         return [
             (counted_mean(np.array(times_us[place]), quiet) - added_us[place]) / _US_PER_MS

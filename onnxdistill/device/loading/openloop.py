@@ -137,6 +137,11 @@ def open_loop(
     return _open_loop_result(line, begin_ns, rate_per_s, clients)
 
 
+def most_per_s(seconds: float) -> float:
+    """The most requests a second that can arrive for so long."""
+    return _REQUESTS_AT_MOST / seconds
+
+
 def check_rate(rate_per_s: float, seconds: float) -> None:
     """Makes sure that requests can arrive at a rate for some seconds.
 

@@ -14,7 +14,7 @@ from onnxdistill.device.loading.clients import check_load
 from onnxdistill.device.loading.closedloop import closed_loop
 from onnxdistill.device.loading.latencies import needed
 from onnxdistill.device.loading.moments import Wait, wait_until
-from onnxdistill.device.loading.openloop import WARMUP_PART, OpenLoopResult, check_rate, open_loop
+from onnxdistill.device.loading.openloop import WARMUP_PART, OpenLoopResult, most_per_s, open_loop
 from onnxdistill.device.measuring.timing import Clock, Runner
 from onnxdistill.errors import UsageError
 
@@ -135,8 +135,8 @@ def highest_rate(
     alone_ms = alone.percentile(percent) or float(np.median(alone.latency_ms))
     capacity_per_s = clients * alone.throughput_per_s
     seed = int(rng.integers(1 << 63))
-    held, missed = 0.0, _HIGHEST_LOAD * capacity_per_s
-    check_rate(missed, probe_seconds)
+    # No more can be offered than a probe has room for; where that holds, it is what is told.
+    held, missed = 0.0, min(_HIGHEST_LOAD * capacity_per_s, most_per_s(probe_seconds))
     probes: list[Probe] = []
     resolved = alone_ms > limit_ms
     while not resolved:

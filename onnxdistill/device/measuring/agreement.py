@@ -75,9 +75,9 @@ def agreements(reference: tuple[str, Session], other: tuple[str, Session], input
     """
     (baseline, first), (model, second) = reference, other
     check_comparable(first, second)
-    numeric = {port.name for port in second.outputs if port.dtype is not None}
+    numeric = {port.name for port in second.outputs if _is_numeric(port)}
     pairs: dict[str, list[tuple[Array, Array]]] = {
-        port.name: [] for port in first.outputs if port.dtype is not None and port.name in numeric
+        port.name: [] for port in first.outputs if _is_numeric(port) and port.name in numeric
     }
     for feeds in inputs:
         expected, given = first.run(feeds), second.run(feeds)
@@ -112,6 +112,11 @@ def _fit(port: Port, other: Port) -> bool:
     )
 
 
+def _is_numeric(port: Port) -> bool:
+    """Whether it is a tensor, and not one of texts."""
+    return port.dtype is not None and port.dtype.kind in "fiub"
+
+
 def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, Array]]) -> Agreement:
     absolute = scale = 0.0
     same = places = samples = 0
@@ -122,7 +127,7 @@ def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, 
                 f"{list(expected.shape)}.",
                 "Only outputs of the same shape can be compared.",
             )
-        if expected.dtype.kind not in "fiub" or not expected.size:
+        if not expected.size:
             continue
         samples += expected.shape[0] if expected.ndim else 1
         wide, other = expected.astype(np.float64), given.astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
@@ -76,8 +77,8 @@ class Effort:
             )
         if self.runs is not None and self.runs < 1:
             raise UsageError(f"At least 1 run is needed, and {self.runs} were asked for.")
-        if self.seconds is not None and not self.seconds > 0:
-            raise UsageError(f"The time must be above 0 seconds, and {self.seconds:g} were asked for.")
+        if self.seconds is not None and not 0 < self.seconds < inf:
+            raise UsageError(f"The time must be above 0 seconds and end, and {self.seconds:g} were asked for.")
         if self.warmup is not None and self.warmup < 0:
             raise UsageError(f"There is no warm-up of {self.warmup} runs.")
         if self.precision is not None and not 0 < self.precision < 1:

@@ -51,28 +51,34 @@ def peak_memory(case: Case, feeds: Feeds) -> PeakMemory | None:
         feeds: What it is run with.
 
     Returns:
-        None where the system does not tell, or where the process did not come to its end.
+        None where the system does not tell, or where the process could not be started or did not come to its end: it
+        is not worth what was measured before.
     """
     if not Path("/proc/self/status").exists():
         return None
+    try:
+        return _of_a_process(case, feeds)
+    except (OSError, ValueError, TypeError, subprocess.TimeoutExpired):  # no room for the inputs, or no answer
+        return None
+
+
+def _of_a_process(case: Case, feeds: Feeds) -> PeakMemory | None:
     home = str(Path(onnxdistill.__file__).parent.parent)
     paths = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
         np.savez(inputs := Path(folder) / "feeds.npz", *feeds.values())
         settings = {**case.settings.__dict__, "provider_options": dict(case.settings.provider_options)}
         request = {"path": str(case.path), "settings": settings, "names": list(feeds), "feeds": str(inputs)}
-        try:
-            child = subprocess.run(
-                [sys.executable, "-m", __name__, json.dumps(request)],
-                env={**os.environ, "PYTHONPATH": paths},
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS_AT_MOST,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return None
-    return PeakMemory(**json.loads(child.stdout)) if child.returncode == 0 else None
+        child = subprocess.run(
+            [sys.executable, "-m", __name__, json.dumps(request)],
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS_AT_MOST,
+            check=False,
+        )
+    # Providers print lines of their own.
+    return PeakMemory(**json.loads(child.stdout.splitlines()[-1])) if child.returncode == 0 and child.stdout else None
 
 
 def _measured(request: dict[str, Any]) -> PeakMemory:

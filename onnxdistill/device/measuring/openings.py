@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -97,6 +97,9 @@ class Openings:
             calls = _rewarming(max(one.warmup.latency_ms for one in self.timings.values()))
         runners = {name: session.runner(self.feeds[name]) for name, session in self.sessions.items()}
         warmup = warm_up(runners, calls)
+        for name, one in warmup.items():
+            if not one.calls:  # asked for none: how long the turns become is seen from the first run
+                warmup[name] = replace(one, latency_ms=self.timings[name].first_run_ms[-1])
         if not self._done:
             for name, one in warmup.items():
                 self.timings[name].warmup = one

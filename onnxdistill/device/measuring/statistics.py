@@ -134,7 +134,12 @@ def summarize(openings: Sequence[Series], rng: np.random.Generator) -> Percentil
     every = np.concatenate([series.ravel() for series in openings])
     figures: dict[str, _Figure] = {"mean": _Figure(1, np.mean)}
     figures |= {
-        name: _Figure(round(_BEYOND / (1 - percent / 100)), functools.partial(np.percentile, q=percent), percent)
+        name: _Figure(
+            # Of a few calls, too, the median is a measurement, as noisy as openings then differ.
+            1 if name == "median" else round(_BEYOND / (1 - percent / 100)),
+            functools.partial(np.percentile, q=percent),
+            percent,
+        )
         for (percent, needed), name in zip(NEEDED_TIMINGS.items(), _NAMES, strict=True)
         if every.size >= needed
     }
@@ -262,7 +267,11 @@ class _Figure:
 def _estimates(
     openings: Sequence[Series], figures: dict[str, _Figure], rng: np.random.Generator
 ) -> dict[str, Estimate]:
-    """Figures of all timings by name."""
+    """Figures of all timings by name.
+
+    Of an opening with few calls the tails are no measurement by themselves. What the openings differ by in the median
+    is then added to the interval of all timings together, since it shifts the tails as well.
+    """
     pooled = _pooled(openings)
     values = {name: float(figure.of(pooled)) for name, figure in figures.items()}
     halves = {
@@ -274,6 +283,7 @@ def _estimates(
         name: Estimate(values[name], values[name] * exp(-half), values[name] * exp(half))
         for name, half in halves.items()
     }
+    apart = exp(halves["median"]) if "median" in halves else 1.0
     if rest := figures.keys() - found.keys():
         drawn: dict[str, list[Series]] = {name: [] for name in rest}
         for chunk in _chunks(pooled, rng):
@@ -284,7 +294,8 @@ def _estimates(
             if len(pooled) < _ROUNDS_NEEDED:
                 low, high = 0.0, inf
             least, most = _order_statistics(pooled, figures[name].percent)
-            found[name] = Estimate(values[name], min(float(low), least), max(float(high), most))
+            low, high = min(float(low), least) / apart, max(float(high), most) * apart
+            found[name] = Estimate(values[name], low, high)
     return found
 
 

@@ -116,7 +116,7 @@ def _open_loops(loops: Sequence[tuple[CaseLoad, OpenLoopResult]], colours: Mappi
             number(loop.achieved_per_s),
             *latencies,
             percent(loop.load, 0),
-            str(loop.clients),
+            escape(str(loop.clients)),
             state,
         ]
         rows.append(Row(escape(load.case), cells))
@@ -146,7 +146,7 @@ def _closed_loops(loops: Sequence[tuple[CaseLoad, ClosedLoopResult]]) -> str:
     rows = [
         Row(
             escape(load.case),
-            [str(loop.clients), number(loop.throughput_per_s), *latency_cells(load.latency_ms())],
+            [escape(str(loop.clients)), number(loop.throughput_per_s), *latency_cells(load.latency_ms())],
         )
         for load, loop in loops
     ]

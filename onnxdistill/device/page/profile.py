@@ -118,7 +118,7 @@ def _figures(row: OpTypeRow | NodeRow) -> list[str]:
         DASH if row.macs is None else count_text(row.macs),
         DASH if row.gmacs_per_s is None else f"{row.gmacs_per_s:.3g}",
         DASH if row.share_of_peak is None else percent(row.share_of_peak, 0),
-        row.bound,
+        escape(row.bound),
     ]
 
 

@@ -221,7 +221,7 @@ def _footer(result: BenchResult) -> str:
     rows = [
         Row(
             escape(case.model),
-            [Cell(escape(case.path), css="text"), f"{case.size_bytes:,}", f"<code>{case.sha256}</code>"],
+            [Cell(escape(case.path), css="text"), f"{case.size_bytes:,}", f"<code>{escape(case.sha256)}</code>"],
         )
         for case in reversed(files.values())
     ]
