@@ -123,6 +123,12 @@ class FileRecord:
             for one in result.rungs
         ]
         self.quantization = QuantizationLog(judge.limit, schemes, rungs)
+        if unbounded := workshop.unbounded:
+            self.note(
+                f"quantize left what is around {unbounded[0]!r}"
+                + (f" and {len(unbounded) - 1} further tensors" if len(unbounded) > 1 else "")
+                + " in float: on calibration samples, a value was infinite there, as in masks of attention."
+            )
         if result.refusal:
             self.note(f"quantize was measured and not used: {result.refusal}")
         self.add_file("quantize", path, "int8", *cost, str(result.form), applied=not result.refusal)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -194,9 +195,12 @@ def _arrays(path: Path) -> dict[str, Array]:
     if path.suffix.lower() == ".npz" or not path.is_file():
         return read_inputs(path)
     try:
-        return {path.stem: np.load(path, allow_pickle=False)}
-    except (OSError, ValueError, EOFError) as error:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise DataError(f"{path} is no .npy file of numbers: {error}.", "Write it with numpy.save.") from error
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path} is an .npz file.", "Call it that, or write it with numpy.save.")
+    return {path.stem: array}
 
 
 def _checked(path: Path, given: dict[str, Array], session: Session) -> dict[str, Array]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from onnxdistill.device.host import usable_cpus
@@ -34,6 +34,9 @@ BUDGET_BYTES = 96 * 2**20
 CACHED_BYTES = 48 * 2**20
 """For those of a run of several samples: what is counted while it is still in a cache is counted sooner."""
 
+FUNCTIONS = ("Relu", "Clip")
+"""Activation functions that ONNX Runtime's quantizer takes for a range."""
+
 Feeds = Mapping[str, NDArray[np.generic]]
 Work = Callable[[], None]
 
@@ -48,7 +51,7 @@ class Activations:
     Attributes:
         types: Element types of all of them, in the order of the graph.
         same_as: Inputs of a Relu or a Clip that nothing else reads: ONNX Runtime quantizes them by the range of the
-            output, and does without the node. Maps them to other tensors, which are no keys here.
+            output, and does without the node; see `is_range`. Maps them to other tensors, which are no keys here.
         bounded: Outputs of a Softmax, whose range is 0 to 1 by definition, and in ONNX Runtime.
     """
 
@@ -82,10 +85,41 @@ def find_activations(model: onnx.ModelProto, op_types: Collection[str] = QUANTIZ
     same_as: dict[str, str] = {}
     for node in reversed(nodes):
         source, target = node.input[0], node.output[0]
-        if node.op_type in ("Relu", "Clip") and reads[source] == 1 and {source, target} <= types.keys():
+        alone = node.op_type in FUNCTIONS and reads[source] == 1 and {source, target} <= types.keys()
+        if alone and is_range(model, node):
             same_as[source] = same_as.get(target, target)
     bounded = {node.output[0] for node in nodes if node.op_type == "Softmax"}
     return Activations(types, same_as, frozenset(bounded & types.keys() - same_as.keys()))
+
+
+def is_range(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
+    """Whether a Relu or a Clip does no more to its input than a range that it is quantized by, which holds zero.
+
+    Not if its bounds are computed, or on one side of zero; nor if its input is read as it is elsewhere, as an output of
+    the model or in the body of a loop or a branch.
+    """
+    source = node.input[0]
+    if source in {port.name for port in model.graph.output} or source in _captured(model.graph):
+        return False
+    bounds = [name for name in node.input[1:] if name]
+    constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in bounds}
+    if len(constants) < len(set(bounds)):
+        return False
+    low, high = ([*node.input[1:], "", ""])[:2]
+    return (not low or float(numpy_helper.to_array(constants[low])) <= 0) and (
+        not high or float(numpy_helper.to_array(constants[high])) >= 0
+    )
+
+
+def _captured(graph: onnx.GraphProto) -> set[str]:
+    """Names that the bodies of nodes read, their own ones included."""
+    found: set[str] = set()
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                found |= {name for inner in body.node for name in inner.input} | {port.name for port in body.output}
+                found |= _captured(body)
+    return found
 
 
 def collect(

@@ -65,6 +65,11 @@ class Histogram:
         return made
 
     @property
+    def unbounded(self) -> bool:
+        """Whether a value was infinite, as where a mask of attention is minus infinity: there is no range then."""
+        return self.minimum == -math.inf and self.maximum == math.inf
+
+    @property
     def exponent(self) -> int:
         """The width of a bin is 2 to the power of this."""
         return self._exponent
@@ -80,12 +85,12 @@ class Histogram:
         return int(self.counts.sum())
 
     def add(self, values: NDArray[np.generic]) -> None:
-        """Counts values, of float32 or float16 and of any shape.
+        """Counts values, of float32 or float16 and of any shape; with an infinite one, none at all count from then on.
 
         Raises:
-            ModelFileError: If one of them is NaN or infinite; the message names the tensor.
+            ModelFileError: If one of them is NaN; the message names the tensor.
         """
-        if values.size == 0:
+        if values.size == 0 or self.unbounded:
             return
         flat = np.ravel(np.asarray(values))
         step = flat.size if flat.dtype == np.float32 else _CONVERTED
@@ -93,7 +98,12 @@ class Histogram:
             for start in range(0, flat.size, step):
                 part, done = flat[start : start + step].astype(np.float32, copy=False), 0
                 while (done := self._count_from(done, part)) < part.size:
-                    self._widen(self._magnitude(part[done : done + _PIECE]))
+                    magnitude = self._magnitude(part[done : done + _PIECE])
+                    if math.isinf(magnitude):
+                        self.counts[:] = 0
+                        self.minimum, self.maximum = -math.inf, math.inf
+                        return
+                    self._widen(magnitude)
 
     def magnitudes(self) -> Histogram:
         """The histogram of the absolute values."""
@@ -107,9 +117,9 @@ class Histogram:
     def _magnitude(self, values: NDArray[np.float32]) -> float:
         with np.errstate(invalid="ignore"):
             low, high = float(values.min()), float(values.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if math.isnan(low):
             raise ModelFileError(
-                f"The tensor {self.name!r} has values that are NaN or infinite, and so has no range to quantize it by.",
+                f"The tensor {self.name!r} has values that are no number (NaN), and so has no range to quantize it by.",
                 "Check the calibration samples for such values, and the weights.",
             )
         return max(-low, high)

@@ -144,7 +144,7 @@ class Ladder:
         if not self._is_enough(best) and narrow:
             best = self._wide(best)
         if self._measures.refuses(best.loss):
-            best = self._mixed(best)
+            best = self._mixed(best, narrow)
         if self._measures.refuses(best.loss) and finetune is not None:
             best = self._finetuned(best, finetune, narrow)
         return best
@@ -170,7 +170,7 @@ class Ladder:
             return best
         return self._better(self._judged("8-bit weights", form, path, best, started), best)
 
-    def _mixed(self, best: Held) -> Held:
+    def _mixed(self, best: Held, narrow: bool) -> Held:
         """Operators go back to float: twice as many each time until it is enough, then as few as are enough."""
         # Which operators these are shows without what makes up for errors in the mean, and takes its time.
         plain = replace(best.form, corrected=False, rounded=False)
@@ -185,6 +185,11 @@ class Ladder:
                 enough = count
                 count = (too_few + enough) // 2
                 continue
+            if narrow and (refusal := _unproved(form, path)):  # the proof was of weights that were rounded otherwise
+                self._refuse(name, path, refusal, started)
+                too_few = count
+                count = min(2 * count, len(operators)) if enough > len(operators) else (too_few + enough) // 2
+                continue
             held = self._judged(name, form, path, found, started)
             accepted = not self._measures.refuses(held.loss)
             if (accepted or held.loss.points < found.loss.points) and not self._measures.is_faster(held.path):
@@ -198,15 +203,20 @@ class Ladder:
         if found is best or plain == best.form:
             return found
         form = replace(found.form, corrected=best.form.corrected, rounded=best.form.rounded)
-        return self._better(self._try("the same, corrected and rounded as before", form, found), found)
+        name, started = "the same, corrected and rounded as before", time.monotonic()
+        path = self._written(name, form)
+        if narrow and (refusal := _unproved(form, path)):
+            self._refuse(name, path, refusal, started)
+            return found
+        return self._better(self._judged(name, form, path, found, started), found)
 
     def _finetuned(self, best: Held, finetune: Finetune, narrow: bool) -> Held:
         name, started = "trained with int8", time.monotonic()
         self._on_progress("training with int8")
         path = self._fresh()
         refusal = finetune(best.path, path)
-        if not refusal and narrow and best.form.scheme.weight_bits == 8:  # the proof was of other weights
-            refusal = _may_overflow(path)
+        if not refusal and narrow:
+            refusal = _unproved(best.form, path)
         if refusal:
             self._refuse(name, path, refusal, started)
             return best
@@ -229,7 +239,8 @@ class Ladder:
         return held
 
     def _better(self, held: Held, best: Held) -> Held:
-        if held.loss.points < best.loss.points:
+        refused, before = (self._measures.refuses(one.loss) for one in (held, best))
+        if (refused, held.loss.points) < (before, best.loss.points):
             return self._take(held, best)
         self._drop(held, best)
         return best
@@ -267,6 +278,11 @@ def _may_overflow(path: Path) -> str:
     """Why a file must not run where sums of two products have 16 bits; empty if it is proved that it may."""
     layers = saturating_layers(onnx.load(path))
     return f"sums of {len(layers)} layers could overflow 16 bits" if layers else ""
+
+
+def _unproved(form: Form, path: Path) -> str:
+    """The same of a file of a form, unless its weights have 7 bits, whose sums never do."""
+    return _may_overflow(path) if form.scheme.weight_bits == 8 else ""
 
 
 def _with_float(form: Form, operators: Sequence[OperatorLoss]) -> Form:

@@ -11,7 +11,7 @@ import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
-from onnxdistill.quantization.calibration import find_activations
+from onnxdistill.quantization.calibration import FUNCTIONS, find_activations, is_range
 from onnxdistill.quantization.ranges import Range
 from onnxdistill.quantization.scheme import Scheme
 
@@ -52,7 +52,11 @@ def insert_qdq(prepared: onnx.ModelProto, ranges: Mapping[str, Range], scheme: S
                 *_fatal(model, scheme),
             ],
             sorted(scheme.operators),
-            {"ActivationSymmetric": scheme.symmetric, "QuantizeBias": not scheme.symmetric},
+            {
+                "ActivationSymmetric": scheme.symmetric,
+                "QuantizeBias": not scheme.symmetric,
+                "TensorQuantOverrides": {name: [{}] for name in _of_one_scale(model)} if scheme.per_channel else {},
+            },
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -103,14 +107,38 @@ def _nodes_around(model: onnx.ModelProto, tensors: Collection[str]) -> list[str]
 
 
 def _fatal(model: onnx.ModelProto, scheme: Scheme) -> list[str]:
-    """Names of nodes that the quantizer (1.32) fails at.
+    """Names of nodes that the quantizer (1.32) fails at, or gets wrong.
 
     With scales for channels it raises "operands could not be broadcast together" at a `ConvTranspose` with groups and
-    a bias, since channels of all groups share scales. On CPUs, no `ConvTranspose` has an integer kernel.
+    a bias, since channels of all groups share scales. On CPUs, no `ConvTranspose` has an integer kernel. A `Relu` or a
+    `Clip` it leaves out in favour of the range that is quantized, whether or not that does the same.
     """
     names = []
-    for node in model.graph.node if scheme.per_channel else ():
+    for index, node in enumerate(model.graph.node):
         groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
-        if node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2:
+        broadcast = scheme.per_channel and node.op_type == "ConvTranspose" and groups > 1 and len(node.input) > 2
+        if broadcast or (node.op_type in FUNCTIONS and not is_range(model, node)):
+            node.name = node.name or f"unnamed function {index}"
             names.append(node.name)
     return names
+
+
+def _of_one_scale(model: onnx.ModelProto) -> set[str]:
+    """Constants that no axis has a scale of its own for.
+
+    Of matrices in stacks, and of those on the left, ONNX Runtime's kernels take one scale only. Of a
+    `LayerNormalization` over several axes, the quantizer fails to divide the bias by the scales. And nodes that want
+    different axes of one constant would get the one that was asked for last.
+    """
+    constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    found, wanted = set(), dict[str, str]()
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            if name not in constants:
+                continue
+            stacked = node.op_type == "MatMul" and (place == 0 or constants[name] > 2)
+            several = node.op_type == "LayerNormalization" and constants[name] > 1
+            use = f"{node.op_type} {place} {sorted(attribute.SerializeToString() for attribute in node.attribute)}"
+            if stacked or several or wanted.setdefault(name, use) != use:
+                found.add(name)
+    return found

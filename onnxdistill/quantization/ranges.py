@@ -62,6 +62,8 @@ def find_range(
     view = histogram.magnitudes() if symmetric else histogram
     levels = _LEVELS // 2 if symmetric else _LEVELS
     found = _METHODS[method](view, levels, percent)
+    if _degenerate(found.low, found.high):  # so few values are not zero that all of them would be clipped
+        found = _minmax(view, levels, percent)
     low, high = min(found.low, 0.0), max(found.high, 0.0)
     return Range(-high if symmetric else low, high)
 

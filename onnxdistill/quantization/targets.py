@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from onnxdistill.device.host import read_host
 from onnxdistill.quantization.half import to_half
 from onnxdistill.quantization.placement import float_beginning
-from onnxdistill.quantization.scheme import Scheme
+from onnxdistill.quantization.scheme import Scheme, saturates
 from onnxdistill.quantization.workshop import Form, Workshop
 from onnxdistill.recipe import Target
 
@@ -31,8 +32,9 @@ def write_for(target: Target, workshop: Workshop, form: Form, path: Path) -> str
         return "float16"
     model = workshop.float_model(form.equalization)
     made = replace(form, scheme=_scheme(target, frozenset(float_beginning(model)), form))
-    if made.scheme.symmetric:
-        made = replace(made, corrected=False)  # there are no integer biases to correct
+    # There are no integer biases to correct; or else what would be corrected are sums that overflow on this machine.
+    if made.scheme.symmetric or (made.scheme.weight_bits == 8 and saturates(read_host())):
+        made = replace(made, corrected=False)
     workshop.write(made, path)
     return str(made)
 

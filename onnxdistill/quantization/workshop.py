@@ -67,7 +67,8 @@ class Int8Model:
         form: How it was made.
         model: In QDQ form.
         ranges: Of the activations, by the names of their tensors: what their scales and zero points follow from.
-        unseen: Tensors that had no element in any calibration sample; the nodes around them stay in float.
+        unseen: Tensors that had no element in any calibration sample, or an infinite one; the nodes around them stay in
+            float.
     """
 
     form: Form
@@ -151,6 +152,12 @@ class Workshop:
         have = {entry.key for entry in model.metadata_props}
         model.metadata_props.extend(entry for entry in self._metadata if entry.key not in have)
         save_checked(model, path)
+
+    @property
+    def unbounded(self) -> list[str]:
+        """Tensors of which a value was infinite, as far as histograms were asked for; the nodes around are in float."""
+        found = {name: one for each in self._histograms.values() for name, one in each.items()}
+        return sorted(name for name, histogram in found.items() if histogram.unbounded)
 
     def ranges(self, form: Form) -> dict[str, Range]:
         """Ranges of the activations of a form, without those that no sample shows."""

@@ -58,7 +58,12 @@ class _Reading:
 
     def answer(self, output: Array) -> Array:
         """What is kept of an output."""
-        return output.argmax(self.axis).astype(np.int32) if self.kind == "classes" else output
+        if self.kind != "classes":
+            return output
+        if not output.shape[self.axis]:  # as a detector's that finds nothing
+            return np.full(tuple(np.delete(output.shape, self.axis)), -1, np.int32)
+        answers: Array = output.argmax(self.axis).astype(np.int32)
+        return answers
 
     def percent(self, part: float, whole: float) -> float:
         """The agreement that sums over samples come to, of what `_same` or `_squares` give."""
@@ -72,7 +77,7 @@ class _Reading:
 def _same(expected: Array, given: Array) -> NDArray[np.bool_]:
     """Where two answers are equal: nowhere, if there are more places in one of them."""
     if expected.shape != given.shape:
-        return np.zeros(expected.shape, np.bool_)
+        return np.zeros(max(expected.size, given.size, 1), np.bool_)
     return np.asarray(expected == given)
 
 
@@ -82,7 +87,7 @@ def _squares(expected: Array, given: Array) -> tuple[float, float]:
     wide = expected[finite].astype(np.float64)
     whole = float(np.square(wide).sum())
     if expected.shape != given.shape:
-        return whole, whole
+        return max(whole, 1.0), whole
     other = given[finite].astype(np.float64)
     return float(np.square(np.where(np.isfinite(other), other - wide, wide)).sum()), whole
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from onnxdistill.errors import ModelFileError
 from onnxdistill.quantization.histogram import HALF, Histogram
+from onnxdistill.quantization.ranges import find_range
 
 Array = NDArray[np.float32]
 # Without numbers so small that they underflow when they are divided by the width of a bin.
@@ -181,7 +182,19 @@ def test_float16_is_counted_as_it_is() -> None:
     np.testing.assert_array_equal(made.counts, histogram(values.astype(np.float32)).counts)
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_name_the_tensor(wrong: float) -> None:
-    with pytest.raises(ModelFileError, match="The tensor 'x' has values that are NaN or infinite"):
-        histogram([1.0, wrong, 2.0])
+def test_values_that_are_no_numbers_name_the_tensor() -> None:
+    with pytest.raises(ModelFileError, match=r"The tensor 'x' has values that are no number \(NaN\)"):
+        histogram([1.0, np.nan, 2.0])
+
+
+@pytest.mark.parametrize("infinite", [np.inf, -np.inf])
+def test_with_an_infinite_value_there_is_no_range(infinite: float) -> None:
+    made = histogram([1.0, 2.0])
+    assert not made.unbounded
+    made.add(np.array([3.0, infinite], np.float32))
+    made.add(np.array([4.0], np.float32))
+    assert made.unbounded
+    assert find_range(made, "minmax") is None
+    again = Histogram.of("x", made.counts, made.minimum, made.maximum, made.exponent)
+    assert again.unbounded
+    assert not Histogram().unbounded

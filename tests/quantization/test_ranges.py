@@ -220,3 +220,9 @@ def test_the_short_side_is_never_clipped_more_than_the_long_one() -> None:
         low, high = found(values, method)
         assert low == pytest.approx(-0.375, abs=0.001)
         assert 2 < high <= values.max()
+
+
+def test_a_percentile_that_would_clip_everything_covers_everything() -> None:
+    made = Histogram("x")
+    made.add(np.concatenate([np.zeros(400_000, np.float32), np.array([-1.0], np.float32)]))
+    assert find_range(made, "percentile") == Range(-1.0, 0.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxdistill.data.samples import ArraySamples
 from onnxdistill.device.session import Array, open_session
 from onnxdistill.errors import DataError, ModelFileError
-from onnxdistill.tasks.agreement import FloatAgreement, split_samples
+from onnxdistill.tasks.agreement import FloatAgreement, _same, _squares, split_samples
 from onnxdistill.tasks.base import Feeds, paired_interval
 from tests.onnxfiles import normal, saved
 
@@ -94,6 +94,18 @@ def test_values_by_hand(tmp_path: Path) -> None:
     assert score.correct is None
     assert task.score(lambda feeds: {"y": -3 * feeds["x"]}, "validation").value == 0.0
     assert task.score(lambda feeds: {"y": feeds["x"] * np.nan}, "validation").value == 0.0
+
+
+def test_an_answer_without_classes_is_another_answer(tmp_path: Path) -> None:
+    x = np.tile(np.array([[3.0, 4.0]], np.float32), (16, 1))
+    task = agreement(tmp_path, "float[N,2]", x)
+    assert task.score(lambda feeds: {"y": feeds["x"][:, :0]}, "validation").value == 0.0
+
+
+def test_what_is_found_where_the_float_model_finds_nothing_is_no_agreement(tmp_path: Path) -> None:
+    assert _same(np.zeros(0, np.int32), np.zeros(3, np.int32)).tolist() == [False] * 3
+    assert _same(np.zeros(0, np.int32), np.zeros(0, np.int32)).tolist() == []
+    assert _squares(np.zeros(0, np.float32), np.ones(3, np.float32)) == (1.0, 0.0)
 
 
 def test_answers_that_would_fill_the_memory_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
