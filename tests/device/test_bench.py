@@ -6,9 +6,12 @@ import json
 import math
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,13 +19,16 @@ import pytest
 from onnx import TensorProto, helper
 
 from onnxdistill.device.bench import bench
+from onnxdistill.device.cases import Case
 from onnxdistill.device.earlier import read_result
-from onnxdistill.device.feeds import read_inputs
+from onnxdistill.device.feeds import random_feeds, read_inputs
 from onnxdistill.device.host import CpuTimes, read_host
 from onnxdistill.device.jsonfile import json_text, write_json
 from onnxdistill.device.measuring import doubts
+from onnxdistill.device.measuring.openings import Openings
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.runtime import available_providers
+from onnxdistill.device.session import Session, SessionSettings, open_session
 from onnxdistill.device.verdicts import Slo
 from onnxdistill.errors import DataError, FallbackError, UsageError
 
@@ -143,6 +149,58 @@ def test_given_inputs_are_cut_into_batches(make_model: Callable[..., Path], tmp_
         bench([make_model()], batch=6, runs=5, inputs=read_inputs(path))
 
 
+def test_given_inputs_are_the_same_work_for_all_models(make_model: Callable[..., Path]) -> None:
+    inputs = {"x": np.zeros((8, 3, 8, 8), np.float32)}
+    fixed = make_model("fixed.onnx", shape=(8, 3, 8, 8))
+    with pytest.raises(UsageError, match=r"fixes the first dimension of its inputs to 8, and a batch of 2"):
+        bench([fixed], batch=[1, 2], runs=5, inputs=inputs)
+    with pytest.raises(UsageError, match=r"'x' of open is \[1, 3, 8, 8\] and that of fixed \[8, 3, 8, 8\]"):
+        bench([make_model("open.onnx"), fixed], runs=5, inputs=inputs)
+    result = bench([make_model("open.onnx"), fixed], batch=8, runs=5, inputs=inputs)
+    assert [case.inputs["x"][0] for case in result.cases] == [8, 8]
+
+
+def test_clients_have_bindings_of_their_own(pair: tuple[Path, Path]) -> None:
+    session = open_session(pair[0], SessionSettings(io_binding=True))
+    feeds = random_feeds(session, 1, {}, np.random.default_rng(0))
+    bound: list[object] = []
+    bind, run = session._bound, session.shared_runner(feeds)
+    session._bound = lambda feeds: bound.append(bind(feeds)) or bound[-1]  # type: ignore[func-returns-value,method-assign]
+
+    def client() -> None:
+        for _ in range(3):
+            run()
+
+    threads = [threading.Thread(target=client) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(one) for one in bound}) == len(bound) == 2
+
+
+def test_no_memory_is_known_where_a_process_cannot_be_started(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    result = bench([pair[0]], runs=5)
+    assert result.cases[0].memory is None
+    assert result.cases[0].latency_ms.count == 5
+
+
+def test_without_a_warm_up_turns_are_as_long_as_the_first_run_says(pair: tuple[Path, Path]) -> None:
+    """Eight calls a turn of a model of seconds would take minutes."""
+    result = bench([pair[1], pair[0]], warmup=0, seconds=0.2)
+    assert all(case.warmup_calls == 0 for case in result.cases)
+    openings = Openings({"a": Case("a", pair[0], SessionSettings(), 1)}, feeds_of, np.random.default_rng(0), 0)
+    openings.time(calls=1)
+    assert openings.timings["a"].warmup.latency_ms == openings.timings["a"].first_run_ms[-1] > 0
+
+
+def feeds_of(_case: Case, session: Session) -> dict[str, Any]:
+    return random_feeds(session, 1, {}, np.random.default_rng(0))
+
+
 def test_inputs_stay_where_they_are_bound(pair: tuple[Path, Path]) -> None:
     result = bench(pair, io_binding=True, runs=20)
     assert result["large"].latency_ms.median.value > result["small"].latency_ms.median.value
@@ -182,6 +240,7 @@ def test_a_machine_that_was_busy_meanwhile() -> None:
     ("how", "message"),
     [
         ({"runs": 5, "seconds": 1.0}, "Both a number of runs and a number of seconds"),
+        ({"seconds": math.inf}, "above 0 seconds and end, and inf were"),
         ({"runs": 5, "precision": 0.01}, "something that decides how many are needed"),
         ({"precision": 1.5}, "above 0 and below 100 %, and 150.000%"),
         ({"max_regression": 0.05}, "needs a baseline"),

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto
 
 from onnxdistill.device import runtime
+from onnxdistill.device import session as device_session
 from onnxdistill.device.feeds import random_feeds
 from onnxdistill.device.probe import probe_model, probe_provider
 from onnxdistill.device.session import Port, SessionSettings, open_session
@@ -162,6 +163,15 @@ def test_provider_that_takes_no_node_is_refused(make_model, monkeypatch) -> None
     monkeypatch.setattr(runtime, "available_providers", lambda: ("AzureExecutionProvider",))
     with pytest.raises(FallbackError, match="takes no node of"):
         open_session(make_model(), SessionSettings(provider="AzureExecutionProvider"))
+
+
+def test_a_runtime_that_does_not_tell_who_runs_what_is_refused(make_model, monkeypatch) -> None:
+    """As older ones, on another machine: all nodes may be on the CPU, and nobody would know."""
+    session = open_session(make_model())
+    session.provider = "XnnpackExecutionProvider"
+    session.tells_placement, session.nodes_by_provider = False, {}
+    with pytest.raises(ProviderError, match="does not tell which nodes the execution provider 'xnnpack' takes"):
+        device_session._check_not_fallen_back(session, ["XnnpackExecutionProvider"])
 
 
 def test_remote_provider_is_not_offered() -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from onnxdistill.device.costs import measuring
 from onnxdistill.device.costs.layers import DEPTHWISE, LayerKind, read_exported
 from onnxdistill.device.costs.measuring import LayerClock
 from onnxdistill.device.costs.probes import width_probe
+from onnxdistill.device.profiling.profiler import Call
 from onnxdistill.device.session import SessionSettings, open_session
+from onnxdistill.errors import ProviderError
 
 PLAIN = LayerKind("float32", (3, 3), (1, 1), 1, (1, 8, 8))
 KINDS = [
@@ -46,6 +50,22 @@ def test_more_work_takes_longer() -> None:
     assert 4 * times_ms[16, 16] < times_ms[64, 64] < 64 * times_ms[16, 16]
     # Each of several alike takes as long as one of them alone; loosely, since others may run.
     assert times_ms[64, 64] / 3 < clock.repeated_ms(kind, (64, 64), 3) < 3 * times_ms[64, 64]
+
+
+def test_layers_that_a_provider_joins_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = measuring.record_calls
+
+    def joined(*arguments: Any, **settings: Any) -> list[list[Call]]:
+        """As of a provider that compiles the network: one node, which has a name of its own."""
+        found = []
+        for calls in record(*arguments, **settings):
+            names = [(*call.key[:-1], (call.key[-1][0], "OpenVINO-EP-subgraph_1_0")) for call in calls]
+            found.append([replace(call, key=name) for call, name in zip(calls, names, strict=True)])
+        return found
+
+    monkeypatch.setattr(measuring, "record_calls", joined)
+    with pytest.raises(ProviderError, match=r"runs layers as one, so that their times cannot be told apart"):
+        LayerClock(SessionSettings(), "uint8").times_ms(PLAIN, [(16, 16)])
 
 
 def test_nothing_takes_less_than_calling_a_node() -> None:

@@ -100,6 +100,15 @@ def test_a_probe_is_as_long_as_its_percentile_needs() -> None:
     assert (hopeless.rate_per_s, hopeless.resolved, hopeless.probes) == (None, False, ())
 
 
+def test_more_requests_than_a_probe_has_room_for_are_not_tried() -> None:
+    clock = VirtualTime()
+    # A hundred thousand calls a second, of which probes of a minute have room for 5,000,000 / 60.
+    found = search(clock.server(0.01), clock, percent=90.0, limit_ms=1000.0, probe_seconds=60.0, seconds_at_most=600.0)
+    assert found.rate_per_s is not None
+    assert 0.9 * 5e6 / 60 < found.rate_per_s < 5e6 / 60
+    assert (found.missed_per_s, found.resolved) == (None, False)
+
+
 def test_a_search_as_json() -> None:
     clock = VirtualTime()
     found = search(clock.server(2.0), clock, percent=99.0, limit_ms=8.0)

@@ -81,6 +81,24 @@ def test_what_is_not_finite(tmp_path: Path) -> None:
     assert math.isinf(unequal.max_relative)
 
 
+def test_outputs_that_are_no_numbers_are_not_compared(tmp_path: Path) -> None:
+    """As the labels of a classifier that was not trained by gradients."""
+    paths = []
+    for name, kind in (("texts", "string"), ("numbers", "int64")):
+        model = onnx.parser.parse_model(
+            f"""<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => ({kind}[N, 3] label, float[N, 3] y) {{
+                label = Cast<to = {TensorProto.STRING if kind == "string" else TensorProto.INT64}>(x)
+                y = Identity(x)
+            }}"""
+        )
+        paths.append(tmp_path / f"{name}.onnx")
+        onnx.save(model, paths[-1])
+    texts, numbers = (open_session(path) for path in paths)
+    for first, second in ((texts, texts), (texts, numbers), (numbers, texts)):
+        assert [one.output for one in agreements(("a", first), ("b", second), [{"x": X}])] == ["y"]
+    assert [one.output for one in agreements(("a", numbers), ("b", numbers), [{"x": X}])] == ["label", "y"]
+
+
 def test_other_names(tmp_path: Path) -> None:
     first = open_session(model(tmp_path / "a.onnx", "Identity"))
     second = open_session(model(tmp_path / "b.onnx", "Identity", output="z"))

@@ -75,6 +75,18 @@ def test_single_timing_has_no_deviation() -> None:
     assert (summary.median, summary.std) == (Estimate(3.0, 0.0, math.inf), None)
 
 
+def test_what_openings_differ_by_counts_however_few_calls_each_has() -> None:
+    """Three openings of ten calls, whose times within are constant."""
+    openings = [column(*[value] * 10) for value in (1.0, 1.1, 1.21)]
+    found = summarize(openings, rng())
+    half = 4.3027 * math.log(1.1) / math.sqrt(3)  # Student's, of logarithms that are a step apart
+    assert found.median.value == pytest.approx(1.1)
+    assert math.log(found.median.high / 1.1) == pytest.approx(half, rel=1e-3)
+    assert found.p90 is not None
+    assert found.p90.high >= 1.21 * math.exp(half) * 0.999
+    assert found.p90.low <= 1.1
+
+
 def test_speedup_by_hand() -> None:
     ratio = speedup([column(*[10, 20, 30] * 4)], [column(*[5] * 12)], rng())
     assert ratio.value == 4.0

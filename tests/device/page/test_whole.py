@@ -377,7 +377,7 @@ def test_loads() -> None:
     loads = [CaseLoad("m", result) for result in (steady, overloaded, closed, a_search([(500.0, 2.0, False, True)]))]
     page = Page(loads_section(loads, {"m": "s3"}))
     assert re.search(rf"m 500 {number(steady.achieved_per_s)} 1\.[\d.–∞\s]+ \d+ % 1 steady", page.text)
-    assert re.search(r"m 1,500 [\d,]+ \d[\d.–∞\s]+ 150 % 1 saturated", page.text)
+    assert re.search(r"m 1,500 [\d,]+ \d[\d.,–∞\s]+ 150 % 1 saturated", page.text)
     assert "m 1 1,000 1.000 1.000–1.000" in page.text
     assert "keeps p99 within 4 ms up to 500.0 requests a second" in page.text
     assert ("class", "curve s3") in page.attributes
