@@ -57,10 +57,11 @@ class InputSource:
             for _ in range(max(1, _RANDOM_ITEMS // batch)):
                 yield random_feeds(session, batch, self._own_shapes(session), rng)
             return
-        yield given_feeds(session, batch, self._inputs)
+        shapes = self._own_shapes(session)
+        yield given_feeds(session, batch, self._inputs, shapes)
         fewest = min(len(array) if array.ndim else 1 for array in self._inputs.values())
         for begin in range(batch, fewest - batch + 1, batch):
-            yield given_feeds(session, batch, self._inputs, begin)
+            yield given_feeds(session, batch, self._inputs, shapes, begin)
 
     def check_shapes_used(self, sessions: Iterable[Session]) -> None:
         """Makes sure that each shape is of an input of some model.
@@ -126,13 +127,20 @@ def random_feeds(
     return {port.name: _values(session, port, chosen[port.name], rng) for port in session.inputs}
 
 
-def given_feeds(session: Session, batch: int, inputs: Mapping[str, Array], begin: int = 0) -> dict[str, Array]:
+def given_feeds(
+    session: Session,
+    batch: int,
+    inputs: Mapping[str, Array],
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    begin: int = 0,
+) -> dict[str, Array]:
     """A batch of items from arrays that may hold more; an input whose first dimension is fixed gets all of its array.
 
     Args:
         session: The opened model.
         batch: Items in a batch.
         inputs: Arrays by input name.
+        shapes: Whole shapes of inputs whose first dimension is fixed, and need not be the batch.
         begin: The first item.
 
     Raises:
@@ -140,10 +148,11 @@ def given_feeds(session: Session, batch: int, inputs: Mapping[str, Array], begin
     """
     feeds = dict(inputs)
     first = {port.shape[0] for port in session.inputs if port.shape}
-    if batch != 1 and len(first) == 1 and isinstance(size := first.pop(), int) and size != batch:
+    if batch != 1 and not shapes and len(first) == 1 and isinstance(size := first.pop(), int) and size != batch:
+        one = next(port for port in session.inputs if port.shape)
         raise UsageError(
             f"{session.label} fixes the first dimension of its inputs to {size}, and a batch of {batch} was asked for.",
-            "Leave out --batch, or export the model with an open batch.",
+            f"Use --batch {size}, or --shape {_example(one)} if that dimension is not the batch.",
         )
     for port in session.inputs:
         if port.name not in inputs or not port.shape or isinstance(port.shape[0], int):

@@ -106,8 +106,9 @@ def is_range(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     if len(constants) < len(set(bounds)):
         return False
     low, high = ([*node.input[1:], "", ""])[:2]
-    return (not low or float(numpy_helper.to_array(constants[low])) <= 0) and (
-        not high or float(numpy_helper.to_array(constants[high])) >= 0
+    # A bound may have one dimension, of one element.
+    return (not low or numpy_helper.to_array(constants[low]).item() <= 0) and (
+        not high or numpy_helper.to_array(constants[high]).item() >= 0
     )
 
 

@@ -90,13 +90,15 @@ class Histogram:
         Raises:
             ModelFileError: If one of them is NaN; the message names the tensor.
         """
-        if values.size == 0 or self.unbounded:
+        if values.size == 0:
             return
         flat = np.ravel(np.asarray(values))
         step = flat.size if flat.dtype == np.float32 else _CONVERTED
         with self._adding:
             for start in range(0, flat.size, step):
                 part, done = flat[start : start + step].astype(np.float32, copy=False), 0
+                if self.unbounded:
+                    return
                 while (done := self._count_from(done, part)) < part.size:
                     magnitude = self._magnitude(part[done : done + _PIECE])
                     if math.isinf(magnitude):

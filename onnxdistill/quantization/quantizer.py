@@ -15,6 +15,8 @@ from onnxdistill.quantization.calibration import FUNCTIONS, find_activations, is
 from onnxdistill.quantization.ranges import Range
 from onnxdistill.quantization.scheme import Scheme
 
+_WITH_BIAS, _BIAS = ("Conv", "ConvTranspose", "Gemm", "LayerNormalization"), 2
+_WHOLE = "all axes"
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 
 
@@ -124,21 +126,36 @@ def _fatal(model: onnx.ModelProto, scheme: Scheme) -> list[str]:
 
 
 def _of_one_scale(model: onnx.ModelProto) -> set[str]:
-    """Constants that no axis has a scale of its own for.
+    """Constants that no axis has a scale of its own for; no biases, which get theirs from other tensors.
 
     Of matrices in stacks, and of those on the left, ONNX Runtime's kernels take one scale only. Of a
     `LayerNormalization` over several axes, the quantizer fails to divide the bias by the scales. And nodes that want
     different axes of one constant would get the one that was asked for last.
     """
-    constants = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
-    found, wanted = set(), dict[str, str]()
+    dimensions = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    axes: dict[str, set[int | str]] = {}
+    biases = set()
     for node in model.graph.node:
         for place, name in enumerate(node.input):
-            if name not in constants:
-                continue
-            stacked = node.op_type == "MatMul" and (place == 0 or constants[name] > 2)
-            several = node.op_type == "LayerNormalization" and constants[name] > 1
-            use = f"{node.op_type} {place} {sorted(attribute.SerializeToString() for attribute in node.attribute)}"
-            if stacked or several or wanted.setdefault(name, use) != use:
-                found.add(name)
-    return found
+            if name in dimensions:
+                if node.op_type in _WITH_BIAS and place == _BIAS:
+                    biases.add(name)
+                else:
+                    axes.setdefault(name, set()).add(_axis(node, place, dimensions[name]))
+    return {name for name, wanted in axes.items() if name not in biases and (_WHOLE in wanted or len(wanted) > 1)}
+
+
+def _axis(node: onnx.NodeProto, place: int, dimensions: int) -> int | str:
+    """That a constant gets scales along, for a node that reads it; of other kinds of nodes, what tells them apart."""
+    match node.op_type, place:
+        case "Conv", 1:
+            return 0
+        case "ConvTranspose", 1:
+            return 1
+        case "Gemm", 1:
+            return 0 if any(attribute.name == "transB" and attribute.i for attribute in node.attribute) else 1
+        case "MatMul", _:
+            return 1 if place == 1 and dimensions <= 2 else _WHOLE
+        case "LayerNormalization", 1:
+            return 0 if dimensions <= 1 else _WHOLE
+    return str(node.op_type)

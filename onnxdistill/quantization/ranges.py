@@ -52,10 +52,10 @@ def find_range(
         percent: Share of the values that `percentile` covers.
 
     Returns:
-        None if the histogram is empty: nothing is known. Of a tensor that was always zero, any range would do: it is
-        0 to 1, so that the scale is no extreme number.
+        None if the histogram is empty, or a value was infinite: nothing is known. Of a tensor that was always zero, any
+        range would do: it is 0 to 1, so that the scale is no extreme number.
     """
-    if histogram.total == 0:
+    if histogram.total == 0 or histogram.unbounded:
         return None
     if _degenerate(histogram.minimum, histogram.maximum):
         return Range(-1.0 if symmetric or histogram.minimum < 0 else 0.0, 1.0)

@@ -164,6 +164,11 @@ def _unsaved_buffers(network: nn.Module) -> dict[str, Tensor]:
 
 def _set_unsaved_buffers(network: nn.Module, values: Mapping[str, Tensor]) -> None:
     """The inverse of `_unsaved_buffers`; what is there may have been made in a forward, and cannot be written to."""
+    known = dict(network.named_buffers())
     for name, value in values.items():
+        there = known[name]
+        if there.shape == value.shape and there.dtype == value.dtype and not there.is_inference():
+            there.copy_(value)  # others may hold the same tensor
+            continue
         place, _, leaf = name.rpartition(".")
         network.get_submodule(place).register_buffer(leaf, value.clone(), persistent=False)

@@ -195,6 +195,8 @@ def test_with_an_infinite_value_there_is_no_range(infinite: float) -> None:
     made.add(np.array([4.0], np.float32))
     assert made.unbounded
     assert find_range(made, "minmax") is None
+    made.counts[HALF] = 7  # as of another thread, that had begun before
+    assert find_range(made, "percentile") is None
     again = Histogram.of("x", made.counts, made.minimum, made.maximum, made.exponent)
     assert again.unbounded
     assert not Histogram().unbounded

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto
 
 from onnxdistill.errors import ModelFileError
 from onnxdistill.quantization.scheme import Activations, Scheme
@@ -80,6 +81,30 @@ GRAPHS: dict[str, tuple[str, Constants, tuple[int, ...]]] = {
         {"w": normal(4, 3, 1, 1), "yes": np.array(True)},
         (3, 6, 6),
     ),
+    "a bias of two convolutions": (
+        """g (float[n,4,6,6] x) => (float[n,4,4,4] y) {
+            c = Conv<kernel_shape = [1, 1]>(x, w, b)
+            y = Conv<kernel_shape = [3, 3]>(c, v, b)
+        }""",
+        {"w": normal(4, 4, 1, 1), "v": normal(4, 4, 3, 3), "b": normal(4)},
+        (4, 6, 6),
+    ),
+    "a weight of two convolutions": (
+        """g (float[n,4,6,6] x) => (float[n,4,4,4] y, float[n,4,2,2] z) {
+            y = Conv<kernel_shape = [3, 3]>(x, w)
+            z = Conv<kernel_shape = [3, 3], dilations = [2, 2]>(x, w)
+        }""",
+        {"w": normal(4, 4, 3, 3)},
+        (4, 6, 6),
+    ),
+    "a Clip with bounds of one dimension": (
+        """g (float[n,3,6,6] x) => (float[n,4,6,6] y) {
+            c = Conv<kernel_shape = [1, 1]>(x, w)
+            y = Clip(c, low, high)
+        }""",
+        {"w": normal(4, 3, 1, 1), "low": np.zeros(1, np.float32), "high": np.full(1, 6, np.float32)},
+        (3, 6, 6),
+    ),
     "a Clip above zero": (
         """g (float[n,3,6,6] x) => (float[n,4,6,6] y) {
             c = Conv<kernel_shape = [1, 1]>(x, w)
@@ -141,6 +166,20 @@ def test_int8_forms_do_the_same(tmp_path: Path, name: str, activations: Activati
     for before, after in zip(expected, given, strict=True):
         error = np.sqrt(np.mean((after - before) ** 2) / np.mean(before**2))
         assert error < 0.06, f"{error:.3f}"
+
+
+def test_what_is_shared_keeps_its_channels_and_its_kernels(tmp_path: Path) -> None:
+    scheme = Scheme("uint8", per_channel=True, weight_bits=7)
+    _, _, shared_bias = forms(tmp_path, "a bias of two convolutions", scheme)
+    kinds = {tensor.name: tensor.data_type for tensor in shared_bias.graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in shared_bias.graph.node if node.op_type == "DequantizeLinear"}
+    biases = [sources[node.input[2]] for node in shared_bias.graph.node if node.op_type == "Conv"]
+    # Of 32 bits, each in the scales of its own layer, or there would be no integer kernel.
+    assert [kinds[name] for name in biases] == [TensorProto.INT32] * 2
+    assert len(set(biases)) == 2
+    _, _, shared_weight = forms(tmp_path, "a weight of two convolutions", scheme)
+    scales = [tensor.dims for tensor in shared_weight.graph.initializer if tensor.name == "w_scale"]
+    assert [list(dims) for dims in scales] == [[4]]
 
 
 def test_what_a_mask_makes_infinite_stays_in_float_and_is_told(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ class CaseLoad:
         if isinstance(self.result, RateSearch):
             return None
         parts: list[Series] = [part[:, None] for part in np.array_split(self.result.latency_ms, _PARTS) if len(part)]
-        return summarize(parts, np.random.default_rng(0))
+        return summarize(parts, np.random.default_rng(0), opened_anew=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""

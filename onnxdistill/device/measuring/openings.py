@@ -98,8 +98,8 @@ class Openings:
         runners = {name: session.runner(self.feeds[name]) for name, session in self.sessions.items()}
         warmup = warm_up(runners, calls)
         for name, one in warmup.items():
-            if not one.calls:  # asked for none: how long the turns become is seen from the first run
-                warmup[name] = replace(one, latency_ms=self.timings[name].first_run_ms[-1])
+            if not one.calls:  # asked for none: one call tells how long the turns may become
+                warmup[name] = replace(one, latency_ms=warm_up({name: runners[name]}, 1)[name].latency_ms)
         if not self._done:
             for name, one in warmup.items():
                 self.timings[name].warmup = one

@@ -120,12 +120,13 @@ class Percentiles:
         return cls(**values)
 
 
-def summarize(openings: Sequence[Series], rng: np.random.Generator) -> Percentiles:
+def summarize(openings: Sequence[Series], rng: np.random.Generator, *, opened_anew: bool = True) -> Percentiles:
     """Percentiles, mean and deviation of timings.
 
     Args:
         openings: The timings of each opening.
         rng: Draws the rounds, where there are too few openings.
+        opened_anew: Whether they are openings, and not parts of one, which differ by no more than rounds do.
 
     Raises:
         ValueError: If there is no opening, or one that is empty or has another number of dimensions.
@@ -136,14 +137,14 @@ def summarize(openings: Sequence[Series], rng: np.random.Generator) -> Percentil
     figures |= {
         name: _Figure(
             # Of a few calls, too, the median is a measurement, as noisy as openings then differ.
-            1 if name == "median" else round(_BEYOND / (1 - percent / 100)),
+            1 if name == "median" and opened_anew else round(_BEYOND / (1 - percent / 100)),
             functools.partial(np.percentile, q=percent),
             percent,
         )
         for (percent, needed), name in zip(NEEDED_TIMINGS.items(), _NAMES, strict=True)
         if every.size >= needed
     }
-    found = _estimates(openings, figures, rng)
+    found = _estimates(openings, figures, rng, opened_anew)
     return Percentiles(
         count=every.size,
         median=found["median"],
@@ -265,7 +266,7 @@ class _Figure:
 
 
 def _estimates(
-    openings: Sequence[Series], figures: dict[str, _Figure], rng: np.random.Generator
+    openings: Sequence[Series], figures: dict[str, _Figure], rng: np.random.Generator, opened_anew: bool
 ) -> dict[str, Estimate]:
     """Figures of all timings by name.
 
@@ -283,7 +284,7 @@ def _estimates(
         name: Estimate(values[name], values[name] * exp(-half), values[name] * exp(half))
         for name, half in halves.items()
     }
-    apart = exp(halves["median"]) if "median" in halves else 1.0
+    apart = exp(halves["median"]) if "median" in halves and opened_anew else 1.0
     if rest := figures.keys() - found.keys():
         drawn: dict[str, list[Series]] = {name: [] for name in rest}
         for chunk in _chunks(pooled, rng):

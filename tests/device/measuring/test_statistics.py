@@ -82,9 +82,11 @@ def test_what_openings_differ_by_counts_however_few_calls_each_has() -> None:
     half = 4.3027 * math.log(1.1) / math.sqrt(3)  # Student's, of logarithms that are a step apart
     assert found.median.value == pytest.approx(1.1)
     assert math.log(found.median.high / 1.1) == pytest.approx(half, rel=1e-3)
+    pieces = summarize(openings, rng(), opened_anew=False)
+    assert (pieces.median.low, pieces.median.high) == (1.0, 1.21)
+    assert pieces.p90 is not None
     assert found.p90 is not None
-    assert found.p90.high >= 1.21 * math.exp(half) * 0.999
-    assert found.p90.low <= 1.1
+    assert (pieces.p90.low, found.p90.low) == pytest.approx((1.1, 1.1 / math.exp(half)), rel=1e-3)
 
 
 def test_speedup_by_hand() -> None:
