@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/digits
 # Tests that tell small differences in time want the processor to themselves; all others run side by side.
-TIMED := tests/device tests/test_gate.py
+TIMED := $(addprefix tests/device/,costs loading measuring profiling test_bench.py) tests/test_gate.py
 
 .PHONY: demo test lint check-types venv tables clean
 
