@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/digits
 # Tests that tell small differences in time want the processor to themselves; all others run side by side.
-TIMED := $(addprefix tests/device/,costs loading measuring profiling test_bench.py) tests/test_gate.py
+COSTS := $(addprefix costs/test_,coldness.py network.py probes.py)
+TIMED := $(addprefix tests/device/,$(COSTS) loading measuring profiling test_bench.py) tests/test_gate.py
 
 .PHONY: demo test lint check-types venv tables clean
 

@@ -192,7 +192,7 @@ def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> 
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(QUICK)
     asked = ("compress", recipe, "--out", out, "--speedup", 1.5, "--max-drop", 60, "--set", "quantize=")
-    asked += ("--set", "plan.steps=2", "--set", "plan.epochs=1", "--time-budget", "30m")
+    asked += ("--set", "plan.steps=2", "--set", "plan.epochs=1", "--set", "plan.pairs=false", "--time-budget", "30m")
     for awaited in ("plan-1.pt", "distill.pt"):
         killed_at(tmp_path / ".run.resume" / awaited, *asked)
     process = run(*asked)
