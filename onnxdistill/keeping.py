@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import onnxdistill
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import read_json, write_json
-from onnxdistill.errors import DataError, cannot_write
+from onnxdistill.errors import DataError, NetworkError, cannot_write
+from onnxdistill.networks.user import user_builder
 from onnxdistill.recipe import FurtherTeacherTable, Recipe, TeacherTable
 from onnxdistill.report import Report
 
@@ -117,14 +118,14 @@ def _digests(tables: Mapping[str, TeacherTable | FurtherTeacherTable]) -> dict[s
 
 def _source_of(network: str) -> Path:
     """The file that a user's own network comes from, if it is known by its name."""
-    place = network.rpartition(":")[0]
+    place, _, function = network.rpartition(":")
     if place.endswith(".py") or place in ("", "torchvision"):
         return Path(place)
     try:
-        spec = importlib.util.find_spec(place)
-    except (Exception, SystemExit):  # noqa: BLE001  # a user's package raises anything; it is refused later
+        user_builder(place, function, None)
+    except NetworkError:  # the run refuses it, too, and knows by which key it was named
         return Path()
-    return Path(spec.origin if spec is not None and spec.origin is not None else "")
+    return Path(getattr(sys.modules[place], "__file__", None) or "")
 
 
 def _teacher_file(report: Report) -> str | None:

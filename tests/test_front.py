@@ -135,7 +135,7 @@ def test_what_students_learn_from_beside_counts_as_well(
     recipe: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights, module = tmp_path / "w.pt", tmp_path / "my_networks.py"
-    module.write_text("# one")
+    module.write_text("def make(): ...")
     monkeypatch.syspath_prepend(tmp_path)
     weights.write_bytes(b"one")
     recipe.write_text(
@@ -145,6 +145,8 @@ def test_what_students_learn_from_beside_counts_as_well(
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
     SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
     assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
+    broken = load_recipe(recipe, ["teacher.train=", "teacher.network=no_such_module:make"])
+    assert SharedTeacher(tmp_path, broken, {}).overrides == []  # to be refused by the run
     for path in (weights, module):
         before = path.read_bytes()
         path.write_bytes(b"# two")
