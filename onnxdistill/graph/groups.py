@@ -14,6 +14,9 @@ from onnxdistill.graph.labels import Label
 Channels = NDArray[np.int64]
 Kind = Literal["channels", "heads"]
 
+Removed = Mapping[tuple[str, int], Channels]
+"""Indices that went, by tensor and dimension."""
+
 
 @dataclass(frozen=True)
 class Member:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from onnxdistill.graph.groups import Channels
+from onnxdistill.graph.groups import Removed
 
 # Inputs go through the network at once, as many as have so many values: 341 images of 32 pixels; but at least so many.
 _MOST_INPUTS, _FEWEST_SAMPLES = 2**20, 64
@@ -50,9 +51,7 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> nn.
     return changed
 
 
-def match_batch_norm(
-    whole: nn.Module, cut: nn.Module, removed: Mapping[tuple[str, int], Channels], batches: Sequence[Tensor]
-) -> nn.Module:
+def match_batch_norm(whole: nn.Module, cut: nn.Module, removed: Removed, batches: Sequence[Tensor]) -> nn.Module:
     """Returns a copy of the cut network whose batch norms give what they gave before: see `NormMatcher`.
 
     Args:
@@ -84,9 +83,23 @@ class NormMatcher:
         self._inputs = _at_once(batches)
         self._before = _seen_by_norms(whole, self._inputs.clone())
 
-    def matched(self, cut: nn.Module, removed: Mapping[tuple[str, int], Channels]) -> nn.Module:
+    def matched(self, cut: nn.Module, removed: Removed) -> nn.Module:
         """A copy of a changed network, of which `removed` went, as `ChannelAnalysis.removed_indices` gives it."""
         changed = copy.deepcopy(cut).eval()
+        with self.matching(changed, removed), torch.no_grad():
+            changed(self._inputs.clone())
+        return changed
+
+    @contextmanager
+    def matching(self, cut: nn.Module, removed: Removed) -> Iterator[None]:
+        """While this is entered, a pass of the inputs adapts the norms of a changed network, which is changed itself.
+
+        One pass is enough: every norm gets its statistics before it runs, and what follows sees its outputs.
+
+        Args:
+            cut: In evaluation mode; it is to get the inputs that the norms are matched on, or others like them.
+            removed: Which channels went, as `ChannelAnalysis.removed_indices` gives it.
+        """
 
         def match(norm: _BatchNorm, received: Tensor, name: str) -> None:
             if name not in self._before or norm.running_mean is None or norm.running_var is None:
@@ -105,9 +118,8 @@ class NormMatcher:
             norm.running_mean.copy_(now_mean - ratio.sqrt() * (mean - known_mean))
             norm.running_var.copy_(known_variance * ratio)
 
-        # In one pass: every norm gets its statistics before it runs, and what follows sees its outputs.
-        _with_norms(changed, self._inputs.clone(), match)
-        return changed
+        with _showing_norms(cut, match):
+            yield
 
 
 Statistics = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -123,12 +135,14 @@ def _seen_by_norms(network: nn.Module, inputs: Tensor) -> dict[str, Statistics]:
         if norm.running_mean is not None and norm.running_var is not None:
             seen[name] = (*_moments(received), norm.running_mean.clone(), norm.running_var.clone())
 
-    _with_norms(network, inputs, see)
+    with _showing_norms(network, see), torch.no_grad():
+        network(inputs)
     return {name: statistics for name, statistics in seen.items() if calls[name] == 1}
 
 
-def _with_norms(network: nn.Module, inputs: Tensor, see: Callable[[_BatchNorm, Tensor, str], None]) -> None:
-    """Runs a network and shows the inputs of its batch norms, each before it runs."""
+@contextmanager
+def _showing_norms(network: nn.Module, see: Callable[[_BatchNorm, Tensor, str], None]) -> Iterator[None]:
+    """While this is entered, the inputs of a network's batch norms are shown, each before it runs."""
 
     def showing(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def before(norm: nn.Module, received: tuple[Any, ...]) -> None:
@@ -140,8 +154,7 @@ def _with_norms(network: nn.Module, inputs: Tensor, see: Callable[[_BatchNorm, T
     norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
     handles = [module.register_forward_pre_hook(showing(name)) for name, module in norms]
     try:
-        with torch.no_grad():
-            network(inputs)
+        yield
     finally:
         for handle in handles:
             handle.remove()

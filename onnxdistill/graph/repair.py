@@ -27,11 +27,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from onnxdistill.graph.columns import Layer, Sample, has_columns, input_columns, output_columns, watched
-from onnxdistill.graph.groups import Channels
+from onnxdistill.graph.groups import Removed
 from onnxdistill.graph.places import Place, entered, largest_result, places_of
 from onnxdistill.graph.secondorder import LONGEST_COLUMN
-
-Removed = Mapping[tuple[str, int], Channels]
 
 # Relative to the mean of the diagonal of the inputs' second moment.
 DAMPING = 1e-2

@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.cores import core_of
-from onnxdistill.graph.groups import ChannelAnalysis, Channels, ScaledByWidth
+from onnxdistill.graph.groups import ChannelAnalysis, Channels, Removed, ScaledByWidth
 from onnxdistill.graph.rules.elementwise import scalar_factor
 from onnxdistill.graph.silence import difference, silent_outputs
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-Removed = Mapping[tuple[str, int], Channels]
 
 
 def remove_channels(

@@ -7,8 +7,9 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from onnxdistill.graph.groups import Removed
 from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
-from onnxdistill.graph.repair import Removed, layers_after, layers_that_lost_inputs, refit
+from onnxdistill.graph.repair import layers_after, layers_that_lost_inputs, refit
 from onnxdistill.tasks.base import Objective, Task, TrainingBatch
 from onnxdistill.training.validation import best_on_validation
 

@@ -21,9 +21,9 @@ from onnxdistill.device.costs.layers import Layer, pair_of
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import without_blocks
 from onnxdistill.graph.cost import count_macs
+from onnxdistill.graph.groups import Removed
 from onnxdistill.graph.importance import Scores
 from onnxdistill.graph.recalibrate import NormMatcher
-from onnxdistill.graph.repair import Removed
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import most_important
 from onnxdistill.planning.network import Damages, Pair
@@ -51,8 +51,12 @@ class _Trial:
         self._norms = NormMatcher(network, [self._divergence.inputs])
 
     def of(self, changed: nn.Module, removed: Removed | None = None) -> float:
-        """How far the outputs have moved with `removed` gone; see `ChannelAnalysis.removed_indices`."""
-        return self._divergence.of(self._norms.matched(changed, removed or {}))
+        """How far the outputs have moved with `removed` gone; see `ChannelAnalysis.removed_indices`.
+
+        The pass that they are measured with adapts the batch norms of `changed`.
+        """
+        with self._norms.matching(changed.eval(), removed or {}):
+            return self._divergence.of(changed)
 
 
 class Appraiser:
