@@ -142,7 +142,7 @@ class Bench:
         }
 
     def score(self, path: Path) -> Score:
-        return verify(path, self.task, SessionSettings())
+        return verify(path, self.task, SessionSettings(threads=2))
 
 
 class Networks:

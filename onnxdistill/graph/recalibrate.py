@@ -161,9 +161,15 @@ def _showing_norms(network: nn.Module, see: Callable[[_BatchNorm, Tensor, str], 
 
 
 def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the channels of `[N, C, ...]`."""
-    others = [0, *range(2, values.ndim)]
-    return values.mean(others), values.var(others, correction=0)
+    """Mean and variance of the channels of `[N, C, ...]`, without Bessel's correction.
+
+    By those of every sample and channel (the law of total variance): over several dimensions at once, PyTorch takes
+    ten times as long on a CPU, nearly half as long as the convolution before it.
+    """
+    rows = values.reshape(*values.shape[:2], -1)
+    means = rows.mean(2)
+    variances = (rows - means.unsqueeze(2)).square_().mean(2)
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
 def _at_once(batches: Sequence[Tensor]) -> Tensor:

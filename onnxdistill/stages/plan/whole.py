@@ -2,8 +2,8 @@
 
 In several cuts: each time, channels are scored, the network is traced as it is deployed, and of all widths and blocks
 those are taken that let the outputs move the least within the next part of the budget. What is left is repaired, and
-its latency is measured: the plan of the next cut begins with that, and the last cuts make up for what was predicted
-wrong.
+its latency is measured: the plan of the next cut begins with that. What was predicted wrong is made up for in the end:
+by more cuts, or by a last cut that is made again, less deep.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from onnxdistill.tasks import Task
 _MOST_CORRECTIONS = 3
 # Of a latency: two measurements of the same file differ by as much.
 _FASTER = 0.98
+# Of a budget: a last cut that leaves more is made again, since what is left could be channels; and how often.
+_UNUSED, _MOST_REPEATS = 0.05, 2
 
 
 @dataclass(frozen=True)
@@ -111,43 +113,28 @@ def plan(
             each other in too many ways.
     """
     planner = Planner(task, table, place, settings, batch, remember, on_progress)
-    current, notes = network, list[str]()
-    cuts, steps = list[Cut](), list[Step]()
-    deployed = deploy(network)
-    states = [_State(network, deployed)]
+    course = _Course(network, planner, deploy, budget_ms, on_progress)
     for number in range(table.steps + _MOST_CORRECTIONS):
-        if deployed.latency_ms <= budget_ms:
+        latency_ms = course.latency_ms
+        if latency_ms <= budget_ms:
             break
         # From where the last cut has led, in equal ratios.
         left = max(1, table.steps - number)
-        allowed_ms = deployed.latency_ms * (budget_ms / deployed.latency_ms) ** (1 / left)
-        if number >= table.steps and cuts:  # by as much as the last plan was too slow
-            allowed_ms *= min(1.0, cuts[-1].predicted_ms / cuts[-1].measured_ms)
+        allowed_ms = latency_ms * (budget_ms / latency_ms) ** (1 / left)
+        if number >= table.steps and course.cuts:  # by as much as the last plan was too slow
+            allowed_ms *= min(1.0, course.cuts[-1].predicted_ms / course.cuts[-1].measured_ms)
+        # The last cut is followed by the long training.
+        training = tune if number + 1 < table.steps else None
         try:
-            step = planner.step(current, deployed, allowed_ms)
+            if not course.go_on(allowed_ms, training):
+                break
         except EntangledError as error:
             raise NetworkError(
                 f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
                 "Leave out [plan], and say how much goes with [prune].",
             ) from error
-        if step is None:
-            break
-        current = step.network
-        steps.append(step)
-        on_progress("timing what is left")
-        deployed = deploy(current)
-        # The last cut is followed by the long training.
-        if tune is not None and number + 1 < table.steps and deployed.latency_ms > budget_ms:
-            current = tune(current, number + 1)
-            on_progress("timing what was trained")
-            deployed = deploy(current)  # the next cut reads the weights off this file
-        cuts.append(Cut(allowed_ms, step.predicted_ms, deployed.latency_ms, step.damage))
-        notes.append(
-            f"plan, cut {len(cuts)}: {step.predicted_ms:.3g} ms predicted, {deployed.latency_ms:.3g} ms measured, of "
-            f"{allowed_ms:.3g} ms allowed."
-        )
-        notes += [f"plan, cut {len(cuts)}, was planned with times to doubt. {doubt}" for doubt in step.doubts]
-        states.append(_State(current, deployed))
+    course.take_back()
+    states, cuts, steps, notes = course.states, course.cuts, course.steps, course.notes
     kept = _kept(states, budget_ms, notes)
     current, deployed, cuts, steps = states[kept].network, states[kept].deployed, cuts[:kept], steps[:kept]
     if deployed.latency_ms > budget_ms:
@@ -176,6 +163,95 @@ def plan(
 class _State:
     network: nn.Module
     deployed: Deployed
+
+
+class _Course:
+    """What a plan has made so far.
+
+    Attributes:
+        states: The whole network, and what every cut has left.
+        cuts: One less.
+        steps: The same with their networks.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        planner: Planner,
+        deploy: Callable[[nn.Module], Deployed],
+        budget_ms: float,
+        say: Callable[[str], None],
+    ) -> None:
+        self._planner = planner
+        self._deploy = deploy
+        self._budget_ms = budget_ms
+        self._say = say
+        self.states = [_State(network, deploy(network))]
+        self.cuts: list[Cut] = []
+        self.steps: list[Step] = []
+        self._taken_back: list[str] = []
+
+    @property
+    def latency_ms(self) -> float:
+        """Of what is left."""
+        return self.states[-1].deployed.latency_ms
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence each."""
+        found = list[str]()
+        for number, (cut, step) in enumerate(zip(self.cuts, self.steps, strict=True), 1):
+            found.append(
+                f"plan, cut {number}: {cut.predicted_ms:.3g} ms predicted, {cut.measured_ms:.3g} ms measured, of "
+                f"{cut.budget_ms:.3g} ms allowed."
+            )
+            found += [f"plan, cut {number}, was planned with times to doubt. {doubt}" for doubt in step.doubts]
+        return [*found, *self._taken_back]
+
+    def go_on(self, allowed_ms: float, tune: Callable[[nn.Module, int], nn.Module] | None) -> bool:
+        """Makes a cut, and trains what is left if that is still too slow; says whether there was anything to cut."""
+        step = self._planner.step(self.states[-1].network, self.states[-1].deployed, allowed_ms)
+        if step is None:
+            return False
+        state = self._timed(step.network, "timing what is left")
+        if tune is not None and state.deployed.latency_ms > self._budget_ms:
+            # The next cut reads the weights off this file.
+            state = self._timed(tune(step.network, len(self.cuts) + 1), "timing what was trained")
+        self._add(step, allowed_ms, state)
+        return True
+
+    def take_back(self) -> None:
+        """Makes the last cut again, less deep, if it went so much further than it had to that it can be told."""
+        aim_ms = (1 - _UNUSED / 2) * self._budget_ms
+        factor = aim_ms / self.latency_ms
+        for _ in range(_MOST_REPEATS):
+            if not self.cuts or self.latency_ms >= (1 - _UNUSED) * self._budget_ms:
+                break
+            before, cut = self.states[-2], self.cuts[-1]
+            step = self._planner.step(before.network, before.deployed, cut.budget_ms * factor)
+            if step is None or step.damage >= cut.damage:
+                break
+            state = self._timed(step.network, "timing what is left")
+            if state.deployed.latency_ms > self._budget_ms:
+                factor **= 0.5
+                continue
+            unused = 1 - self.latency_ms / self._budget_ms
+            self._taken_back.append(
+                f"plan made cut {len(self.cuts)} again, since it had left {unused:.0%} of the budget: from "
+                f"{cut.measured_ms:.3g} ms to {state.deployed.latency_ms:.3g} ms."
+            )
+            del self.states[-1], self.cuts[-1], self.steps[-1]
+            self._add(step, cut.budget_ms * factor, state)
+            factor = aim_ms / self.latency_ms
+
+    def _timed(self, network: nn.Module, what: str) -> _State:
+        self._say(what)
+        return _State(network, self._deploy(network))
+
+    def _add(self, step: Step, allowed_ms: float, state: _State) -> None:
+        self.states.append(state)
+        self.steps.append(step)
+        self.cuts.append(Cut(allowed_ms, step.predicted_ms, state.deployed.latency_ms, step.damage))
 
 
 def _kept(states: Sequence[_State], budget_ms: float, notes: list[str]) -> int:
