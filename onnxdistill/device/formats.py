@@ -11,7 +11,7 @@ from onnxdistill.device.runtime import short_name
 
 
 def markdown(result: BenchResult) -> str:
-    """A table of the cases, then the verdicts and doubts as a list."""
+    """A table of the cases, then loads, outputs, verdicts and doubts as a list."""
     compared = any(not case.is_baseline for case in result.cases)
     headings = [
         "model",
@@ -25,7 +25,8 @@ def markdown(result: BenchResult) -> str:
     lines = [_row(headings), _row(["---", *["--:"] * (len(headings) - 1)])]
     lines += [_row(_cells(case, compared)) for case in result.cases]
     marks = {"met": "✅", "missed": "❌", "unclear": "⚠️"}
-    notes = [f"- {marks[verdict.outcome]} {verdict}" for verdict in result.verdicts]
+    notes = [f"- {text}" for text in _findings(result)]
+    notes += [f"- {marks[verdict.outcome]} {verdict}" for verdict in result.verdicts]
     notes += [f"- ⚠️ shaky: {doubt}" for doubt in result.doubts()]
     notes.append(f"- {_where(result)}")
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -37,6 +38,7 @@ def github(result: BenchResult) -> str:
     lines = [_annotation(kinds[verdict.outcome], str(verdict)) for verdict in result.verdicts]
     if not lines:
         lines = [_annotation("notice", _sentence(case)) for case in result.cases]
+    lines += [_annotation("notice", text) for text in _findings(result)]
     lines += [_annotation("warning", f"shaky: {doubt}") for doubt in result.doubts()]
     return "\n".join(lines) + "\n"
 
@@ -53,13 +55,19 @@ def junit(result: BenchResult) -> str:
     for case, name, kind, text in tests:
         test = ElementTree.SubElement(suite, "testcase", classname=case, name=name)
         ElementTree.SubElement(test, kind or "system-out", {"message": text} if kind else {}).text = text
-    doubts = ElementTree.SubElement(suite, "system-out")
-    doubts.text = "\n".join([_where(result), *(f"shaky: {doubt}" for doubt in result.doubts())])
+    others = ElementTree.SubElement(suite, "system-out")
+    others.text = "\n".join([_where(result), *_findings(result), *(f"shaky: {doubt}" for doubt in result.doubts())])
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
 FORMATS: dict[str, Callable[[BenchResult], str]] = {"github": github, "junit": junit, "markdown": markdown}
+
+
+def _findings(result: BenchResult) -> list[str]:
+    """What was measured besides the times of calls, a sentence each."""
+    loads = [f"under load: {load}" for load in result.loads]
+    return loads + [f"outputs: {agreement}" for agreement in result.agreements]
 
 
 def _cells(case: CaseTiming, compared: bool) -> list[str]:

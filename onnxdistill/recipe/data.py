@@ -28,7 +28,11 @@ class DataTable(Table):
         None, description="Mean per channel, of images in 0..1; that of ImageNet but for digits."
     )
     std: list[Positive] | None = Field(None, description="Standard deviation per channel.")
-    validation: Share = Field(0.1, description="Share of the training images that decisions are made on.")
+    validation: Share = Field(
+        0.1,
+        description="Share of the training images that decisions are made on; in a folder with `val/` and `test/`, "
+        "`val/` is for that.",
+    )
     calibration: Count = Field(512, description="Training images set aside for calibration.")
 
     @model_validator(mode="after")

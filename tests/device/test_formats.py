@@ -43,6 +43,21 @@ def test_junit(result: BenchResult) -> None:
     assert "missed" in str(failure.text)
 
 
+def test_loads_and_outputs_are_told(make_model: Callable[..., Path]) -> None:
+    models = {"a": make_model("a.onnx"), "b": make_model("b.onnx")}
+    result = bench(models, seconds=0.2, clients=2, check_outputs=True)
+    told = [f"under load: {load}" for load in result.loads] + [f"outputs: {one}" for one in result.agreements]
+    assert len(told) == 3
+    assert told[0].startswith("under load: a with 2 clients: ")
+    assert [line.removeprefix("- ") for line in markdown(result).splitlines()[5:8]] == told
+    assert [line.rpartition("bench::")[2] for line in github(result).splitlines()[2:5]] == [
+        text.replace("%", "%25") for text in told
+    ]
+    others = ElementTree.fromstring(junit(result)).find("system-out")
+    assert others is not None
+    assert str(others.text).splitlines()[1:4] == told
+
+
 def test_without_limits_every_case_is_told(make_model: Callable[..., Path]) -> None:
     plain = bench([make_model()], runs=20)
     assert github(plain).startswith("::notice title=onnxdistill bench::model: median ")

@@ -14,6 +14,7 @@ from onnxdistill.device.loading.openloop import OpenLoopResult, check_rate, open
 from onnxdistill.device.loading.search import Probe, RateSearch, highest_rate
 from onnxdistill.device.measuring.statistics import Estimate, Percentiles, Series, summarize
 from onnxdistill.device.measuring.timing import Runner
+from onnxdistill.device.numbertext import number
 from onnxdistill.device.verdicts import Outcome, Slo, Verdict, slo_verdict
 from onnxdistill.errors import UsageError
 
@@ -79,6 +80,25 @@ class CaseLoad:
             return None
         parts: list[Series] = [part[:, None] for part in np.array_split(self.result.latency_ms, _PARTS) if len(part)]
         return summarize(parts, np.random.default_rng(0), opened_anew=False)
+
+    def __str__(self) -> str:
+        if isinstance(self.result, RateSearch):
+            slo = Slo(self.result.percent, self.result.limit_ms)
+            rate = self.result.rate_per_s
+            found = "found no rate that keeps" if rate is None else f"{number(rate)} requests/s keep"
+            return f"{self.case}: {found} {slo}"
+        latency_ms = self.latency_ms()
+        assert latency_ms is not None
+        figures = f"median {number(latency_ms.median.value)} ms"
+        if latency_ms.p99 is not None:
+            figures += f", p99 {number(latency_ms.p99.value)} ms"
+        if isinstance(self.result, OpenLoopResult):
+            asked, done = number(self.result.rate_per_s), number(self.result.achieved_per_s)
+            overloaded = ", overloaded" if self.result.saturated else ""
+            return f"{self.case} at {asked} requests/s: {done} done{overloaded}, {figures}"
+        clients = self.result.clients
+        at_once = f"{clients} client{'s' if clients > 1 else ''}"
+        return f"{self.case} with {at_once}: {number(self.result.throughput_per_s)} calls/s, {figures}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onnxdistill.device.bench import bench
+from onnxdistill.device.loading.closedloop import ClosedLoopResult
 from onnxdistill.device.loading.openloop import OpenLoopResult
 from onnxdistill.device.loading.search import Probe, RateSearch
 from onnxdistill.device.loading.traffic import CaseLoad, Traffic, load_verdict
@@ -57,6 +58,17 @@ def test_a_search_that_finds_a_rate_has_met_its_bound(rate: float | None, resolv
     load = CaseLoad("m", search)
     assert load_verdict(load, Slo(99.0, 5.0)).outcome == outcome
     assert CaseLoad.from_json(json.loads(json.dumps(load.to_json()))).result == search
+
+
+def test_loads_in_words() -> None:
+    assert str(open_loop(LATENCIES)) == "m at 100.0 requests/s: 99.00 done, median 50.50 ms, p99 99.01 ms"
+    assert str(open_loop(LATENCIES[:50], saturated=True)) == (
+        "m at 100.0 requests/s: 99.00 done, overloaded, median 25.50 ms"
+    )
+    closed = ClosedLoopResult(1, 10.0, 100.0, LATENCIES)
+    assert str(CaseLoad("m", closed)) == "m with 1 client: 100.0 calls/s, median 50.50 ms, p99 99.01 ms"
+    for rate, text in ((12.0, "m: 12.00 requests/s keep p99 ≤ 5 ms"), (None, "m: found no rate that keeps p99 ≤ 5 ms")):
+        assert str(CaseLoad("m", RateSearch(99.0, 5.0, 1, 2.0, 30.0, rate, None, True, ()))) == text
 
 
 def test_there_and_back_as_json() -> None:
