@@ -7,8 +7,9 @@ fitted like the pairs of `graph.lowrank`, so that the loss grows least,
     minimise tr(G (W - W~) S (W - W~)^T),    W~[o, i, t] = sum_ab U[o, a] C[a, b, t] V[b, i]
 
 with the second moments S of the layer's inputs and G of its gradients (`graph.pairmoments`), by alternating least
-squares from the truncated decomposition of the input channels (De Lathauwer et al. 2000, "On the Best Rank-1 and
-Rank-(R1, ..., RN) Approximation", section 3); both ranks are the same share of their widths.
+squares from the truncated decomposition of the input channels, as the higher-order orthogonal iteration goes (De
+Lathauwer et al. 2000, "On the Best Rank-1 and Rank-(R1, ..., RN) Approximation of Higher-Order Tensors"); its two ranks
+are about the same share of their widths, and use up the multiply-adds.
 
 Each 3 x 3 layer of ResNet-56 becomes each of the three forms, alone: the damage is by how much the outputs move then,
 with batch norms adapted, as `plan` measures its choices. Then all layers of the last stage become pairs, or triples,
@@ -60,7 +61,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from benchmarks.summaries import this_machine, write_summary
 
-NETWORK, SAMPLES, ROUNDS = "resnet56", 128, 4
+NETWORK, SAMPLES = "resnet56", 128
+# Of alternating least squares, at most, and the gain of one that ends them; how far ranks may be from proportional.
+ROUNDS, GAIN, UNEVEN = 30, 1e-3, 0.25
+# Damages below this are none.
+SMALLEST = 1e-9
 # Of the layer's multiply-adds, that are left.
 SHARES = (1 / 2, 1 / 3, 1 / 4)
 SCHEMES: tuple[Scheme, Scheme] = ("spatial", "channel")
@@ -91,10 +96,12 @@ class Triple:
         self.to_few = self._first_guess(inputs)  # V, [b, I]
         self.to_all, self.core = self._outer(outputs)  # U, [O, a]; C, [a, b, T]
         self.errors = [self.error()]
-        for _ in range(ROUNDS):
+        while len(self.errors) <= ROUNDS:
             self.to_few = self._inner()
             self.to_all, self.core = self._outer(outputs)
             self.errors.append(self.error())
+            if self.errors[-1] > (1 - GAIN) * self.errors[-2]:
+                break
 
     def error(self) -> float:
         """By how much the loss grows."""
@@ -165,15 +172,16 @@ def triple_macs(layer: nn.Conv2d, shape: tuple[int, ...], outputs: int, inputs: 
 
 
 def ranks_within(layer: nn.Conv2d, shape: tuple[int, ...], share: float) -> tuple[int, int]:
-    """The largest ranks, in proportion to the widths, with at most this share of the layer's multiply-adds."""
+    """Ranks, about in proportion to the widths, that come nearest to this share of the layer's multiply-adds."""
     budget = share * layer_macs(layer, shape)
-    found = (1, 1)
-    for inputs in range(1, layer.in_channels + 1):
-        outputs = max(1, round(inputs * layer.out_channels / layer.in_channels))
-        if triple_macs(layer, shape, outputs, inputs) > budget:
-            break
-        found = (outputs, inputs)
-    return found
+    fitting = [
+        (outputs, inputs)
+        for inputs in range(1, layer.in_channels + 1)
+        for outputs in range(1, layer.out_channels + 1)
+        if abs(outputs * layer.in_channels / (inputs * layer.out_channels) - 1) <= UNEVEN
+        and triple_macs(layer, shape, outputs, inputs) <= budget
+    ]
+    return max(fitting, key=lambda ranks: triple_macs(layer, shape, *ranks))
 
 
 def rank_within(layer: nn.Conv2d, shape: tuple[int, ...], share: float, scheme: Scheme) -> int:
@@ -208,6 +216,8 @@ class Study:
         losses = [partial(loss, one) for one in drawn]
         self.moments = pair_moments(self.network, dict.fromkeys(self.layers, SCHEMES), losses, with_worth=True)
         self._factors: dict[tuple[str, Scheme], Factors] = {}
+        self._triples: dict[tuple[str, float], nn.Module] = {}
+        self.used: list[float] = []
 
     def pair(self, name: str, scheme: Scheme, share: float) -> nn.Module:
         layer = self.layers[name]
@@ -217,10 +227,16 @@ class Study:
         return low_rank_pair(layer, self._factors[name, scheme], rank, scheme)
 
     def triple(self, name: str, share: float) -> nn.Module:
-        layer = self.layers[name]
-        fitted = Triple(layer.weight, self.moments[name, "channel"], *ranks_within(layer, self.shapes[name], share))
-        assert fitted.errors[-1] <= fitted.errors[0] * (1 + 1e-9), "alternating least squares only improves"
-        return fitted.layers(layer)
+        if (name, share) not in self._triples:
+            layer = self.layers[name]
+            ranks = ranks_within(layer, self.shapes[name], share)
+            fitted = Triple(layer.weight, self.moments[name, "channel"], *ranks)
+            assert fitted.errors[-1] <= fitted.errors[0] * (1 + 1e-9), "alternating least squares only improves"
+            self.used.append(
+                triple_macs(layer, self.shapes[name], *ranks) / (share * layer_macs(layer, self.shapes[name]))
+            )
+            self._triples[name, share] = fitted.layers(layer)
+        return self._triples[name, share]
 
     def changed(self, forms: dict[str, nn.Module]) -> nn.Module:
         changed = copy.deepcopy(self.network)
@@ -254,7 +270,7 @@ def main(data: Path, weights: Path) -> None:
             rows[name] = {scheme: study.damage({name: study.pair(name, scheme, share)}) for scheme in SCHEMES}
             rows[name]["tucker"] = study.damage({name: study.triple(name, share)})
         print(share, {form: median(row[form] for row in rows.values()) for form in (*SCHEMES, "tucker")}, flush=True)
-    last = [name for name in study.layers if name.startswith("layer3") and study.layers[name].in_channels == 64]
+    last = [name for name in study.layers if name.startswith("layer3.")]
     times: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         whole = study.deployed({}, Path(folder), "whole")
@@ -268,35 +284,42 @@ def main(data: Path, weights: Path) -> None:
                 ratio = compare(whole, path, SessionSettings(), until="close")
                 times[f"{share:.3f} {form}"] = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
                 print(share, form, times[f"{share:.3f} {form}"], flush=True)
-    results = {"damages": damages, "speedups_of_the_whole_network": times}
+    results = {
+        "damages": damages,
+        "speedups_of_the_whole_network": times,
+        "share_of_the_allowed_macs_that_tucker_uses": sum(study.used) / len(study.used),
+    }
     (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     summarise(results)
 
 
 def summarise(results: dict[str, Any]) -> None:
-    figures: dict[str, float] = {}
-    pairs_ahead = []
+    figures = {"allowed_macs_used_by_tucker_percent": 100 * results["share_of_the_allowed_macs_that_tucker_uses"]}
+    ahead: dict[str, list[bool]] = {scheme: [] for scheme in SCHEMES}
     for share, rows in results["damages"].items():
         key = f"at_{share.replace('.', '_')}_of_the_macs"
-        better = [min(row["spatial"], row["channel"]) for row in rows.values()]
-        tucker = [row["tucker"] for row in rows.values()]
-        figures[f"{key}_tucker_damages_as_pairs_x"] = float(np.exp(np.mean(np.log(np.divide(tucker, better)))))
-        figures[f"{key}_tucker_damages_less_share"] = float(np.mean(np.less(tucker, better)))
-        for form in (*SCHEMES, "tucker"):
-            time = results["speedups_of_the_whole_network"][f"{share} {form}"]
+        times = {form: results["speedups_of_the_whole_network"][f"{share} {form}"] for form in (*SCHEMES, "tucker")}
+        tucker = np.array([row["tucker"] for row in rows.values()]).clip(SMALLEST)
+        for scheme in SCHEMES:
+            pairs = np.array([row[scheme] for row in rows.values()]).clip(SMALLEST)
+            as_much = float(np.exp(np.log(tucker / pairs).mean()))
+            figures[f"{key}_tucker_damages_as_{scheme}_x"] = as_much
+            figures[f"{key}_layers_that_tucker_damages_less_than_{scheme}_percent"] = float(
+                100 * (tucker < pairs).mean()
+            )
+            ahead[scheme].append(as_much > 1 and times[scheme]["low"] > times["tucker"]["high"])
+        for form, time in times.items():
             figures[f"{key}_{form}_speedup_x"] = time["value"]
             figures[f"{key}_{form}_speedup_low_x"] = time["low"]
             figures[f"{key}_{form}_speedup_high_x"] = time["high"]
-        fastest = max(figures[f"{key}_{scheme}_speedup_x"] for scheme in SCHEMES)
-        less_damage = figures[f"{key}_tucker_damages_as_pairs_x"] > 1
-        pairs_ahead.append(less_damage and fastest > figures[f"{key}_tucker_speedup_x"])
     write_summary(
         FOLDER.name,
-        "Tucker-2 beside low-rank pairs at equal multiply-adds, on the 3 x 3 layers of ResNet-56: how the outputs move "
-        "with one layer changed, and times of the int8 network with all layers of its last stage changed",
+        "Tucker-2 (ranks about in proportion to the widths) beside low-rank pairs at equal multiply-adds, on the 3 x 3 "
+        "layers of ResNet-56: how the outputs move with one layer changed (geometric means over layers), and the int8 "
+        "network with all layers of its last stage changed against the unchanged one",
         "python benchmarks/tucker/run.py --data CIFAR10 --weights FOLDER",
         figures,
-        {"pairs_damage_less_and_are_faster_at_every_share": all(pairs_ahead)},
+        {"one_kind_of_pairs_damages_less_and_is_surely_faster_at_every_share": any(map(all, ahead.values()))},
         this_machine(),
     )
 

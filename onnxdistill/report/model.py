@@ -178,7 +178,9 @@ class QuantizationLog:
 class CutRow:
     """A cut of a plan: milliseconds of a call that were allowed, predicted and measured, and the damage.
 
-    `damage` is by how much the outputs were to move: as a distillation loss against the network before the cut.
+    `damage` is by how much the outputs were to move: as a distillation loss against the network before the cut. A last
+    cut that is made again may be allowed more than the whole budget: by as much as plans turned out faster than
+    predicted.
     """
 
     budget_ms: float

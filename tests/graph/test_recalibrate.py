@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
-from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
+from onnxdistill.graph.recalibrate import _moments, match_batch_norm, recalibrate_batch_norm
 
 
 def flat_norm() -> nn.Module:
@@ -41,6 +42,16 @@ def two_layers() -> nn.Sequential:
             norm.weight.uniform_(0.5, 1.5)
             norm.bias.normal_()
     return network.eval()
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 7), (5, 3, 4, 6), (2, 3, 2, 3, 4), (1, 3, 1, 1)])
+def test_what_norms_are_matched_by_are_means_and_variances(shape: tuple[int, ...]) -> None:
+    values = 3 + torch.rand(3).view(1, 3, *[1] * (len(shape) - 2)) * torch.randn(shape)
+    others = [dim for dim in range(len(shape)) if dim != 1]
+    variances, means = torch.var_mean(values, others, correction=0)
+    for given in (values, *([values.to(memory_format=torch.channels_last)] if len(shape) == 4 else [])):
+        torch.testing.assert_close(_moments(given), (means, variances))
+        torch.testing.assert_close(_moments(given.double()), (means.double(), variances.double()), rtol=1e-5, atol=1e-6)
 
 
 def batches() -> list[torch.Tensor]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from onnxdistill.device.places import Here
 from onnxdistill.device.session import SessionSettings
+from onnxdistill.errors import NetworkError
 from onnxdistill.gate import Gate
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.cost import count_macs
@@ -303,15 +304,63 @@ def test_budgets_go_on_from_where_a_cut_has_led(
     assert result.fits
 
 
+class Scripted:
+    """Plans with made-up cuts and times.
+
+    Args:
+        times: What the networks take, in the order in which they are deployed.
+        cut: Makes a cut of a network within milliseconds.
+    """
+
+    def __init__(
+        self,
+        task: Classification,
+        monkeypatch: pytest.MonkeyPatch,
+        times: list[float],
+        cut: Callable[[nn.Module, float], Step | None] = lambda network, allowed_ms: as_asked(network, allowed_ms),
+    ) -> None:
+        self.task, self.times = task, times
+        self.asked: list[tuple[nn.Module, float]] = []
+        self.deployed: list[nn.Module] = []
+
+        def step(_planner: Planner, network: nn.Module, _deployed: Deployed, allowed_ms: float) -> Step | None:
+            self.asked.append((network, allowed_ms))
+            return cut(network, allowed_ms)
+
+        monkeypatch.setattr(Planner, "step", step)
+        monkeypatch.setattr(Planner, "layers", lambda *_: {})
+
+    def plan(self, network: nn.Module, budget_ms: float, steps: int) -> PlanResult:
+        table = PlanTable(latency_ms=budget_ms, steps=steps)
+        result = plan(network, self.task, table, budget_ms, self.deploy, Here(), SessionSettings())
+        assert len(self.deployed) == len(self.times)
+        return result
+
+    def deploy(self, network: nn.Module) -> Deployed:
+        self.deployed.append(network)
+        return Deployed(Path("a.onnx"), Path("a.onnx"), self.times[len(self.deployed) - 1])
+
+
+def as_asked(network: nn.Module, allowed_ms: float) -> Step:
+    """The more is allowed, the less is damaged."""
+    return Step(copy.deepcopy(network), [], allowed_ms, 1 / allowed_ms, [], {}, [])
+
+
 @pytest.mark.parametrize(
     ("times", "asked", "measured"),
     [
-        # As much deeper as it was too fast, but for half of what two measurements differ by.
+        # As much less deep as it was too fast, but for half of what two measurements differ by.
         ([4.0, 1.6, 1.96], [2.0, 2.0 * 1.95 / 1.6], 1.96),
         # Too slow: half-way; and what fits is kept.
-        ([4.0, 1.6, 2.1, 1.8], [2.0, 2.0 * 1.95 / 1.6, 2.0 * (1.95 / 1.6) ** 0.5], 1.8),
-        ([4.0, 1.6, 2.1, 2.1], [2.0, 2.0 * 1.95 / 1.6, 2.0 * (1.95 / 1.6) ** 0.5], 1.6),
+        ([4.0, 1.6, 2.1, 1.92], [2.0, 2.0 * 1.95 / 1.6, 2.0 * (1.95 / 1.6) ** 0.5], 1.92),
+        (
+            [4.0, 1.6, 2.1, 2.1, 2.1],
+            [2.0, 2.0 * 1.95 / 1.6, 2.0 * (1.95 / 1.6) ** 0.5, 2.0 * (1.95 / 1.6) ** 0.25],
+            1.6,
+        ),
         ([4.0, 1.6, 1.7, 1.95], [2.0, 2.0 * 1.95 / 1.6, 2.0 * 1.95 / 1.6 * 1.95 / 1.7], 1.95),
+        # Half-way to the network that it is a cut of, at most: there nothing is left to do.
+        ([2.1, 1.2, 1.95], [2.0, (2.0 * 2.1) ** 0.5], 1.95),
         # As near as can be told.
         ([4.0, 1.91], [2.0], 1.91),
     ],
@@ -319,83 +368,114 @@ def test_budgets_go_on_from_where_a_cut_has_led(
 def test_a_last_cut_that_goes_too_far_is_made_again(
     digits: Classification,
     trained: nn.Module,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     times: list[float],
     asked: list[float],
     measured: float,
 ) -> None:
-    given: list[float] = []
-
-    def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
-        assert network is trained
-        given.append(budget_ms)
-        return Step(copy.deepcopy(network), [], budget_ms, 1 / budget_ms, [], {}, [])
-
-    monkeypatch.setattr(Planner, "step", step)
-    monkeypatch.setattr(Planner, "layers", lambda *_: {})
-    deployed: list[nn.Module] = []
-
-    def deploy(network: nn.Module) -> Deployed:
-        deployed.append(network)
-        return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", times[len(deployed) - 1])
-
-    table = PlanTable(latency_ms=2.0, steps=1)
-    result = plan(trained, digits, table, 2.0, deploy, Here(), SessionSettings())
-    assert given == pytest.approx(asked)
-    assert len(deployed) == len(times)
-    assert result.network is deployed[times.index(measured)]
+    scripted = Scripted(digits, monkeypatch, times)
+    result = scripted.plan(trained, 2.0, steps=1)
+    assert [network is trained for network, _ in scripted.asked] == [True] * len(asked)
+    assert [allowed_ms for _, allowed_ms in scripted.asked] == pytest.approx(asked)
+    assert result.network is scripted.deployed[times.index(measured)]
     assert [(cut.measured_ms, cut.damage) for cut in result.cuts] == [(measured, 1 / result.cuts[0].budget_ms)]
     again = [note for note in result.notes if "again" in note]
-    assert len(again) == sum(kept <= 2.0 for kept in times[2:] if kept <= measured)
+    assert len(again) == sum(time_ms <= 2.0 for time_ms in times[2:])
     if again:
-        assert again[0].startswith("plan made cut 1 again, since it had left 20% of the budget: from 1.6 ms to ")
+        unused = f"{1 - times[1] / 2:.0%} of the budget: from {times[1]:.3g} ms to "
+        assert again[0].startswith(f"plan made cut 1 again, since it had left {unused}")
+
+
+def test_a_cut_is_made_again_of_what_it_was_made_of(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted = Scripted(digits, monkeypatch, [8.0, 4.0, 1.6, 1.96])
+    result = scripted.plan(trained, 2.0, steps=2)
+    before = scripted.deployed[1]
+    assert [network for network, _ in scripted.asked] == [trained, before, before]
+    assert [cut.measured_ms for cut in result.cuts] == [4.0, 1.96]
+    assert [note for note in result.notes if "again" in note] == [
+        "plan made cut 2 again, since it had left 20% of the budget: from 1.6 ms to 1.96 ms."
+    ]
+
+
+def test_where_so_much_is_allowed_that_nothing_is_cut_less_is_tried(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(network: nn.Module, allowed_ms: float) -> Step | None:
+        return as_asked(network, allowed_ms) if allowed_ms < 2.4 else None
+
+    scripted = Scripted(digits, monkeypatch, [4.0, 1.6, 1.95], cut)
+    assert scripted.plan(trained, 2.0, steps=1).latency_ms == 1.95
+    assert [allowed_ms for _, allowed_ms in scripted.asked] == pytest.approx(
+        [2.0, 2.0 * 1.95 / 1.6, 2.0 * (1.95 / 1.6) ** 0.5]
+    )
+
+
+def test_what_cannot_be_cut_less_deep_is_what_it_was(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(network: nn.Module, allowed_ms: float) -> Step:
+        if allowed_ms > 2.0:
+            raise NetworkError("It does not run with so many channels.")
+        return as_asked(network, allowed_ms)
+
+    result = Scripted(digits, monkeypatch, [4.0, 1.6], cut).plan(trained, 2.0, steps=1)
+    assert (result.latency_ms, result.fits, len(result.notes)) == (1.6, True, 1)
 
 
 def test_a_last_cut_is_not_made_again_for_nothing(
-    digits: Classification, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where more is allowed and the plan is no better, it is the same."""
-    steps: list[float] = []
 
-    def step(_planner: Planner, network: nn.Module, _deployed: Deployed, budget_ms: float) -> Step:
-        steps.append(budget_ms)
-        return Step(copy.deepcopy(network), [], budget_ms, 0.1, [], {}, [])
+    def cut(network: nn.Module, allowed_ms: float) -> Step:
+        return Step(copy.deepcopy(network), [], allowed_ms, 0.1, [], {}, [])
 
-    monkeypatch.setattr(Planner, "step", step)
-    monkeypatch.setattr(Planner, "layers", lambda *_: {})
-    times = iter([4.0, 1.0])
-    table = PlanTable(latency_ms=2.0, steps=1)
+    scripted = Scripted(digits, monkeypatch, [4.0, 1.0], cut)
+    result = scripted.plan(trained, 2.0, steps=1)
+    assert (len(scripted.asked), result.latency_ms, len(result.notes)) == (2, 1.0, 1)
 
-    def deploy(_network: nn.Module) -> Deployed:
-        return Deployed(tmp_path / "a.onnx", tmp_path / "a.onnx", next(times))
 
-    result = plan(trained, digits, table, 2.0, deploy, Here(), SessionSettings())
-    assert (len(steps), result.latency_ms, len(result.notes)) == (2, 1.0, 1)
+def test_a_cut_that_is_made_again_may_not_score_worse(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its choices damage one by one."""
+
+    def cut(network: nn.Module, allowed_ms: float) -> Step:
+        made = as_asked(network, allowed_ms)
+        if allowed_ms > 2.0:
+            nn.init.zeros_(made.network.linear.weight)
+        return made
+
+    scripted = Scripted(digits, monkeypatch, [4.0, 1.6, 1.95], cut)
+    result = scripted.plan(trained, 2.0, steps=1)
+    assert (result.network is scripted.deployed[1], result.latency_ms) == (True, 1.6)
 
 
 def test_a_second_cut_of_a_network_is_appraised_by_the_first(
     digits: Classification, trained: nn.Module, tmp_path: Path
 ) -> None:
     setting = Setting(digits, tmp_path)
-    said: list[list[str]] = []
-
-    def planner() -> Planner:
-        said.append([])
-        table = PlanTable(speedup=2.0, blocks=False, pairs=False)
-        return Planner(digits, table, Here(), SessionSettings(), 1, lambda _key, decide: decide(), said[-1].append)
-
+    said: list[str] = []
+    table = PlanTable(speedup=2.0, blocks=False, pairs=False)
+    planner = Planner(digits, table, Here(), SessionSettings(), 1, lambda _key, decide: decide(), said.append)
     names: dict[str, Any] = {"input_name": digits.input_name, "output_name": digits.output_name}
     export(trained, digits.example_input(3), tmp_path / "teacher.onnx", ExportTable(), **names)
+
+    def appraisals() -> int:
+        return sum(text.startswith("trying widths, 1 of") for text in said)
+
     with Journal(tmp_path / "run") as journal:
         gate = Gate(setting.recipe, Here(), digits, tmp_path, journal)
         deployed = gate.deployed(trained, tmp_path / "teacher.onnx")
-    both = planner()
-    deep, shallow = (both.step(trained, deployed, share * deployed.latency_ms) for share in (0.6, 0.8))
-    assert sum(text.startswith("trying widths, 1 of") for text in said[0]) == 1
+    deep, shallow = (planner.step(trained, deployed, share * deployed.latency_ms) for share in (0.6, 0.8))
+    assert appraisals() == 1
     assert deep is not None
     assert shallow is not None
     assert 0 < shallow.damage < deep.damage
+    planner.step(copy.deepcopy(trained), deployed, 0.6 * deployed.latency_ms)
+    assert appraisals() == 2
 
 
 def test_what_is_cut_from_next_is_trained_before(

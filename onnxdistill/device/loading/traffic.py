@@ -86,16 +86,15 @@ class CaseLoad:
             slo = Slo(self.result.percent, self.result.limit_ms)
             rate = self.result.rate_per_s
             found = "found no rate that keeps" if rate is None else f"{number(rate)} requests/s keep"
-            return f"{self.case}: {found} {slo}"
+            return f"{self.case}: {found} {slo}{'' if self.result.resolved else ', in the time that there was'}"
         latency_ms = self.latency_ms()
         assert latency_ms is not None
         figures = f"median {number(latency_ms.median.value)} ms"
         if latency_ms.p99 is not None:
             figures += f", p99 {number(latency_ms.p99.value)} ms"
         if isinstance(self.result, OpenLoopResult):
-            asked, done = number(self.result.rate_per_s), number(self.result.achieved_per_s)
-            overloaded = ", overloaded" if self.result.saturated else ""
-            return f"{self.case} at {asked} requests/s: {done} done{overloaded}, {figures}"
+            done = f"{number(self.result.achieved_per_s)} done{', overloaded' if self.result.saturated else ''}"
+            return f"{self.case} at {self.result.rate_per_s:g} requests/s: {done}, {figures}"
         clients = self.result.clients
         at_once = f"{clients} client{'s' if clients > 1 else ''}"
         return f"{self.case} with {at_once}: {number(self.result.throughput_per_s)} calls/s, {figures}"

@@ -25,13 +25,14 @@ from onnxdistill.stages.plan.account import PlannedLayer, account_decisions, acc
 from onnxdistill.stages.plan.cut import Planner, Remember, Step
 from onnxdistill.stages.plan.deployed import Deployed
 from onnxdistill.tasks import Task
+from onnxdistill.training.validation import best_on_validation
 
 # Cuts after the last one of the recipe, where the latency is still too high.
 _MOST_CORRECTIONS = 3
 # Of a latency: two measurements of the same file differ by as much.
 _FASTER = 0.98
 # Of a budget: a last cut that leaves more is made again, since what is left could be channels; and how often.
-_UNUSED, _MOST_REPEATS = 0.05, 2
+_UNUSED, _MOST_REPEATS = 0.05, 3
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def plan(
             each other in too many ways.
     """
     planner = Planner(task, table, place, settings, batch, remember, on_progress)
-    course = _Course(network, planner, deploy, budget_ms, on_progress)
+    course = _Course(network, task, planner, deploy, budget_ms, on_progress)
     for number in range(table.steps + _MOST_CORRECTIONS):
         latency_ms = course.latency_ms
         if latency_ms <= budget_ms:
@@ -177,11 +178,13 @@ class _Course:
     def __init__(
         self,
         network: nn.Module,
+        task: Task,
         planner: Planner,
         deploy: Callable[[nn.Module], Deployed],
         budget_ms: float,
         say: Callable[[str], None],
     ) -> None:
+        self._task = task
         self._planner = planner
         self._deploy = deploy
         self._budget_ms = budget_ms
@@ -221,28 +224,45 @@ class _Course:
         return True
 
     def take_back(self) -> None:
-        """Makes the last cut again, less deep, if it went so much further than it had to that it can be told."""
+        """Makes the last cut again, less deep, if it went so much further than it had to that it can be told.
+
+        What it leaves then is kept if it fits, and scores no worse on validation: damages are predicted one by one.
+        """
         aim_ms = (1 - _UNUSED / 2) * self._budget_ms
-        factor = aim_ms / self.latency_ms
+        wanted_ms: float | None = None
         for _ in range(_MOST_REPEATS):
             if not self.cuts or self.latency_ms >= (1 - _UNUSED) * self._budget_ms:
                 break
             before, cut = self.states[-2], self.cuts[-1]
-            step = self._planner.step(before.network, before.deployed, cut.budget_ms * factor)
-            if step is None or step.damage >= cut.damage:
+            # By as much as the plan turned out faster than predicted; but less than what takes no cut at all.
+            halfway_ms = (cut.predicted_ms * before.deployed.latency_ms) ** 0.5
+            allowed_ms = (
+                min(cut.predicted_ms * aim_ms / self.latency_ms, halfway_ms) if wanted_ms is None else wanted_ms
+            )
+            try:
+                step = self._planner.step(before.network, before.deployed, allowed_ms)
+            except (NetworkError, EntangledError):  # what there is will do
                 break
-            state = self._timed(step.network, "timing what is left")
-            if state.deployed.latency_ms > self._budget_ms:
-                factor **= 0.5
+            if step is not None and step.damage >= cut.damage:
+                break
+            state = None if step is None else self._timed(step.network, "timing what is left")
+            if step is None or state is None or state.deployed.latency_ms > self._budget_ms:
+                wanted_ms = (allowed_ms * cut.predicted_ms) ** 0.5
                 continue
+            if self._is_worse(state.network):
+                break
             unused = 1 - self.latency_ms / self._budget_ms
             self._taken_back.append(
                 f"plan made cut {len(self.cuts)} again, since it had left {unused:.0%} of the budget: from "
                 f"{cut.measured_ms:.3g} ms to {state.deployed.latency_ms:.3g} ms."
             )
             del self.states[-1], self.cuts[-1], self.steps[-1]
-            self._add(step, cut.budget_ms * factor, state)
-            factor = aim_ms / self.latency_ms
+            self._add(step, allowed_ms, state)
+            wanted_ms = None
+
+    def _is_worse(self, again: nn.Module) -> bool:
+        now = self.states[-1].network
+        return self._task.measurable and best_on_validation([again, now], self._task) is now
 
     def _timed(self, network: nn.Module, what: str) -> _State:
         self._say(what)

@@ -61,14 +61,18 @@ def test_a_search_that_finds_a_rate_has_met_its_bound(rate: float | None, resolv
 
 
 def test_loads_in_words() -> None:
-    assert str(open_loop(LATENCIES)) == "m at 100.0 requests/s: 99.00 done, median 50.50 ms, p99 99.01 ms"
+    assert str(open_loop(LATENCIES)) == "m at 100 requests/s: 99.00 done, median 50.50 ms, p99 99.01 ms"
     assert str(open_loop(LATENCIES[:50], saturated=True)) == (
-        "m at 100.0 requests/s: 99.00 done, overloaded, median 25.50 ms"
+        "m at 100 requests/s: 99.00 done, overloaded, median 25.50 ms"
     )
     closed = ClosedLoopResult(1, 10.0, 100.0, LATENCIES)
     assert str(CaseLoad("m", closed)) == "m with 1 client: 100.0 calls/s, median 50.50 ms, p99 99.01 ms"
-    for rate, text in ((12.0, "m: 12.00 requests/s keep p99 ≤ 5 ms"), (None, "m: found no rate that keeps p99 ≤ 5 ms")):
-        assert str(CaseLoad("m", RateSearch(99.0, 5.0, 1, 2.0, 30.0, rate, None, True, ()))) == text
+    for rate, resolved, text in (
+        (12.0, True, "m: 12.00 requests/s keep p99 ≤ 5 ms"),
+        (None, True, "m: found no rate that keeps p99 ≤ 5 ms"),
+        (None, False, "m: found no rate that keeps p99 ≤ 5 ms, in the time that there was"),
+    ):
+        assert str(CaseLoad("m", RateSearch(99.0, 5.0, 1, 2.0, 30.0, rate, None, resolved, ()))) == text
 
 
 def test_there_and_back_as_json() -> None:
