@@ -71,8 +71,9 @@ from benchmarks.plots import INK, plot
 from benchmarks.summaries import this_machine, write_summary
 
 NETWORK = "resnet56"
-# Times as fast as the teacher in float32; int8 alone is 2.2 to 2.5 times.
-SPEEDUPS = (3.0, 4.0, 5.0, 6.0)
+# Times as fast as the teacher in float32. int8 alone is 1.5 to 1.8 times as fast without VNNI, and 2.2 to 2.5 times
+# with it: there, ask for more.
+SPEEDUPS = (2.0, 2.5, 3.0, 4.0)
 OURS = "plan"
 # Shares of the multiply-adds, or of the channels, that rivals are cut to.
 SHARES = tuple(round(0.94 - 0.02 * step, 2) for step in range(44))
@@ -112,6 +113,7 @@ class Bench:
         self.reference = self.exported(self.teacher, "teacher.onnx")
         self.gate = Gate(self.recipe, Here(), self.task, folder, journal)
         self.teacher_ms = self.gate.latency_ms(self.reference)
+        self.int8_speedup = self.teacher_ms / self.deployed(self.teacher).latency_ms
 
     def exported(self, network: nn.Module, name: str) -> Path:
         names: dict[str, Any] = {"input_name": self.task.input_name, "output_name": self.task.output_name}
@@ -191,8 +193,8 @@ def low_rank(bench: Bench, share: float) -> nn.Module:
 class TorchPruning:
     """Its networks at all shares, from one pass of small steps."""
 
-    def __init__(self, bench: Bench, score: Callable[[], Any]) -> None:
-        self._bench, self._score = bench, score
+    def __init__(self, bench: Bench, score: Callable[[], Any], *, by_gradients: bool) -> None:
+        self._bench, self._score, self._by_gradients = bench, score, by_gradients
         self._example = bench.task.example_input(2)
         self._steps = self._pruned()
         self._found: dict[float, nn.Module] = {}
@@ -224,6 +226,8 @@ class TorchPruning:
             yield share, copy.deepcopy(pruned)
 
     def _add_gradients(self, network: nn.Module) -> None:
+        if not self._by_gradients:
+            return
         network.zero_grad()
         for batch in self._bench.task.calibration_batches(64):
             F.cross_entropy(network(batch.inputs), batch.targets).backward()
@@ -300,7 +304,8 @@ def planned(bench: Bench, watch: SolverWatch, budget_ms: float, speedup: float) 
 @click.option("--weights", type=FOLDER_THERE, required=True, help="Folder of NAME-cifar10-jpeg.pt.")
 @click.option("--epochs", default=2, show_default=True, help="Of distillation for every student.")
 @click.option("--samples", default=10_000, show_default=True, help="Training images of every epoch.")
-def main(data: Path, weights: Path, epochs: int, samples: int) -> None:
+@click.option("--speedup", "speedups", type=float, multiple=True, default=SPEEDUPS, help="A budget; can be repeated.")
+def main(data: Path, weights: Path, epochs: int, samples: int, speedups: tuple[float, ...]) -> None:
     """Makes results.json, and summary.json with front.svg when all of it is there."""
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     training = {"epochs": epochs, "samples": samples}
@@ -313,14 +318,18 @@ def main(data: Path, weights: Path, epochs: int, samples: int) -> None:
     with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "run") as journal:
         bench = Bench(data, weights, epochs, samples, Path(scratch), journal)
         results.setdefault("teacher_percent", bench.score(bench.reference).value)
-        scores = (tp.importance.GroupMagnitudeImportance, tp.importance.GroupTaylorImportance)
+        results.setdefault("int8_speedup", bench.int8_speedup)
+        torch_pruning = [
+            Networks(bench, TorchPruning(bench, tp.importance.GroupMagnitudeImportance, by_gradients=False)),
+            Networks(bench, TorchPruning(bench, tp.importance.GroupTaylorImportance, by_gradients=True)),
+        ]
         rivals: dict[str, Callable[[float], tuple[nn.Module, float]]] = {
             "uniform L1": Networks(bench, partial(uniform_l1, bench)).within,
-            "Torch-Pruning": partial(best_within, bench, [Networks(bench, TorchPruning(bench, one)) for one in scores]),
+            "Torch-Pruning": partial(best_within, bench, torch_pruning),
             "low rank": Networks(bench, partial(low_rank, bench), FEW_SHARES).first_within,
         }
         watch = SolverWatch()
-        for speedup in SPEEDUPS:
+        for speedup in speedups:
             budget_ms = bench.teacher_ms / speedup
             rows = results.setdefault("speedups", {}).setdefault(f"{speedup:g}", {})
             makers = {OURS: partial(planned, bench, watch, budget_ms, speedup)}
@@ -342,10 +351,11 @@ def main(data: Path, weights: Path, epochs: int, samples: int) -> None:
 def summarise(results: dict[str, Any]) -> None:
     figures: dict[str, float] = {
         f"{NETWORK}_float32_percent": results["teacher_percent"],
+        f"{NETWORK}_in_int8_speedup_x": results["int8_speedup"],
         "longest_choice_of_a_plan_s": results["solver_s"],
     }
     ahead, kept = [], []
-    for speedup, rows in results["speedups"].items():
+    for speedup, rows in sorted(results["speedups"].items(), key=lambda item: float(item[0])):
         key = f"at_{speedup.replace('.', '_')}_times_as_fast"
         for label, row in rows.items():
             name = label.lower().replace(" ", "_").replace("-", "_")
@@ -395,9 +405,10 @@ def unpacked(hits: str) -> NDArray[np.bool_]:
 
 def draw(results: dict[str, Any]) -> None:
     """Accuracy against measured speed, a line for every way."""
+    budgets = sorted(results["speedups"].items(), key=lambda item: float(item[0]))
     with plot(FOLDER / "front.svg") as axes:
         for label, color in COLORS.items():
-            rows = [rows[label] for rows in results["speedups"].values() if rows[label]["reached"]]
+            rows = [rows[label] for _, rows in budgets if rows[label]["reached"]]
             if rows:
                 places = [(row["speedup"]["value"], row["top1_percent"]) for row in rows]
                 axes.plot(*zip(*places, strict=True), "o-", color=color, label=label, lw=2.2 if label == OURS else 1.3)
