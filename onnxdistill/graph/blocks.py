@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from onnxdistill.graph.channels import trace
 from onnxdistill.graph.cores import PREFIX
 from onnxdistill.graph.rules.walk import module_of, operator_name
+from onnxdistill.graph.standins import replaceable
 
 
 def removable_blocks(network: nn.Module, example: Tensor) -> list[str]:
@@ -40,7 +42,8 @@ def removable_blocks(network: nn.Module, example: Tensor) -> list[str]:
     )
     modules = dict(network.named_modules())
     candidates = [name for name in sums if name and name in modules and _has_one_tensor(modules[name])]
-    return [name for name in candidates if _is_shortcut_when_silent(network, name, example)]
+    shortcuts = [name for name in candidates if _is_shortcut(network, name, example)]
+    return replaceable(network, shortcuts, example, lambda _block: nn.Identity())
 
 
 def without_blocks(network: nn.Module, names: Sequence[str]) -> nn.Module:
@@ -81,15 +84,28 @@ def _has_one_tensor(module: nn.Module) -> bool:
     return any(True for _ in module.parameters()) and not isinstance(module, nn.Sequential)
 
 
-def _is_shortcut_when_silent(network: nn.Module, name: str, example: Tensor) -> bool:
-    """Whether a module gives back its input once the last layer of its branch gives zero."""
-    silent = copy.deepcopy(network).eval()
+def _is_shortcut(network: nn.Module, name: str, example: Tensor) -> bool:
+    """Whether a module gives back its input once its branches give zero.
+
+    By the last layer of a branch; or by those of all parts, of which there are several where a block has two branches,
+    as in transformers, or where what weighs the branch, as squeeze-and-excitation does, comes last.
+    """
+    block = network.get_submodule(name)
+    last, ends = _last_layer(block), [_last_layer(part) for part in block.children()]
+    return _gives_its_input(network, name, [last], example) or _gives_its_input(network, name, ends, example)
+
+
+def _gives_its_input(network: nn.Module, name: str, silenced: Sequence[nn.Module | None], example: Tensor) -> bool:
+    """Whether a module does so once some of its layers give zero."""
+    known: dict[int, Any] = {}
+    silent = copy.deepcopy(network, known).eval()
     block = silent.get_submodule(name)
-    last = _last_layer(block)
-    if last is None:
+    layers: list[nn.Module] = [known[id(layer)] for layer in silenced if layer is not None]
+    if not layers:
         return False
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
+    for layer in layers:
+        for parameter in layer.parameters(recurse=False):
+            nn.init.zeros_(parameter)
     given: list[Tensor | None] = []
     same: list[bool] = []
 

@@ -14,11 +14,22 @@ from torch.nn import functional as F
 Layer = nn.Conv2d | nn.Linear
 
 
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a convolution or a linear layer does nothing but that, with a weight of its own.
+
+    Classes derived from these may pad on their own or standardise the weight, and a parametrization computes it.
+    """
+    computes = type(layer).forward in (nn.Conv2d.forward, nn.Linear.forward)
+    return isinstance(layer, nn.Conv2d | nn.Linear) and computes and "weight" in layer._parameters
+
+
 def has_columns(layer: nn.Module) -> bool:
-    """Linear layers, and two-dimensional convolutions of one group with zero padding."""
-    if isinstance(layer, nn.Linear):
-        return True
-    return isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+    """Plain linear layers, and plain two-dimensional convolutions of one group with zero padding."""
+    if not is_plain(layer):
+        return False
+    return isinstance(layer, nn.Linear) or (
+        isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+    )
 
 
 @dataclass(frozen=True)
@@ -117,16 +128,16 @@ def watched(
     The outputs may be kept: the network goes on with a copy, which an activation may then overwrite.
     """
 
-    def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], Tensor]:
-        def after(layer: nn.Module, inputs: tuple[Any, ...], outputs: Any) -> Tensor:
+    def watching(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Tensor]:
+        def after(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], outputs: Any) -> Tensor:
             assert isinstance(layer, nn.Conv2d | nn.Linear)
-            see(name, layer, inputs[0], outputs)
+            see(name, layer, inputs[0] if inputs else named["input"], outputs)
             copied: Tensor = outputs.clone()
             return copied
 
         return after
 
-    handles = [network.get_submodule(name).register_forward_hook(watching(name)) for name in layers]
+    handles = [network.get_submodule(name).register_forward_hook(watching(name), with_kwargs=True) for name in layers]
     try:
         yield
     finally:

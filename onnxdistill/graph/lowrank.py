@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.graph.columns import Layer, watched
+from onnxdistill.graph.columns import Layer, is_plain, watched
 from onnxdistill.graph.pairmoments import Moments, Scheme
 
 # Relative to the sum of the eigenvalues: directions in which the inputs hardly vary; post-ReLU inputs have many.
@@ -48,10 +48,10 @@ class Factors:
 
 
 def can_factorize(layer: nn.Module) -> bool:
-    """Linear layers, and plain convolutions: one group, no dilation, zero padding in pixels."""
-    if isinstance(layer, nn.Linear):
-        return True
-    return (
+    """Plain linear layers, and plain convolutions of one group without dilation, with zero padding in pixels."""
+    if not is_plain(layer):
+        return False
+    return isinstance(layer, nn.Linear) or (
         isinstance(layer, nn.Conv2d)
         and layer.groups == 1
         and layer.dilation == (1, 1)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import ceil, gcd
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -135,7 +136,7 @@ def weight_costs(network: nn.Module, analysis: ChannelAnalysis, example: Tensor)
             runs.setdefault((member.tensor, group.kind), []).append((group.name, member.dim, len(member.indices[0])))
     costs = []
     for weight, count in positions.items():
-        shape = tuple(network.get_parameter(weight).shape)
+        shape = tuple(attrgetter(weight)(network).shape)  # a parametrized one is no parameter
         own, heads = (tuple(runs.get((weight, kind), ())) for kind in ("channels", "heads"))
         costs.append(WeightCost(weight, shape, count, own, heads))
     return costs

@@ -87,10 +87,10 @@ def _weight_of(
     for name in map(str, node.input[1:]):
         if name in parameters and parameters[name].ndim > 1:
             return name
-    own = f"{modules[-1]}.weight" if modules else ""
     shapes = [constants[name] for name in node.input[1:] if name in constants]
-    if own in parameters and tuple(parameters[own].shape[::-1]) in shapes:
-        return own
+    for own in (f"{modules[-1]}.weight", f"{modules[-1]}.in_proj_weight") if modules else ():
+        if own in parameters and tuple(parameters[own].shape[::-1]) in shapes:
+            return own
     return None
 
 
@@ -253,23 +253,29 @@ class Costing:
                     damage[..., GOES, :] = 0.0
                 yield Term(form_of(weight), (*through, *blocks), latency_ms, damage)
 
-    def layers_of(self, plan: Plan) -> list[Layer]:
-        """The layers that a plan leaves, with their new widths."""
+    def layers_of(self, plan: Plan, damages: Damages) -> list[Layer]:
+        """The layers that a plan leaves, with their new widths, and the two layers of a pair in the place of one."""
         kept = self._choices.kept(plan)
-        gone = set(self._choices.gone(plan))
-        return [self._cut(layer, kept) for layer in self._layers.values() if not gone & set(self._block_of(layer.name))]
+        return [
+            part
+            for layer, pair in self._left(plan, damages)
+            for part in ([self._cut(layer, kept)] if pair is None else self._pair(layer, pair, kept))
+        ]
 
     def layers_ms(self, plan: Plan, damages: Damages) -> dict[str, float]:
         """What every layer takes that a plan leaves, low-rank pairs in its place included, by its node."""
-        kept, pairs = self._choices.kept(plan), self.pairs_of(plan, damages)
-        left = [self._layers[layer.name] for layer in self.layers_of(plan)]
-        found = {layer.name: pairs.get(self._graph.weights.get(layer.name, "")) for layer in left}
+        kept = self._choices.kept(plan)
         return {
-            layer.name: self._layer_ms(layer, kept)
-            if (pair := found[layer.name]) is None
-            else self._pair_ms(layer, pair, kept)
-            for layer in left
+            layer.name: self._layer_ms(layer, kept) if pair is None else self._pair_ms(layer, pair, kept)
+            for layer, pair in self._left(plan, damages)
         }
+
+    def _left(self, plan: Plan, damages: Damages) -> Iterator[tuple[Layer, Pair | None]]:
+        """The layers that a plan leaves, as they were, and the pairs that stand for them."""
+        gone, pairs = set(self._choices.gone(plan)), self.pairs_of(plan, damages)
+        for layer in self._layers.values():
+            if not gone & set(self._block_of(layer.name)):
+                yield layer, pairs.get(self._graph.weights.get(layer.name, ""))
 
     def _latencies(self, apart: Container[str]) -> Iterator[tuple[tuple[str, ...], Floats]]:
         """Choices, and the time of something for all combinations of their options; not of the weights `apart`."""
@@ -306,8 +312,10 @@ class Costing:
         return self._costs.layer_ms(self._profile, cut, self._load)
 
     def _pair_ms(self, layer: Layer, pair: Pair, kept: Mapping[str, int]) -> float:
-        both = pair_of(self._cut(layer, kept), pair.rank, spatial=pair.spatial)
-        return sum(self._costs.layer_ms(self._profile, one, self._load) for one in both)
+        return sum(self._costs.layer_ms(self._profile, one, self._load) for one in self._pair(layer, pair, kept))
+
+    def _pair(self, layer: Layer, pair: Pair, kept: Mapping[str, int]) -> Sequence[Layer]:
+        return pair_of(self._cut(layer, kept), pair.rank, spatial=pair.spatial)
 
     def _groups_through(self, layer: Layer) -> list[str]:
         runs = self._runs.get(self._graph.weights.get(layer.name, ""), ())

@@ -27,6 +27,7 @@ from onnxdistill.graph.lowrank import (
     scheme_of,
 )
 from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Scheme, longest_column
+from onnxdistill.graph.standins import replaceable
 from onnxdistill.recipe import FactorizeTable
 from onnxdistill.tasks import Task
 from onnxdistill.training.pairs import PairForm, best_fitted, layer_of, pair_factors
@@ -109,7 +110,8 @@ def _candidates(network: nn.Module, task: Task, table: FactorizeTable) -> dict[s
         for name, layer in network.named_modules()
         if can_factorize(layer) and not any(fnmatchcase(name, pattern) for pattern in table.skip)
     ]
-    return input_shapes(network, names, task.example_input(1))
+    example = task.example_input(1)
+    return input_shapes(network, replaceable(network, names, example, nn.Sequential), example)
 
 
 def _schemes(layer: Layer, table: FactorizeTable) -> list[Scheme]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Literal, Protocol, TypedDict
 
@@ -91,6 +91,10 @@ class TrainingBatch:
     inputs: Tensor
     targets: Tensor
     samples: Tensor | None = None
+
+    def copied(self) -> TrainingBatch:
+        """With inputs of its own: a network may work in place on what it gets."""
+        return replace(self, inputs=self.inputs.clone())
 
 
 @dataclass(frozen=True)

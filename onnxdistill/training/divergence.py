@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.tasks.base import Objective, Task, TrainingBatch
+from onnxdistill.tasks.base import Objective, Task
 
 # Confident networks differ in what they say of the other classes long before they differ in the first one.
 _OBJECTIVE = Objective(hard_weight=0.0, soft_weight=1.0, temperature=2.0)
@@ -30,19 +29,15 @@ class Divergence:
         batch = next(iter(task.calibration_batches(samples)))
         self._batch = batch
         with torch.no_grad():
-            self._taught: Tensor = task.step(network, self._fresh(), Objective())["output"]
+            self._taught: Tensor = task.step(network, self._batch.copied(), Objective())["output"]
 
     @property
     def inputs(self) -> Tensor:
         """What it looks at."""
-        return self._fresh().inputs
+        return self._batch.copied().inputs
 
     def of(self, changed: nn.Module) -> float:
         """The loss of another network; infinite, where that gives nothing that is a number."""
         with torch.no_grad():
-            loss = float(self._task.step(changed, self._fresh(), _OBJECTIVE, [self._taught])["loss"])
+            loss = float(self._task.step(changed, self._batch.copied(), _OBJECTIVE, [self._taught])["loss"])
         return max(0.0, loss) if math.isfinite(loss) else math.inf
-
-    def _fresh(self) -> TrainingBatch:
-        """A copy: a network may work in place on what it gets."""
-        return replace(self._batch, inputs=self._batch.inputs.clone())

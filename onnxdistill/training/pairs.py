@@ -90,15 +90,15 @@ def best_fitted(network: nn.Module, changed: nn.Module, pairs: Iterable[str], ta
 
 def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> list[Callable[[nn.Module], Tensor]]:
     def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        return task.step(network, batch, Objective())["loss"]
+        return task.step(network, batch.copied(), Objective())["loss"]
 
     def run(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        output: Tensor = network(batch.inputs)
+        output: Tensor = network(batch.copied().inputs)
         return output
 
     batches = list(task.calibration_batches(CALIBRATION_BATCH))
     if not task.measurable:
         return [partial(run, batch) for batch in batches]
     with torch.no_grad():
-        drawn = [task.drawn_targets(batch, network(batch.inputs), generator) for batch in batches]
+        drawn = [task.drawn_targets(batch, network(batch.copied().inputs), generator) for batch in batches]
     return [partial(loss, batch) for batch in drawn]

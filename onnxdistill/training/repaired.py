@@ -20,7 +20,7 @@ def calibration_losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
     """For every batch of calibration samples, a function from a network to its mean loss."""
 
     def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
-        return task.step(network, batch, Objective())["loss"]
+        return task.step(network, batch.copied(), Objective())["loss"]
 
     for batch in task.calibration_batches(CALIBRATION_BATCH):
         yield partial(loss, batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.vision_transformer import EncoderBlock
 
 from onnxdistill.graph.blocks import least_important_blocks, removable_blocks, without_blocks
 from onnxdistill.networks import build_network
@@ -125,3 +126,51 @@ def test_of_blocks_in_each_other_one_goes() -> None:
         Nested().eval(), names, 4, lambda shorter: float(sum(p.numel() for p in shorter.parameters()))
     )
     assert len({name.partition(".")[0] for name in gone}) == len(gone) == 3
+
+
+class Excited(nn.Module):
+    """What weighs the branch is written last, and halves the branch when it is silent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.gate = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.norm(self.conv(x))
+        return x + branch * self.gate(branch.mean((2, 3))).sigmoid()[..., None, None]
+
+
+class Transformer(nn.Module):
+    """Blocks with two branches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 8)
+        self.first = EncoderBlock(2, 8, 16, 0.0, 0.0)
+        self.second = EncoderBlock(2, 8, 16, 0.0, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(self.embed(x))).mean(1)
+
+
+def test_blocks_whose_last_layer_is_not_all_of_the_branch() -> None:
+    torch.manual_seed(0)
+    excited = nn.Sequential(nn.Conv2d(3, 4, 3), Excited(), nn.Flatten()).eval()
+    assert removable_blocks(excited, torch.randn(2, 3, 8, 8)) == ["1"]
+    assert removable_blocks(Transformer().eval(), torch.randn(2, 5, 6)) == ["first", "second"]
+
+
+class Asking(nn.Module):
+    """Reads something of its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), Block(), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.stem(x))
+        return self.first(x).mean((2, 3)) * self.first.scale
+
+
+def test_a_block_that_the_network_reads_something_of_stays() -> None:
+    assert removable_blocks(Asking().eval(), torch.randn(2, 3, 8, 8)) == ["second"]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from onnxdistill.graph.columns import has_columns
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.lowrank import (
     Factors,
@@ -192,3 +193,18 @@ def test_the_budget_holds_wherever_it_can(spectra: list[list[float]], share: flo
     chosen = choose_ranks(options, budget)
     assert sum(options[name].cost(rank) for name, rank in chosen.items()) <= budget + 1e-9
     assert chosen.keys() == options.keys()
+
+
+class PadsByItself(nn.Conv2d):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+def test_only_plain_layers_become_pairs() -> None:
+    """What a derived class does besides would be lost."""
+    assert can_factorize(nn.Conv2d(3, 4, 3))
+    assert can_factorize(nn.modules.linear.NonDynamicallyQuantizableLinear(3, 4))
+    computed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    for layer in (PadsByItself(3, 4, 3), computed):
+        assert not can_factorize(layer)
+        assert not has_columns(layer)

@@ -136,7 +136,7 @@ def test_a_plan_costs_what_the_network_costs_that_is_cut_by_it(residual: Case, s
     kept = {name: np.arange(width) for name, width in residual.choices.kept(plan).items() if width < sizes.get(name, 0)}
     smaller = remove_channels(shorter, analysis, kept, residual.example)
     after = exported(smaller, residual.example, tmp_path / "after.onnx")
-    planned = costing.layers_of(plan)
+    planned = costing.layers_of(plan, residual.damages)
     assert [(one.inputs, one.outputs) for one in planned] == [(one.inputs, one.outputs) for one in after.layers]
     # Other nodes than layers: by the channels of the layer before them; those of blocks that have gone are gone.
     left = [node for node in residual.costs.others if not set(residual.graph.modules[node.name]) & set(blocks)]
@@ -159,7 +159,7 @@ def test_depthwise_and_grouped_layers(tmp_path: Path) -> None:
     whole = {layer.name: layer for layer in case.exported.layers}
     unequal = 0
     for plan in (plans[place] for place in range(0, len(plans), max(1, len(plans) // 12))):
-        planned = costing.layers_of(plan)
+        planned = costing.layers_of(plan, case.damages)
         kept = {name: np.arange(width) for name, width in case.choices.kept(plan).items()}
         cut = {name: channels for name, channels in kept.items() if len(channels) < case.analysis[name].size}
         smaller = remove_channels(case.network, case.analysis, cut, case.example)
@@ -204,6 +204,10 @@ def test_a_layer_becomes_a_pair_where_that_does_the_least_damage(residual: Case)
     assert case.costing.pairs_of(whole, damages) == {}
     assert case.costing.pairs_of(less, damages) == {weight: pair}
     assert less.damage == pytest.approx(1e-4)
+    # Its two layers are what the caches have to hold.
+    dense, factored = (case.costing.layers_of(plan, damages) for plan in (whole, less))
+    assert [one for one in factored if one not in dense] == list(both)
+    assert [one for one in dense if one not in factored] == [layers[weight]]
     saved = layers[weight].macs / 1000 - sum(one.macs for one in both) / 1000 - 1
     assert whole.latency_ms - less.latency_ms == pytest.approx(1.5 * saved)
     # In a block that has gone there is no pair.
@@ -235,9 +239,31 @@ def test_linear_layers_of_tokens_are_choices_that_save_something(tmp_path: Path)
     assert sorted(case.graph.weights.values()) == ["down.weight", "embed.weight", "head.weight", "up.weight"]
     assert "up" in case.choices.widths
     plans = solve(case.choices.sizes, case.costing.terms(case.damages))
-    cut = {layer.name: layer for layer in case.costing.layers_of(plans[0])}
+    cut = {layer.name: layer for layer in case.costing.layers_of(plans[0], case.damages)}
     by_weight = {weight: cut[node] for node, weight in case.graph.weights.items()}
     assert by_weight["up.weight"].outputs == by_weight["down.weight"].inputs == 8
+
+
+class Attending(nn.Module):
+    """Attention multiplies by its weights itself, without calling a layer for three of the four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 32, 4, stride=4)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        result: torch.Tensor = self.head(tokens.mean(1))
+        return result
+
+
+def test_the_weights_of_attention_are_those_of_their_nodes(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = case_of(Attending(), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
+    assert set(case.graph.weights.values()) >= {"attention.in_proj_weight", "attention.out_proj.weight"}
 
 
 class Dense(nn.Module):

@@ -424,6 +424,23 @@ def test_what_cannot_be_cut_less_deep_is_what_it_was(
     assert (result.latency_ms, result.fits, len(result.notes)) == (1.6, True, 1)
 
 
+def test_a_cut_that_does_not_run_leaves_those_before_it(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(network: nn.Module, allowed_ms: float) -> Step:
+        if network is not trained:
+            raise NetworkError("It does not run with fewer channels.", "Keep them.")
+        return as_asked(network, allowed_ms)
+
+    result = Scripted(digits, monkeypatch, [8.0, 4.0], cut).plan(trained, 2.0, steps=2)
+    assert ([one.measured_ms for one in result.cuts], result.fits) == ([4.0], False)
+    assert result.notes[1] == (
+        "plan gave up its cut 2, and kept those before it. It does not run with fewer channels. Keep them."
+    )
+    with pytest.raises(NetworkError):
+        Scripted(digits, monkeypatch, [8.0], lambda network, _: cut(copy.deepcopy(network), 0)).plan(trained, 2.0, 2)
+
+
 def test_a_last_cut_is_not_made_again_for_nothing(
     digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

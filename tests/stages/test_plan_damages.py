@@ -28,6 +28,7 @@ from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import train
 from onnxdistill.training.divergence import Divergence
+from onnxdistill.training.repaired import calibration_losses
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,14 @@ def test_what_is_measured_with_stays_as_it_is(digits: Classification, trained: n
     matcher = NormMatcher(network, [measure.inputs])
     assert [measure.of(network) for _ in range(2)] == [0, 0]
     assert [measure.of(matcher.matched(network, {})) for _ in range(2)] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_losses_are_of_the_same_inputs_every_time(digits: Classification, trained: nn.Module) -> None:
+    network = InPlace(trained).eval()
+    losses = list(calibration_losses(digits))
+    with torch.no_grad():
+        first, second = ([float(loss(network)) for loss in losses] for _ in range(2))
+    assert first == second
 
 
 def test_every_damage_is_as_large_as_what_was_measured(digits: Classification, trained: nn.Module) -> None:

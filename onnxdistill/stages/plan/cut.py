@@ -25,6 +25,7 @@ from onnxdistill.graph.importance import Scores, magnitude
 from onnxdistill.graph.lowrank import can_factorize, input_shapes, scheme_of
 from onnxdistill.graph.pairmoments import Scheme, longest_column
 from onnxdistill.graph.secondorder import second_order
+from onnxdistill.graph.standins import replaceable
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.planning.decisions import Decision, decisions_of
@@ -73,17 +74,25 @@ class Step:
 
 @dataclass(frozen=True)
 class _Appraisal:
-    """What a network's choices are, cost and damage, whatever is allowed.
+    """What a network's choices cost and damage, whatever is allowed.
 
     Attributes:
-        network: That.
         known: What it offers, and what that costs.
         damages: By how much its outputs would move.
     """
 
-    network: nn.Module
     known: Known
     damages: Damages
+
+
+class _Subject:
+    """A network that cuts are made of, with what is known of it."""
+
+    def __init__(self, network: nn.Module, task: Task) -> None:
+        self.network = network
+        self.analysis = analyse_channels(network, task.example_input(2))
+        self.scores = score_channels(network, self.analysis, task)
+        self.appraisal: _Appraisal | None = None
 
 
 @dataclass(frozen=True)
@@ -125,19 +134,19 @@ class Planner:
         self._batch = batch
         self._remember = remember
         self._say = on_progress
-        self._last: _Appraisal | None = None
+        self._last: _Subject | None = None
 
     def step(self, network: nn.Module, deployed: Deployed, budget_ms: float) -> Step | None:
         """One cut; None if there is nothing that makes the network faster.
 
         Another cut of the same network takes a fraction of the time of the first.
         """
-        analysis = analyse_channels(network, self._task.example_input(2))
-        self._say("scoring channels")
-        scores = score_channels(network, analysis, self._task)
-        decided = self._remember(
-            self._key(deployed, budget_ms), lambda: self._decided(network, analysis, scores, deployed, budget_ms)
-        )
+        if self._last is None or self._last.network is not network:
+            self._say("scoring channels")
+            self._last = _Subject(network, self._task)
+        subject = self._last
+        analysis, scores = subject.analysis, subject.scores
+        decided = self._remember(self._key(deployed, budget_ms), lambda: self._decided(subject, deployed, budget_ms))
         if not decided:
             return None
         self._say("cutting and repairing")
@@ -172,20 +181,14 @@ class Planner:
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
         return f"{version} {table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
-    def _decided(
-        self,
-        network: nn.Module,
-        analysis: ChannelAnalysis,
-        scores: Scores,
-        deployed: Deployed,
-        budget_ms: float,
-    ) -> dict[str, Any]:
+    def _decided(self, subject: _Subject, deployed: Deployed, budget_ms: float) -> dict[str, Any]:
         """Widths, blocks and pairs, with what they cost, as plain values; nothing, if nothing is faster."""
-        if self._last is None or self._last.network is not network:
-            known = self._known(network, analysis, deployed)
-            damages = Appraiser(network, known, scores, self._task, self._table, self._say).damages()
-            self._last = _Appraisal(network, known, damages)
-        known, damages = self._last.known, self._last.damages
+        if subject.appraisal is None:
+            network = subject.network
+            known = self._known(network, subject.analysis, deployed)
+            appraiser = Appraiser(network, known, subject.scores, self._task, self._table, self._say)
+            subject.appraisal = _Appraisal(known, appraiser.damages())
+        known, damages = subject.appraisal.known, subject.appraisal.damages
         self._say("solving")
         solution = self._solved(known, damages, budget_ms)
         if solution is None or solution.plan.latency_ms >= deployed.latency_ms:
@@ -259,7 +262,9 @@ class Planner:
                 continue
             wanted = dict.fromkeys(scheme_of(layer, scheme) for scheme in ("spatial", "channel"))
             found[name] = [scheme for scheme in wanted if longest_column(layer, scheme) <= _LONGEST_COLUMN]
-        return found
+        return {
+            name: found[name] for name in replaceable(network, list(found), self._task.example_input(2), nn.Sequential)
+        }
 
     def _factorized(self, network: nn.Module, forms: Mapping[str, PairForm]) -> tuple[nn.Module, dict[str, PairForm]]:
         """The network with low-rank pairs, of the layers that are still there and wide enough."""
@@ -287,7 +292,7 @@ class Planner:
                 return None
             solution = _Solution(plans.within(budget_ms) or plans[0], terms, costing)
             load = CacheLoad(
-                sum(layer.weight_bytes for layer in costing.layers_of(solution.plan)),
+                sum(layer.weight_bytes for layer in costing.layers_of(solution.plan, damages)),
                 max(budget_ms, solution.plan.latency_ms),
             )
         return solution

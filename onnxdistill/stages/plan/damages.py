@@ -132,7 +132,8 @@ class Appraiser:
         found = {}
         for number, (name, forms) in enumerate(worthwhile.items(), 1):
             self._say(f"trying low-rank pairs, {number} of {len(worthwhile)}")
-            found[f"{name}.weight"] = self._tried_pairs(name, forms, factors, trial)
+            if pairs := self._tried_pairs(name, forms, factors, trial):
+                found[f"{name}.weight"] = pairs
         return found
 
     def _worthwhile(self) -> dict[str, list[PairForm]]:

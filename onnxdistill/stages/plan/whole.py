@@ -126,14 +126,8 @@ def plan(
             allowed_ms *= min(1.0, course.cuts[-1].predicted_ms / course.cuts[-1].measured_ms)
         # The last cut is followed by the long training.
         training = tune if number + 1 < table.steps else None
-        try:
-            if not course.go_on(allowed_ms, training):
-                break
-        except EntangledError as error:
-            raise NetworkError(
-                f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
-                "Leave out [plan], and say how much goes with [prune].",
-            ) from error
+        if not course.go_on(allowed_ms, training):
+            break
     course.take_back()
     states, cuts, steps, notes = course.states, course.cuts, course.steps, course.notes
     kept = _kept(states, budget_ms, notes)
@@ -192,7 +186,7 @@ class _Course:
         self.states = [_State(network, deploy(network))]
         self.cuts: list[Cut] = []
         self.steps: list[Step] = []
-        self._taken_back: list[str] = []
+        self._afterwards: list[str] = []
 
     @property
     def latency_ms(self) -> float:
@@ -209,11 +203,23 @@ class _Course:
                 f"{cut.budget_ms:.3g} ms allowed."
             )
             found += [f"plan, cut {number}, was planned with times to doubt. {doubt}" for doubt in step.doubts]
-        return [*found, *self._taken_back]
+        return [*found, *self._afterwards]
 
     def go_on(self, allowed_ms: float, tune: Callable[[nn.Module, int], nn.Module] | None) -> bool:
         """Makes a cut, and trains what is left if that is still too slow; says whether there was anything to cut."""
-        step = self._planner.step(self.states[-1].network, self.states[-1].deployed, allowed_ms)
+        network = self.states[-1].network
+        try:
+            step = self._planner.step(network, self.states[-1].deployed, allowed_ms)
+        except EntangledError as error:
+            raise NetworkError(
+                f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
+                "Leave out [plan], and say how much goes with [prune].",
+            ) from error
+        except NetworkError as error:
+            if not self.cuts:
+                raise
+            self._afterwards.append(f"plan gave up its cut {len(self.cuts) + 1}, and kept those before it. {error}")
+            return False
         if step is None:
             return False
         state = self._timed(step.network, "timing what is left")
@@ -252,7 +258,7 @@ class _Course:
             if self._is_worse(state.network):
                 break
             unused = 1 - self.latency_ms / self._budget_ms
-            self._taken_back.append(
+            self._afterwards.append(
                 f"plan made cut {len(self.cuts)} again, since it had left {unused:.0%} of the budget: from "
                 f"{cut.measured_ms:.3g} ms to {state.deployed.latency_ms:.3g} ms."
             )

@@ -1,0 +1,51 @@
+"""Whether other modules can stand where some are: code around a module may read more of it than what it gives."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.graph.cores import core_of
+
+
+def replaceable(
+    network: nn.Module, names: Sequence[str], example: Tensor, stand_in: Callable[[nn.Module], nn.Module]
+) -> list[str]:
+    """Those of the named modules in whose place a stand-in runs, whatever it computes.
+
+    A forward like `x.view(-1, self.fc.in_features)`, or one that asks its blocks for an attribute, does not run with
+    every module in their place.
+
+    Args:
+        network: In evaluation mode; not changed.
+        names: Of modules.
+        example: An input.
+        stand_in: Makes another module from one.
+    """
+    if not names or _runs(network, names, example, stand_in):
+        return list(names)
+    return [name for name in names if _runs(network, [name], example, stand_in)]
+
+
+def _runs(
+    network: nn.Module, names: Sequence[str], example: Tensor, stand_in: Callable[[nn.Module], nn.Module]
+) -> bool:
+    changed = copy.deepcopy(network)
+    try:
+        for name in names:
+            changed.set_submodule(name, stand_in(changed.get_submodule(name)))
+        with torch.inference_mode():
+            return _shapes(core_of(changed)(example.clone())) == _shapes(core_of(network)(example.clone()))
+    except Exception:  # noqa: BLE001  # a user's code runs, which can raise anything
+        return False
+
+
+def _shapes(outputs: Any) -> list[torch.Size]:
+    if isinstance(outputs, Tensor):
+        return [outputs.shape]
+    parts = outputs.values() if isinstance(outputs, dict) else outputs if isinstance(outputs, list | tuple) else ()
+    return [shape for part in parts for shape in _shapes(part)]

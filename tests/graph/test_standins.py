@@ -1,0 +1,33 @@
+"""What can be replaced without the code around it noticing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from onnxdistill.graph.standins import replaceable
+
+
+class Reading(nn.Module):
+    """Reads the sizes of one of its layers, and the output's type of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free, self.sized, self.typed = nn.Linear(4, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.sized(self.free(x).view(-1, self.sized.in_features))
+        return self.typed(x.to(self.typed.weight.dtype))
+
+
+def test_layers_that_code_reads_are_not_replaced() -> None:
+    network, example = Reading().eval(), torch.randn(3, 4)
+    assert replaceable(network, ["free", "sized", "typed"], example, nn.Sequential) == ["free"]
+    assert replaceable(network, ["free"], example, nn.Sequential) == ["free"]
+    assert replaceable(network, [], example, nn.Sequential) == []
+    assert isinstance(network.free, nn.Linear)
+
+
+def test_a_stand_in_has_to_give_the_same_shape() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 5, 1)).eval()
+    assert replaceable(network, ["0", "1"], torch.randn(2, 3, 8, 8), lambda _: nn.Identity()) == ["0"]
