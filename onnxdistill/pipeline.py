@@ -176,7 +176,15 @@ class _Run:
         trained = "" if result.training is None else f", trained {len(result.training.history)} epochs"
         teachers = [result.network, *further_ones]
         self.finetuning = Finetuning(self.recipe, self.task, teachers, self.record, self.journal)
-        return self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
+        finished = self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
+        score, classes = self.record.steps[-1].score, len(self.task.class_names)
+        if score is not None and score.interval[0] <= 100 / classes:
+            self.record.note(
+                f"teacher: {score.value:.2f} {self.task.metric.unit} is not surely more than guessing among {classes} "
+                "classes. Check that the class folders are in the order that its weights were trained with, and "
+                "data.mean and data.std."
+            )
+        return finished
 
     def _plan(self, original: Candidate) -> Candidate:
         table = self.recipe.plan

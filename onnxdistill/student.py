@@ -42,7 +42,7 @@ def save_student(student: nn.Module, network: str, class_count: int, path: Path,
     structure = structure_of(student, original)
     rebuilt = rebuild(original, structure, student.state_dict())
     with torch.inference_mode():
-        outputs = copy.deepcopy(student).eval()(example)
+        outputs = copy.deepcopy(student).eval()(example.clone())
     if not _computes(rebuilt, example, outputs):
         raise NetworkError(
             f"The student of {network} computes something else once it is rebuilt from its weights.",
@@ -98,7 +98,7 @@ def load_student(path: Path | str, network: str | None = None) -> nn.Module:
 
 def _computes(network: nn.Module, example: Tensor, outputs: Tensor) -> bool:
     with torch.inference_mode():
-        actual = network(example)
+        actual = network(example.clone())
     return torch.allclose(actual, outputs, rtol=0, atol=TOLERANCE * max(1e-6, float(outputs.abs().max())))
 
 

@@ -133,6 +133,11 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
         ("[plan]\n", "plan needs plan.speedup or plan.latency_ms, and not both"),
         ("[plan]\nspeedup = 4.0\nlatency_ms = 1.0\n", "plan needs plan.speedup or plan.latency_ms, and not both"),
         ("[plan]\nspeedup = 1.0\n", "plan.speedup = 1.0"),
+        ("[plan]\nspeedup = 4.0\n[limits]\nmin_speedup = 5\n", "plan.speedup = 4 would miss limits.min_speedup = 5"),
+        (
+            "[plan]\nlatency_ms = 2.0\n[limits]\nmax_latency_ms = 1.5\n",
+            "plan.latency_ms = 2 would miss limits.max_latency_ms = 1.5",
+        ),
         ("[plan]\nspeedup = 4.0\nmultiple_of = 3\n", "plan.multiple_of = 3"),
         ("[plan]\nspeedup = 4.0\n[prune]\nratio = 0.5\n", "plan and prune both remove channels"),
         ("[plan]\nspeedup = 4.0\nepochs = 1\n", "plan.epochs trains as [distill] says; add that table"),
@@ -287,6 +292,19 @@ def test_overrides_set_nested_keys_and_leave_out_stages(tmp_path: Path) -> None:
     recipe = load_recipe(path, ["distill.epochs=5", "seed=7", "bench.provider=cpu", "prune="])
     assert recipe.distill is not None
     assert (recipe.distill.epochs, recipe.seed, recipe.prune) == (5, 7, None)
+
+
+def test_to_leave_out_what_is_not_there_changes_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, ["quantize.targets=", "plan.speedup=", "distill.features.layers="])
+    assert (recipe.quantize, recipe.plan, recipe.distill) == (None, None, None)
+    assert recipe == load_recipe(path)
+
+
+def test_a_file_may_begin_with_a_mark(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    path.write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_recipe(path).name
 
 
 def test_malformed_overrides(tmp_path: Path) -> None:

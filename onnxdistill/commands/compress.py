@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -12,6 +13,9 @@ from rich.console import Console
 import onnxdistill
 from onnxdistill.commands.options import Minutes
 from onnxdistill.errors import UsageError
+from onnxdistill.recipe import load_recipe
+
+_BUDGETS = (("plan", "speedup"), ("plan", "latency_ms"))
 
 
 @click.command("compress")
@@ -87,9 +91,10 @@ def compress_command(
 ) -> None:
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify; or quantize an ONNX file."""
     console = None if quiet else Console(highlight=False)
+    if speedup is not None or latency_ms is not None:
+        _check_planned(overrides)
     overrides = (*overrides, *_asked(speedup, latency_ms, max_drop, plans=model is None))
-    if targets:
-        overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
+    overrides = (*overrides, *_targeted(targets, recipe, overrides))
     if remote is not None:
         overrides = (*overrides, f"bench.remote={json.dumps(remote)}")
     assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
@@ -117,6 +122,27 @@ def compress_command(
         onnxdistill.compress(
             recipe, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
         )
+
+
+def _targeted(targets: Sequence[str], recipe: Path | None, overrides: Sequence[str]) -> list[str]:
+    if not targets:
+        return []
+    if recipe is not None and load_recipe(recipe, overrides).quantize is None:
+        raise UsageError("--target is for int8 files, and the recipe has no [quantize].", "Add that table.")
+    return [f"quantize.targets={json.dumps(targets)}"]
+
+
+def _check_planned(overrides: Sequence[str]) -> None:
+    """Refuses what the budget's own options would undo."""
+    for item in overrides:
+        key, _, value = item.partition("=")
+        table, _, rest = key.strip().partition(".")
+        if value.strip() and (table in ("prune", "factorize") or (table, rest) in _BUDGETS):
+            raise UsageError(
+                f"--set {item!r} has no effect beside --speedup or --latency-ms, which plan for one budget in place "
+                "of [prune] and [factorize].",
+                "Leave out one of them.",
+            )
 
 
 def _asked(speedup: float | None, latency_ms: float | None, max_drop: float | None, *, plans: bool) -> list[str]:

@@ -22,6 +22,7 @@ from onnxdistill.data.images import (
     Splits,
 )
 from onnxdistill.data.splitting import FEWEST_TRAINED, split_training, stratified_parts
+from onnxdistill.data.walking import files_below
 from onnxdistill.errors import DataError
 from onnxdistill.recipe import FOLDER_IMAGE_SIZE, DataTable
 
@@ -140,7 +141,7 @@ def _files(folder: Path, classes: tuple[str, ...], decoding: Decoding) -> FileIm
 def _images_below(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMG_EXTENSIONS)
+    return [path for path in files_below(folder) if path.suffix.lower() in IMG_EXTENSIONS]
 
 
 def _affordable(calibration: int, train: FileImages) -> int:

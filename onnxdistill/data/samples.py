@@ -17,6 +17,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from onnxdistill.data.folder import MEMORY_LIMIT_BYTES
 from onnxdistill.data.images import IMAGENET_MEAN, IMAGENET_STD, Indices, Mode, open_image
+from onnxdistill.data.walking import files_below
 from onnxdistill.device.feeds import read_inputs
 from onnxdistill.device.session import Array, Port, Session, shape_fits
 from onnxdistill.errors import DataError
@@ -154,7 +155,7 @@ def read_samples(table: SamplesTable, session: Session, metadata: Mapping[str, s
                 "Name a folder of images, or write the inputs with numpy.savez.",
             )
         return _array_samples([path], session, table)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
+    files = [file for file in files_below(path) if file.is_file()]
     arrays = [file for file in files if file.suffix.lower() in ARRAY_EXTENSIONS]
     images = [file for file in files if file.suffix.lower() in IMG_EXTENSIONS]
     if arrays and images:

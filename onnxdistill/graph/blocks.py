@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from onnxdistill.graph.rules.walk import module_of, operator_name
 from onnxdistill.graph.standins import replaceable
 
 
-def removable_blocks(network: nn.Module, example: Tensor) -> list[str]:
+def removable_blocks(network: nn.Module, example: Tensor, skip: Sequence[str] = ()) -> list[str]:
     """Paths of the modules that can be left out, in the order in which they run.
 
     Such a module gives `x`, or an activation of `x` that changes nothing on its inputs, as soon as its branch is
@@ -30,6 +31,7 @@ def removable_blocks(network: nn.Module, example: Tensor) -> list[str]:
     Args:
         network: In evaluation mode; not changed.
         example: An input `[N, ...]` with N > 1.
+        skip: Patterns of names of modules that have to stay, with the blocks that they are in.
 
     Raises:
         NetworkError: If the network cannot be traced.
@@ -41,7 +43,11 @@ def removable_blocks(network: nn.Module, example: Tensor) -> list[str]:
         if node.op == "call_function" and operator_name(node) == "add" and len(node.all_input_nodes) == 2
     )
     modules = dict(network.named_modules())
-    candidates = [name for name in sums if name and name in modules and _has_one_tensor(modules[name])]
+    candidates = [
+        name
+        for name in sums
+        if name and name in modules and _has_one_tensor(modules[name]) and not _holds(network, name, skip)
+    ]
     shortcuts = [name for name in candidates if _is_shortcut(network, name, example)]
     return replaceable(network, shortcuts, example, lambda _block: nn.Identity())
 
@@ -74,6 +80,12 @@ def least_important_blocks(
             break
         gone.append(min(rest, key=lambda name: damage(without_blocks(network, [*gone, name]))))
     return gone
+
+
+def _holds(network: nn.Module, block: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns fits a block or something in it."""
+    inside = (f"{block}.{name}".rstrip(".") for name, _ in network.get_submodule(block).named_modules())
+    return any(fnmatchcase(name, pattern) for name in inside for pattern in patterns)
 
 
 def _one_in_the_other(one: str, other: str) -> bool:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -209,9 +210,7 @@ def _analysis(parts: list[_Walked]) -> ChannelAnalysis:
     channels = parts[0]
     return ChannelAnalysis(
         groups=tuple(_renamed(group, names) for group in groups),
-        freezes=tuple(
-            Freeze(f.operator, tuple(_bare(layer) for layer in f.layers)) for f in channels.freezes(slices[0])
-        ),
+        freezes=tuple(channels.freezes(slices[0])),
         sizes=tuple(size for part in parts for size in part.sizes()),
         scalings=tuple(channels.scalings()),
         whole_groups=frozenset(_bare(name) for walk in channels.walks for name in walk.whole_groups),
@@ -307,7 +306,7 @@ def _group(roots: list[int], slices: Slices, frozen: set[int], kind: Kind) -> Ch
 
 def _bare_group(group: ChannelGroup) -> ChannelGroup:
     members = tuple(Member(_bare(member.tensor), member.dim, member.indices) for member in group.members)
-    return ChannelGroup(_bare(group.name), group.size, members, group.frozen, group.kind, group.atoms)
+    return replace(group, members=members)
 
 
 def _renamed(group: ChannelGroup, names: dict[str, int]) -> ChannelGroup:

@@ -64,6 +64,11 @@ class ChannelGroup:
         return list(dict.fromkeys(member.layer for member in self.members))
 
     @property
+    def names(self) -> list[str]:
+        """What it can be called by: its name, and the layers whose own channels these are."""
+        return [self.name, *dict.fromkeys(member.layer for member in self.members if member.dim == 0)]
+
+    @property
     def indices_per_channel(self) -> int:
         """Output channels of the producing layer that one channel of the group stands for."""
         return len(self.members[0].indices[0])

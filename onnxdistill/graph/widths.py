@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import ceil, gcd
@@ -25,10 +25,10 @@ class Steps:
     """Which widths are allowed: latency goes by steps.
 
     Attributes:
-        multiple_of: Widths of the producing layers are rounded up to a multiple; by pattern of the group's name (`*`
-            matches anything, the first that fits holds) or one for all.
+        multiple_of: Widths of the producing layers are rounded up to a multiple; by pattern of one of the group's
+            `names` (`*` matches anything, the first that fits holds) or one for all.
         minimum: No layer gets narrower.
-        skip: Names of groups to leave alone; `*` matches anything.
+        skip: Patterns of the names of groups to leave alone.
     """
 
     multiple_of: int | Mapping[str, int] = 1
@@ -37,7 +37,7 @@ class Steps:
 
     def may_cut(self, group: ChannelGroup) -> bool:
         """Whether channels of a group may be removed at all."""
-        return not group.frozen and not any(fnmatchcase(group.name, pattern) for pattern in self.skip)
+        return not group.frozen and not any(_fits(group, pattern) for pattern in self.skip)
 
     def rounded(self, group: ChannelGroup, wanted: float) -> int:
         """The next allowed width of a group, in channels of the group.
@@ -54,7 +54,21 @@ class Steps:
     def _multiple(self, group: ChannelGroup) -> int:
         if isinstance(self.multiple_of, int):
             return self.multiple_of
-        return next((m for pattern, m in self.multiple_of.items() if fnmatchcase(group.name, pattern)), 1)
+        return next((m for pattern, m in self.multiple_of.items() if _fits(group, pattern)), 1)
+
+
+def _fits(group: ChannelGroup, pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in group.names)
+
+
+def unmatched(key: str, patterns: Iterable[str], network: nn.Module, groups: Iterable[ChannelGroup] = ()) -> list[str]:
+    """A sentence for every pattern of a recipe's key that fits no module and no channel group of a network."""
+    names = {name for name, _ in network.named_modules()} | {name for group in groups for name in group.names}
+    return [
+        f"{key}: {pattern!r} fits nothing in the network."
+        for pattern in patterns
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
 
 
 def uniform_widths(analysis: ChannelAnalysis, ratio: float, steps: Steps) -> dict[str, int]:

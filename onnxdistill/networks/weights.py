@@ -20,6 +20,8 @@ from onnxdistill.networks.torchvision_classifiers import rename_published
 # DataParallel and DistributedDataParallel put it before every name.
 PARALLEL_PREFIX = "module."
 
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
 
 def load_weights(network: nn.Module, name: str, weights: str, new_head: bool = False) -> None:
     """Loads weights into a network.
@@ -63,8 +65,10 @@ def _from_file(path: Path) -> dict[str, Any]:
             "The file is damaged, truncated, or holds more than tensors; save it again with "
             "torch.save(network.state_dict(), path).",
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
+    if isinstance(loaded, dict):
+        # As trainers save them, beside an optimizer's state and more.
+        inside = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), dict)), None)
+        loaded = loaded if inside is None else inside
     _check_form(path, loaded)
     return loaded  # type: ignore[no-any-return]  # whatever the file held: its form has been checked
 

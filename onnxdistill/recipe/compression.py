@@ -36,7 +36,7 @@ class PlanTable(Table):
     )
     multiple_of: Literal[1, 2, 4, 8, 16] = Field(8, description="Kept widths are rounded up to a multiple of this.")
     minimum: Count = Field(8, description="No group gets narrower than this.")
-    skip: list[str] = Field([], description="Groups to leave alone, by name; `*` matches anything.")
+    skip: list[str] = Field([], description="Layers whose channels stay, and blocks, by name; `*` matches anything.")
 
     @model_validator(mode="after")
     def _one_budget(self) -> PlanTable:
@@ -70,7 +70,7 @@ class PruneTable(Table):
         8, description="Kept widths are rounded up to a multiple of this; or a table of group names with `*`."
     )
     minimum: Count = Field(8, description="No group gets narrower than this.")
-    skip: list[str] = Field([], description="Groups to leave alone, by name; `*` matches anything.")
+    skip: list[str] = Field([], description="Layers whose channels stay, and blocks, by name; `*` matches anything.")
 
     @model_validator(mode="after")
     def _one_ratio(self) -> PruneTable:

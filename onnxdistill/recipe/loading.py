@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise RecipeError(f"{path} is a folder, not a recipe.", f"Name the file, such as {path / 'recipe.toml'}.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors of Windows begin with a mark
     except FileNotFoundError as error:
         raise RecipeError(f"The recipe {path} does not exist.", "Correct the path.") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -123,6 +123,8 @@ def _override(tables: dict[str, Any], item: str) -> None:
     *parents, last = key.strip().split(".")
     table = tables
     for parent in parents:
+        if text.strip() == "" and parent not in table:
+            return  # what is not there need not be deleted, and its table would mean something
         child = table.setdefault(parent, {})
         if not isinstance(child, dict):
             raise RecipeError(f"--set {item!r}: {parent!r} is a value, not a table.", "Name a key of a table.")

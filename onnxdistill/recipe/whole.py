@@ -38,6 +38,20 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _plans_for_its_limits(self) -> Recipe:
+        if self.plan is None:
+            return self
+        for key, planned, limit, bound, enough in (
+            ("speedup", self.plan.speedup, "min_speedup", self.limits.min_speedup, float.__ge__),
+            ("latency_ms", self.plan.latency_ms, "max_latency_ms", self.limits.max_latency_ms, float.__le__),
+        ):
+            if planned is not None and bound is not None and not enough(float(planned), float(bound)):
+                raise ValueError(
+                    f"plan.{key} = {planned:g} would miss limits.{limit} = {bound:g}; plan for what is asked, or more"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _can_train_between_cuts(self) -> Recipe:
         if self.plan is None or not self.plan.epochs:
             return self

@@ -22,6 +22,8 @@ from onnxdistill.recipe import ExportTable
 
 # float32 kernels that sum in another order differ by about the square root of the number of terms times 1e-7.
 RELATIVE_TOLERANCE = 1e-3
+# An ONNX file is one message of protocol buffers, which holds less than 2 GiB; some of it is structure.
+LARGEST_WEIGHTS_BYTES = 2**31 - 2**24
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,12 @@ def export(
         NetworkError: If the network cannot be exported.
         ParityError: If ONNX Runtime computes something else.
     """
+    size = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
+    if size >= LARGEST_WEIGHTS_BYTES:
+        raise NetworkError(
+            f"{type(network).__name__} has weights of {size / 1e9:.1f} GB, and an ONNX file holds less than 2.1 GB.",
+            "Begin with a smaller teacher.",
+        )
     batch = torch.export.Dim("batch", min=1)
     with _quiet_exporter():
         try:
@@ -114,7 +122,7 @@ def _parity(network: nn.Module, example: Tensor, path: Path, input_name: str, ou
     worst = 0.0
     for inputs in (example[:1], example):
         with torch.inference_mode():
-            expected = network(inputs).numpy()
+            expected = network(inputs.clone()).numpy()  # it may work in place on what it gets
         if not np.isfinite(expected).all():
             raise ParityError(
                 f"The {type(network).__name__} itself gives NaN or infinity, so that {path.name} cannot be compared.",

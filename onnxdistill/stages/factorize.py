@@ -28,6 +28,7 @@ from onnxdistill.graph.lowrank import (
 )
 from onnxdistill.graph.pairmoments import LONGEST_COLUMN, Scheme, longest_column
 from onnxdistill.graph.standins import replaceable
+from onnxdistill.graph.widths import unmatched
 from onnxdistill.recipe import FactorizeTable
 from onnxdistill.tasks import Task
 from onnxdistill.training.pairs import PairForm, best_fitted, layer_of, pair_factors
@@ -77,6 +78,7 @@ def factorize(
         f"factorize left {name} as it is: to weigh columns of {length:,} numbers would take too much memory."
         for name, length in too_long.items()
     ]
+    notes += unmatched("factorize.skip", table.skip, network)
     shapes = {name: shape for name, shape in shapes.items() if name not in too_long}
     schemes = {name: _schemes(layer_of(network, name), table) for name in shapes}
     factors = pair_factors(network, task, schemes, torch.Generator().manual_seed(seed))

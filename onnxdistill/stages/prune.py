@@ -13,7 +13,15 @@ from onnxdistill.graph.groups import Narrowed
 from onnxdistill.graph.importance import Scores, first_order_taylor, geometric_median, magnitude, norm_scale
 from onnxdistill.graph.secondorder import second_order
 from onnxdistill.graph.surgery import remove_channels
-from onnxdistill.graph.widths import Steps, WeightCost, global_widths, most_important, uniform_widths, weight_costs
+from onnxdistill.graph.widths import (
+    Steps,
+    WeightCost,
+    global_widths,
+    most_important,
+    uniform_widths,
+    unmatched,
+    weight_costs,
+)
 from onnxdistill.recipe import PruneTable
 from onnxdistill.tasks import Task
 from onnxdistill.training.repaired import best_repaired, calibration_losses
@@ -58,6 +66,9 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     scores = _importance(shorter, analysis, task, table)
     widths = _widths(shorter, analysis, scores, table, steps, example)
     notes += _notes(analysis)
+    notes += unmatched("prune.skip", table.skip, network, analysis.groups)
+    if not isinstance(table.multiple_of, int):
+        notes += unmatched("prune.multiple_of", table.multiple_of, network, analysis.groups)
     if not widths:
         return PruneResult(shorter, [], blocks, [*notes, _why_nothing(analysis, table, steps)])
     if table.macs_ratio is not None:
@@ -80,7 +91,7 @@ def _without_blocks(network: nn.Module, task: Task, table: PruneTable) -> tuple[
     """The network without the blocks that matter least, their names, and notes."""
     if table.blocks == 0:
         return network, [], []
-    names = removable_blocks(network, task.example_input(2))
+    names = removable_blocks(network, task.example_input(2), table.skip)
     losses = list(calibration_losses(task)) if task.measurable else []
 
     def damage(shorter: nn.Module) -> float:

@@ -92,7 +92,8 @@ def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = Fal
     network = build_network(name, len(task.class_names), seed)
     if weights != "none":
         load_weights(network, name, weights, new_head)
-    task.check_output(probe(name, network, task.example_input(PROBED_BATCH)), PROBED_BATCH)
+    for batch in (PROBED_BATCH, 1):  # where code squeezes, one sample has a dimension less
+        task.check_output(probe(name, network, task.example_input(batch)), batch)
     return network
 
 

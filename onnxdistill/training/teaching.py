@@ -111,7 +111,7 @@ class Teaching:
     def computed(self, inputs: Tensor) -> list[Tensor]:
         """What every teacher returns for inputs `[B, ...]`, now."""
         with torch.no_grad(), autocast(self._dtype):
-            return [network(inputs) for network in self.networks]
+            return [network(inputs.clone()) for network in self.networks]  # one may work in place on what it gets
 
     def _check_size(self) -> None:
         sample = sum(output.nbytes for output in self.computed(self._task.example_input(1)))

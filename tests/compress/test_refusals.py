@@ -32,9 +32,15 @@ class TestRefusals:
     def refuse(self, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refuse:
         """Runs the command in this process; an exception that `main` does not explain fails the test."""
 
-        def refused(*settings: str, recipe: str = "recipe.toml", out: str = "run", parts: tuple[str, ...]) -> None:
-            options = [part for setting in settings for part in ("--set", setting)]
-            command = ["onnxdistill", "compress", str(place / recipe), "--out", str(place / out), *options]
+        def refused(
+            *settings: str,
+            recipe: str = "recipe.toml",
+            out: str = "run",
+            options: tuple[str, ...] = (),
+            parts: tuple[str, ...],
+        ) -> None:
+            sets = [part for setting in settings for part in ("--set", setting)]
+            command = ["onnxdistill", "compress", str(place / recipe), "--out", str(place / out), *sets, *options]
             monkeypatch.setattr(sys, "argv", command)
             with pytest.raises(SystemExit) as ended:
                 main()
@@ -133,6 +139,13 @@ class TestRefusals:
             "data.resize=1000",
         )
         refuse(*data, "bench.batch=65536", parts=("bench.batch = 65536 takes 786.4 GB", "smaller batch"))
+
+    def test_a_plan_for_a_budget_that_others_undo(self, refuse: Refuse) -> None:
+        for setting in ("prune.ratio=0.3", "plan.latency_ms=3", "factorize.macs_ratio=0.5"):
+            refuse(setting, options=("--speedup", "4"), parts=(setting, "has no effect beside --speedup"))
+
+    def test_a_file_for_others_of_a_float_student(self, refuse: Refuse) -> None:
+        refuse("quantize=", options=("--target", "cuda"), parts=("--target is for int8 files", "[quantize]"))
 
     def test_somebody_elses_folder(self, refuse: Refuse) -> None:
         refuse(out="images", parts=("images", "not the folder of an earlier run"))

@@ -182,6 +182,16 @@ def test_links_to_images_elsewhere_are_fine(tmp_path: Path) -> None:
     (root / "test").rename(tmp_path / "kept")
     (root / "test").symlink_to(tmp_path / "kept")
     assert len(load_images(table(root), seed=0).test) == 6
+    # Within a class as well, and once each: a link may lead back.
+    (root / "train" / "cat" / "more").symlink_to(tmp_path / "kept" / "cat")
+    (root / "test").unlink()
+    (root / "test").mkdir()
+    for name in ("cat", "dog"):
+        (root / "test" / name).mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(root / "test" / name / "a.png")
+    (root / "train" / "cat" / "back").symlink_to(root / "train" / "cat")
+    splits = load_images(table(root, calibration=2), seed=0)
+    assert len(splits.train) + len(splits.calibration) + len(splits.validation) == 2 * 8 + 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])

@@ -56,6 +56,11 @@ def test_of_a_residual_network_the_blocks_that_keep_shape() -> None:
     ]  # fmt: skip
 
 
+def test_blocks_with_something_that_has_to_stay_stay() -> None:
+    network, example = Tower().eval(), torch.randn(2, 3, 8, 8)
+    assert removable_blocks(network, example, ["first", "third.conv"]) == ["second"]
+
+
 def test_a_network_without_sums_has_none() -> None:
     assert removable_blocks(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), torch.randn(2, 3, 8, 8)) == []
 

@@ -281,3 +281,38 @@ def test_cost_by_hand() -> None:
     assert count_macs(build_network("cifar-resnet20", 10, 0), torch.zeros(1, 3, 32, 32)) == pytest.approx(
         40.6e6, rel=0.01
     )
+
+
+class Wrapping(nn.Module):
+    """What is traced holds a network under the same name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.network(x)
+        return result
+
+
+class Dividing(nn.Module):
+    """Its code divides by a quarter of a width, which a narrower one makes zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.second(x * (8 // (x.shape[1] // 4))).flatten(1)
+
+
+def test_names_are_those_of_the_network() -> None:
+    analysis = analyse_channels(Wrapping().eval(), torch.randn(2, 3, 8, 8))
+    assert [group.name for group in analysis.free] == ["network.0"]
+    assert "network.2" in {layer for freeze in analysis.freezes for layer in freeze.layers}
+
+
+def test_whatever_code_raises_keeps_the_channels_that_it_raises_for() -> None:
+    analysis = analyse_channels(Dividing().eval(), torch.randn(2, 3, 8, 8))
+    assert [group.name for group in analysis.free] == []

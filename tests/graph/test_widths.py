@@ -13,7 +13,7 @@ from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.groups import ChannelGroup, Member
 from onnxdistill.graph.importance import magnitude
 from onnxdistill.graph.surgery import remove_channels
-from onnxdistill.graph.widths import Steps, global_widths, most_important, uniform_widths, weight_costs
+from onnxdistill.graph.widths import Steps, global_widths, most_important, uniform_widths, unmatched, weight_costs
 from onnxdistill.networks import build_network
 from tests import tiny
 
@@ -48,6 +48,23 @@ def test_what_is_skipped_or_frozen_stays() -> None:
     assert not Steps(skip=("layer1.*",)).may_cut(group(8))
     assert not Steps().may_cut(group(8, frozen=True))
     assert Steps(skip=("layer2.*",)).may_cut(group(8))
+    # By any of the layers whose channels they are, but not by those that only take them.
+    network = tiny.Residual().eval()
+    stream = max(analyse_channels(network, torch.randn(2, 3, 8, 8)).free, key=lambda one: len(one.names))
+    assert len(stream.names) > 1
+    consumers = [member.layer for member in stream.members if member.dim == 1]
+    assert not any(Steps(skip=(name,)).may_cut(stream) for name in stream.names)
+    assert all(Steps(skip=(name,)).may_cut(stream) for name in set(consumers) - set(stream.names))
+    assert set(consumers) - set(stream.names)
+
+
+def test_patterns_that_fit_nothing_are_told() -> None:
+    network = tiny.Residual().eval()
+    analysis = analyse_channels(network, torch.randn(2, 3, 8, 8))
+    name = analysis.free[0].name
+    assert unmatched("prune.skip", [name, "*", "nowhere.*"], network, analysis.groups) == [
+        "prune.skip: 'nowhere.*' fits nothing in the network."
+    ]
 
 
 @settings(max_examples=10)

@@ -49,10 +49,12 @@ def assert_same(one: nn.Module, two: nn.Module) -> None:
     [
         lambda network: network.state_dict(),
         lambda network: {"state_dict": network.state_dict(), "epoch": 3},
+        lambda network: {"model_state_dict": network.state_dict(), "optimizer": {"lr": 0.1}},
+        lambda network: {"epoch": 3, "model": network.state_dict()},
         lambda network: nn.DataParallel(network).state_dict(),
         lambda network: {k: v for k, v in network.state_dict().items() if not k.endswith("num_batches_tracked")},
     ],
-    ids=["plain", "checkpoint", "parallel", "without counters"],
+    ids=["plain", "checkpoint", "tutorial", "torchvision", "parallel", "without counters"],
 )
 def test_forms_that_load(tmp_path: Path, wrap: Callable[[nn.Module], State]) -> None:
     network = small(1)

@@ -59,6 +59,27 @@ def test_what_cannot_be_exported_is_explained(tmp_path: Path) -> None:
         export(DataDependent().eval(), example(), tmp_path / "net.onnx", ExportTable())
 
 
+def test_a_network_that_works_in_place_is_compared_on_what_it_got(tmp_path: Path) -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x -= 0.5
+            return x.flatten(1)
+
+    inputs = example()
+    before = inputs.clone()
+    export(InPlace().eval(), inputs, tmp_path / "net.onnx", ExportTable())
+    assert torch.equal(inputs, before)
+
+
+def test_weights_that_no_file_holds_are_refused_before_anything_is_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxdistill.stages.export.LARGEST_WEIGHTS_BYTES", 1000)
+    with pytest.raises(NetworkError, match=r"DigitsResNet has weights of 0\.\d GB, and an ONNX file holds less than 2"):
+        export(build_network("digits-resnet", 10, 0), example(), tmp_path / "net.onnx", ExportTable())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     class Moody(nn.Module):
         """Differs between tracing and running."""

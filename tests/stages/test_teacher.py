@@ -47,6 +47,9 @@ def heads(): return Heads(10, lambda y: y)
 def fails_later(): return Later(10, lambda y: y)
 def fails(): return Net(10, lambda y: y / {}["x"])
 def seven(): return nn.Sequential(nn.Flatten(), nn.Linear(192, 7))
+class Squeezing(Net):
+    def forward(self, x): return super().forward(x).squeeze()
+def squeezes(): return Squeezing(10, lambda y: y)
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
 """
 
@@ -71,6 +74,7 @@ def nets(tmp_path: Path) -> Path:
         ("deep", "returns float32 [2, 10, 1], not"),
         ("heads", "In training mode: The teacher returns a tuple, not one tensor"),
         ("fails_later", "does not run on float32 images [16 x 1 x 8 x 8] in training mode: KeyError"),
+        ("squeezes", "returns float32 [10], not"),
         ("double", "returns float64 [2, 10], not"),
         ("pair", "returns a tuple, not one tensor of float32 logits [2, 10]"),
         ("table", "returns a dict, not one tensor"),

@@ -231,7 +231,8 @@ class Planner:
             for part in pair_of(layer, min(layer.inputs, layer.outputs), spatial=scheme == "spatial")
         ]
         profile = self._place.profile([*layers, *pairs], self._settings, self._table.multiple_of, self._say)
-        blocks = removable_blocks(network, self._task.example_input(2)) if self._table.blocks else []
+        example, skip = self._task.example_input(2), self._table.skip
+        blocks = removable_blocks(network, example, skip) if self._table.blocks else []
         steps = Steps(self._table.multiple_of, self._table.minimum, tuple(self._table.skip))
         return Known(
             choices_of(analysis, steps, blocks),

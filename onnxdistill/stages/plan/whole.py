@@ -18,6 +18,7 @@ from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.groups import Narrowed
+from onnxdistill.graph.widths import unmatched
 from onnxdistill.planning.decisions import Decision
 from onnxdistill.planning.problem import EntangledError
 from onnxdistill.recipe import PlanTable
@@ -130,6 +131,9 @@ def plan(
             break
     course.take_back()
     states, cuts, steps, notes = course.states, course.cuts, course.steps, course.notes
+    if table.skip:
+        groups = analyse_channels(network, task.example_input(2)).groups
+        notes += unmatched("plan.skip", table.skip, network, groups)
     kept = _kept(states, budget_ms, notes)
     current, deployed, cuts, steps = states[kept].network, states[kept].deployed, cuts[:kept], steps[:kept]
     if deployed.latency_ms > budget_ms:
