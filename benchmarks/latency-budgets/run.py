@@ -4,20 +4,22 @@ Each way makes an int8 network that keeps to the budget, timed in ONNX Runtime w
 teacher's float32 file:
 
 - `plan`: what `compress --speedup` does, from latencies alone;
-- `uniform L1`: the same share of every channel group goes, by the size of weights (Li et al. 2017);
+- `uniform L1`: the same share of every channel group goes, by the size of weights (Li et al. 2017), to multiples of
+  eight or of four, whichever scores better on validation images at that budget;
 - `Torch-Pruning`: channels inside the residual blocks go globally for multiply-adds, in a hundred small steps with
   renewed scores, by magnitude or by Taylor scores, whichever scores better on validation images at that budget; it
   cannot cut the stream between the blocks of these networks, see `before-finetuning`;
 - `low rank`: layers become pairs for multiply-adds, each that saves some.
 
 Of a rival's networks, from large to small, the largest that keeps to the budget is taken; one that has none is shown
-with its fastest. Widths are multiples of eight for all, where int8 kernels are fastest, and what `prune` does to repair
-a network after a cut is done for the rivals, too. Then all are distilled for the same epochs with the same images,
-teacher and learning rate, and quantized with the ranges of the same images. That is short, so that it can be done on
-two cores: what counts is the order of the ways, not how far each gets. Accuracy is that of the int8 file on the 10,000
-test images, which nothing is decided by.
+with its fastest. Widths are multiples of eight otherwise, where int8 kernels are fastest, and what `prune` does to
+repair a network after a cut is done for the rivals, too. Then all are distilled for the same epochs with the same
+images, teacher and learning rate, and quantized with the ranges of the same images. That is short, so that it can be
+done on two cores: what counts is the order of the ways, not how far each gets. Accuracy is that of the int8 file on the
+10,000 test images, which nothing is decided by. In the end, all int8 files are timed in turns in one run.
 
-Results that are there already are kept: a run that was ended goes on, on a machine of the same kind.
+Results that are there already are kept, with their files in `students/`: a run that was ended goes on, on a machine of
+the same kind.
 Usage: pip install torch-pruning; python benchmarks/latency-budgets/run.py --data CIFAR10 --weights FOLDER
 """
 
@@ -44,7 +46,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from onnxdistill.data import load_images
-from onnxdistill.device.measuring.compare import compare
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.places import Here
 from onnxdistill.device.session import SessionSettings
@@ -81,8 +82,10 @@ FEW_SHARES = SHARES[::6]
 # Two measurements of the same file differ by so much: what kept to its budget before the training still does.
 TOLERANCE = 1.02
 MULTIPLE, IMAGES = 8, 10_000
+# Of the last measurement, for each file.
+SECONDS_EACH = 15
 FOLDER = Path(__file__).parent
-RESULTS = FOLDER / "results.json"
+RESULTS, STUDENTS = FOLDER / "results.json", FOLDER / "students"
 FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
 COLORS = {"plan": "#1f9d6b", "uniform L1": "#b7791f", "Torch-Pruning": "#5b8def", "low rank": "#8b949e"}
 
@@ -123,18 +126,16 @@ class Bench:
     def deployed(self, network: nn.Module) -> Deployed:
         return self.gate.deployed(network, self.reference)
 
-    def row(self, network: nn.Module) -> dict[str, Any]:
-        """Trains a network, and scores and times what would ship."""
+    def row(self, network: nn.Module, path: Path) -> dict[str, Any]:
+        """Trains a network, and scores what would ship, which goes into a file."""
         started = time.monotonic()
         trained = distill(network, [self.teacher], self.training, self.table, 0).network
-        exported, path = self.exported(trained, "student.onnx"), self.folder / "student-int8.onnx"
+        exported = self.exported(trained, "student.onnx")
         batches = ({self.task.input_name: batch.inputs.numpy()} for batch in self.task.calibration_batches(32))
         quantize(exported, path, batches, QuantizeTable())
-        ratio = compare(self.reference, path, SessionSettings(), until="close")
         example = self.task.example_input(1)
         score = self.score(path)
         return {
-            "speedup": {"value": ratio.value, "low": ratio.low, "high": ratio.high},
             "macs_x": count_macs(self.teacher, example) / count_macs(network, example),
             "before_training_percent": self.score(self.exported(network, "before.onnx")).value,
             "float32_percent": self.score(exported).value,
@@ -180,8 +181,9 @@ class Networks:
         return self._latencies_ms[place]
 
 
-def uniform_l1(bench: Bench, share: float) -> nn.Module:
-    return prune(bench.teacher, bench.task, PruneTable(ratio=1 - share, criterion="l1")).network
+def uniform_l1(bench: Bench, multiple: int, share: float) -> nn.Module:
+    table = PruneTable(ratio=1 - share, criterion="l1", multiple_of=multiple, minimum=multiple)
+    return prune(bench.teacher, bench.task, table).network
 
 
 def low_rank(bench: Bench, share: float) -> nn.Module:
@@ -315,6 +317,7 @@ def main(data: Path, weights: Path, epochs: int, samples: int, speedups: tuple[f
     machine = {key: host[key] for key in ("cpu", "int8_features", "onnxruntime")}
     if results.setdefault("machine", machine) != machine:
         raise click.UsageError(f"{RESULTS} holds times of {results['machine']}, and this is {machine}.")
+    STUDENTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, Journal(Path(scratch) / "run") as journal:
         bench = Bench(data, weights, epochs, samples, Path(scratch), journal)
         results.setdefault("teacher_percent", bench.score(bench.reference).value)
@@ -324,7 +327,9 @@ def main(data: Path, weights: Path, epochs: int, samples: int, speedups: tuple[f
             Networks(bench, TorchPruning(bench, tp.importance.GroupTaylorImportance, by_gradients=True)),
         ]
         rivals: dict[str, Callable[[float], tuple[nn.Module, float]]] = {
-            "uniform L1": Networks(bench, partial(uniform_l1, bench)).within,
+            "uniform L1": partial(
+                best_within, bench, [Networks(bench, partial(uniform_l1, bench, each)) for each in (MULTIPLE, 4)]
+            ),
             "Torch-Pruning": partial(best_within, bench, torch_pruning),
             "low rank": Networks(bench, partial(low_rank, bench), FEW_SHARES).first_within,
         }
@@ -341,11 +346,33 @@ def main(data: Path, weights: Path, epochs: int, samples: int, speedups: tuple[f
                 reached = latency_ms <= budget_ms
                 # What is too slow is not trained: it has lost at this budget.
                 rows[label] = {"reached": reached, "planned_speedup_x": bench.teacher_ms / latency_ms}
-                rows[label] |= bench.row(network) if reached else {}
+                rows[label] |= bench.row(network, student(speedup, label)) if reached else {}
                 results["solver_s"] = max(results.get("solver_s", 0.0), round(watch.longest_s, 2))
                 print(f"{speedup:g}x {label}: {rows[label]}", flush=True)
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        time_all(bench.reference, results)
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     summarise(results)
+
+
+def student(speedup: float, label: str) -> Path:
+    """Where the int8 file of a way at a budget is kept."""
+    return STUDENTS / f"{speedup:g}x-{label.replace(' ', '-')}.onnx"
+
+
+def time_all(teacher: Path, results: dict[str, Any]) -> None:
+    """Times the teacher's float32 file and all students in turns."""
+    timed = {
+        f"{speedup}x {label}": (student(float(speedup), label), row)
+        for speedup, rows in results["speedups"].items()
+        for label, row in rows.items()
+        if row["reached"]
+    }
+    models = {"teacher": teacher, **{name: path for name, (path, _) in timed.items()}}
+    found = Here().bench(models, threads=1, seconds=SECONDS_EACH * len(models), seed=0)
+    for name, (_, row) in timed.items():
+        ratio = found[name].speedup
+        row["speedup"] = {"value": ratio.value, "low": ratio.low, "high": ratio.high}
 
 
 def summarise(results: dict[str, Any]) -> None:

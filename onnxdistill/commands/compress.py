@@ -13,7 +13,6 @@ from rich.console import Console
 import onnxdistill
 from onnxdistill.commands.options import Minutes
 from onnxdistill.errors import UsageError
-from onnxdistill.recipe import load_recipe
 
 _BUDGETS = (("plan", "speedup"), ("plan", "latency_ms"))
 
@@ -94,7 +93,8 @@ def compress_command(
     if speedup is not None or latency_ms is not None:
         _check_planned(overrides)
     overrides = (*overrides, *_asked(speedup, latency_ms, max_drop, plans=model is None))
-    overrides = (*overrides, *_targeted(targets, recipe, overrides))
+    if targets:
+        overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
     if remote is not None:
         overrides = (*overrides, f"bench.remote={json.dumps(remote)}")
     assists = int(os.environ.get("RANK", 0)) > 0  # torchrun says so
@@ -122,14 +122,6 @@ def compress_command(
         onnxdistill.compress(
             recipe, out=out, overrides=settings, console=console, log_file=log_file, tensorboard=tensorboard
         )
-
-
-def _targeted(targets: Sequence[str], recipe: Path | None, overrides: Sequence[str]) -> list[str]:
-    if not targets:
-        return []
-    if recipe is not None and load_recipe(recipe, overrides).quantize is None:
-        raise UsageError("--target is for int8 files, and the recipe has no [quantize].", "Add that table.")
-    return [f"quantize.targets={json.dumps(targets)}"]
 
 
 def _check_planned(overrides: Sequence[str]) -> None:

@@ -119,6 +119,13 @@ class Choices:
         """The blocks that a plan leaves out."""
         return [block for block in self.blocks if plan.options[block] == GOES]
 
+    def around(self, modules: Sequence[str]) -> tuple[str, ...]:
+        """The block that all of these modules lie in, if there is one."""
+        for block in self.blocks:
+            if modules and all(f"{module}.".startswith(f"{block}.") for module in modules):
+                return (block,)
+        return ()
+
 
 def choices_of(analysis: ChannelAnalysis, steps: Steps, blocks: Sequence[str]) -> Choices:
     """All choices of a network.
@@ -170,6 +177,16 @@ class Damages:
     pairs: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
 
 
+def scopes_of(choices: Choices, analysis: ChannelAnalysis, graph: Graph, layers: Iterable[str]) -> list[list[str]]:
+    """The choices that the time of each layer depends on; nodes that are no layers depend on some of the same."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for group in analysis.free:
+        for member in group.members if group.name in choices.widths else ():
+            groups[member.tensor].append(group.name)
+    through = {layer: dict.fromkeys(groups.get(graph.weights.get(layer, ""), ())) for layer in layers}
+    return [[*found, *choices.around(graph.modules.get(layer, ())[-1:])] for layer, found in through.items()]
+
+
 class Costing:
     """Turns a network's choices into terms of latency and damage.
 
@@ -218,7 +235,7 @@ class Costing:
             for around, latency_ms in latencies.items()
         ]
         for name, widths in self._choices.widths.items():
-            inside = self._around([member.layer for member in self._groups[name].members])
+            inside = self._choices.around([member.layer for member in self._groups[name].members])
             damage = np.array([damages.widths[name][width] for width in widths])
             # The widths within a block that has gone are nobody's concern.
             damage = np.stack([damage, np.zeros_like(damage)], axis=1) if inside else damage
@@ -347,14 +364,7 @@ class Costing:
         return list(dict.fromkeys(group for group, dim, _ in self._runs.get(weight, ()) if dim == 0))
 
     def _block_of(self, name: str) -> tuple[str, ...]:
-        return self._around([self._graph.modules[name][-1]] if self._graph.modules.get(name) else [])
-
-    def _around(self, modules: Sequence[str]) -> tuple[str, ...]:
-        """The block that all of these modules lie in, if there is one."""
-        for block in self._choices.blocks:
-            if modules and all(f"{module}.".startswith(f"{block}.") for module in modules):
-                return (block,)
-        return ()
+        return self._choices.around(self._graph.modules.get(name, ())[-1:])
 
 
 def form_of(weight: str) -> str:

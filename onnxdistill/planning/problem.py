@@ -129,6 +129,19 @@ def solve(sizes: Mapping[str, int], terms: Iterable[Term]) -> Plans:
     return Plans(reduce(added, (table.at({}) for table in tables), _nothing()))
 
 
+def check_solvable(sizes: Mapping[str, int], scopes: Iterable[Sequence[str]]) -> None:
+    """Makes sure that a problem can be solved, before what its terms come to is known.
+
+    Args:
+        sizes: How many options each choice has.
+        scopes: The choices of every term.
+
+    Raises:
+        EntangledError: As `solve` would.
+    """
+    _order([tuple(scope) for scope in scopes], sizes)
+
+
 def _nothing() -> Front:
     return alternatives(None, np.zeros(1), np.zeros(1))
 

@@ -144,8 +144,5 @@ class TestRefusals:
         for setting in ("prune.ratio=0.3", "plan.latency_ms=3", "factorize.macs_ratio=0.5"):
             refuse(setting, options=("--speedup", "4"), parts=(setting, "has no effect beside --speedup"))
 
-    def test_a_file_for_others_of_a_float_student(self, refuse: Refuse) -> None:
-        refuse("quantize=", options=("--target", "cuda"), parts=("--target is for int8 files", "[quantize]"))
-
     def test_somebody_elses_folder(self, refuse: Refuse) -> None:
         refuse(out="images", parts=("images", "not the folder of an earlier run"))

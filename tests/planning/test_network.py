@@ -23,8 +23,9 @@ from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps
 from onnxdistill.networks import build_network
-from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph
+from onnxdistill.planning.network import Choices, Costing, Damages, Graph, Pair, choices_of, read_graph, scopes_of
 from onnxdistill.planning.problem import MOST_CASES, EntangledError, solve
+from onnxdistill.planning.thinning import solvable
 from onnxdistill.recipe import ExportTable
 from onnxdistill.stages.export import export
 
@@ -282,9 +283,23 @@ class Dense(nn.Module):
         return result
 
 
-def test_a_network_that_is_too_entangled_says_so(tmp_path: Path) -> None:
+def test_a_network_that_is_too_entangled_gets_fewer_widths(tmp_path: Path) -> None:
     torch.manual_seed(0)
     case = case_of(Dense(8), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
     assert MOST_CASES < 8**7
     with pytest.raises(EntangledError):
         solve(case.choices.sizes, case.costing.terms(case.damages))
+    scopes = scopes_of(case.choices, case.analysis, case.graph, [layer.name for layer in case.exported.layers])
+    assert max(map(len, scopes)) == 8
+    thinner = solvable(case.choices, scopes)
+    assert thinner.widths.keys() == case.choices.widths.keys()
+    for name, widths in thinner.widths.items():
+        assert (widths[0], widths[-1]) == (case.choices.widths[name][0], case.choices.widths[name][-1])
+        assert set(widths) <= set(case.choices.widths[name])
+    plans = solve(thinner.sizes, replace(case, choices=thinner).costing.terms(case.damages))
+    assert len(plans) > 2
+    # What can be planned as it is stays as it is.
+    assert solvable(case.choices, scopes[:2]) is case.choices
+    many = [f"g{index}" for index in range(20)]
+    with pytest.raises(EntangledError):
+        solvable(replace(case.choices, widths={name: [8, 16, 24] for name in many}), [many])

@@ -29,8 +29,9 @@ from onnxdistill.graph.standins import replaceable
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.planning.decisions import Decision, decisions_of
-from onnxdistill.planning.network import Costing, Damages, Graph, choices_of, read_graph
+from onnxdistill.planning.network import Costing, Damages, Graph, choices_of, read_graph, scopes_of
 from onnxdistill.planning.problem import Plan, Term, solve
+from onnxdistill.planning.thinning import solvable
 from onnxdistill.recipe import PlanTable
 from onnxdistill.stages.plan.account import LayerState, done
 from onnxdistill.stages.plan.damages import Appraiser
@@ -230,12 +231,15 @@ class Planner:
             for scheme in schemes.get(graph.weights.get(layer.name, "").removesuffix(".weight"), ())
             for part in pair_of(layer, min(layer.inputs, layer.outputs), spatial=scheme == "spatial")
         ]
-        profile = self._place.profile([*layers, *pairs], self._settings, self._table.multiple_of, self._say)
         example, skip = self._task.example_input(2), self._table.skip
         blocks = removable_blocks(network, example, skip) if self._table.blocks else []
         steps = Steps(self._table.multiple_of, self._table.minimum, tuple(self._table.skip))
+        choices = choices_of(analysis, steps, blocks)
+        # Before anything is timed.
+        choices = solvable(choices, scopes_of(choices, analysis, graph, [layer.name for layer in layers]))
+        profile = self._place.profile([*layers, *pairs], self._settings, self._table.multiple_of, self._say)
         return Known(
-            choices_of(analysis, steps, blocks),
+            choices,
             analysis,
             seen,
             network_costs(layers, seen.traced, profile, deployed.latency_ms),
