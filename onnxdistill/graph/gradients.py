@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 
 @contextmanager
@@ -24,6 +25,28 @@ def differentiable(network: nn.Module) -> Iterator[None]:
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+def saved_bytes(network: nn.Module, example: Tensor) -> int:
+    """What a backward pass through a network would need of its results, which are held until then; no parameters.
+
+    Args:
+        network: In evaluation mode.
+        example: An input.
+    """
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    held: dict[int, int] = {}
+
+    def hold(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with differentiable(network), torch.enable_grad(), saved_tensors_hooks(hold, lambda tensor: tensor):
+        result = network(example.clone())
+    del result  # until here, so that no memory was used twice
+    return sum(held.values())
 
 
 def gradients_by(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor | None]:

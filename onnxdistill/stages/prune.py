@@ -92,7 +92,7 @@ def _without_blocks(network: nn.Module, task: Task, table: PruneTable) -> tuple[
     if table.blocks == 0:
         return network, [], []
     names = removable_blocks(network, task.example_input(2), table.skip)
-    losses = list(calibration_losses(task)) if task.measurable else []
+    losses = list(calibration_losses(network, task)) if task.measurable else []
 
     def damage(shorter: nn.Module) -> float:
         with torch.inference_mode():
@@ -137,9 +137,9 @@ def _importance(network: nn.Module, analysis: ChannelAnalysis, task: Task, table
         case "geometric_median":
             return geometric_median(network, analysis)
         case "taylor":
-            return first_order_taylor(network, analysis, calibration_losses(task))
+            return first_order_taylor(network, analysis, calibration_losses(network, task))
         case "second_order":
-            return second_order(network, analysis, calibration_losses(task))
+            return second_order(network, analysis, calibration_losses(network, task))
 
 
 def _missed_share(

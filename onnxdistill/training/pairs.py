@@ -16,7 +16,7 @@ from onnxdistill.graph.pairmoments import Moments, Scheme, pair_moments
 from onnxdistill.graph.recalibrate import match_batch_norm
 from onnxdistill.graph.repair import layers_from, refit
 from onnxdistill.tasks.base import Objective, Task, TrainingBatch
-from onnxdistill.training.repaired import CALIBRATION_BATCH
+from onnxdistill.training.repaired import CALIBRATION_BATCH, scored_at_once
 from onnxdistill.training.validation import best_on_validation
 
 FactorsByScheme = Mapping[Scheme, Factors]
@@ -96,7 +96,7 @@ def _losses(network: nn.Module, task: Task, generator: torch.Generator) -> list[
         output: Tensor = network(batch.copied().inputs)
         return output
 
-    batches = list(task.calibration_batches(CALIBRATION_BATCH))
+    batches = list(task.calibration_batches(scored_at_once(network, task)))
     if not task.measurable:
         return [partial(run, batch) for batch in batches]
     with torch.no_grad():

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from onnxdistill.graph.gradients import saved_bytes
 from onnxdistill.graph.groups import Removed
 from onnxdistill.graph.recalibrate import match_batch_norm, recalibrate_batch_norm
 from onnxdistill.graph.repair import layers_after, layers_that_lost_inputs, refit
@@ -15,14 +16,27 @@ from onnxdistill.training.validation import best_on_validation
 
 CALIBRATION_BATCH = 64
 
+# What a backward pass may hold. Whoever looks at the outputs of layers holds about as much again.
+_HELD_BYTES, _FEWEST = 2**30, 4
 
-def calibration_losses(task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
-    """For every batch of calibration samples, a function from a network to its mean loss."""
+
+def scored_at_once(network: nn.Module, task: Task) -> int:
+    """How many samples go through a network at once where gradients are taken: fewer of large images."""
+    return max(_FEWEST, min(CALIBRATION_BATCH, _HELD_BYTES // max(1, saved_bytes(network, task.example_input(1)))))
+
+
+def calibration_losses(network: nn.Module, task: Task) -> Iterator[Callable[[nn.Module], Tensor]]:
+    """For every batch of calibration samples, a function from a network to its mean loss.
+
+    Args:
+        network: Whose gradients will be taken, or one that is as large.
+        task: Gives the samples.
+    """
 
     def loss(batch: TrainingBatch, network: nn.Module) -> Tensor:
         return task.step(network, batch.copied(), Objective())["loss"]
 
-    for batch in task.calibration_batches(CALIBRATION_BATCH):
+    for batch in task.calibration_batches(scored_at_once(network, task)):
         yield partial(loss, batch)
 
 

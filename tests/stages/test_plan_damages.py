@@ -14,6 +14,7 @@ from torch import nn
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import analyse_channels
+from onnxdistill.graph.gradients import saved_bytes
 from onnxdistill.graph.losses import distillation_loss
 from onnxdistill.graph.recalibrate import NormMatcher, match_batch_norm
 from onnxdistill.graph.surgery import remove_channels
@@ -28,7 +29,7 @@ from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import train
 from onnxdistill.training.divergence import Divergence
-from onnxdistill.training.repaired import calibration_losses
+from onnxdistill.training.repaired import calibration_losses, scored_at_once
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +85,23 @@ def test_what_is_measured_with_stays_as_it_is(digits: Classification, trained: n
 
 def test_losses_are_of_the_same_inputs_every_time(digits: Classification, trained: nn.Module) -> None:
     network = InPlace(trained).eval()
-    losses = list(calibration_losses(digits))
+    losses = list(calibration_losses(network, digits))
     with torch.no_grad():
         first, second = ([float(loss(network)) for loss in losses] for _ in range(2))
     assert first == second
+
+
+def test_large_samples_go_through_in_smaller_batches(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert scored_at_once(trained, digits) == 64
+    each = saved_bytes(trained, digits.example_input(1))
+    assert saved_bytes(trained, digits.example_input(8)) == pytest.approx(8 * each, rel=0.1)
+    monkeypatch.setattr("onnxdistill.training.repaired._HELD_BYTES", 10 * each)
+    assert scored_at_once(trained, digits) == 10
+    assert len(list(calibration_losses(trained, digits))) == 7
+    monkeypatch.setattr("onnxdistill.training.repaired._HELD_BYTES", each)
+    assert scored_at_once(trained, digits) == 4
 
 
 def test_every_damage_is_as_large_as_what_was_measured(digits: Classification, trained: nn.Module) -> None:

@@ -338,4 +338,4 @@ def score_channels(network: nn.Module, analysis: ChannelAnalysis, task: Task) ->
     """How much each channel of a group matters; by magnitude, where there is no data to ask."""
     if not task.measurable:
         return magnitude(network, analysis, 2)
-    return second_order(network, analysis, calibration_losses(task))
+    return second_order(network, analysis, calibration_losses(network, task))
