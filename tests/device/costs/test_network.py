@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -115,12 +116,18 @@ def test_layers_that_take_less_than_any_node_add_up_all_the_same(tmp_path: Path)
 
 
 def test_a_narrower_network_is_predicted(tmp_path: Path) -> None:
-    """Half as wide: a third of the multiply-adds, and the same nodes. Loosely, since others may run meanwhile."""
+    """Half as wide: a third of the multiply-adds, and the same nodes. Loosely, since others may run meanwhile.
+
+    The median of three rounds: a machine that is shared has minutes in which it is slower for one of the two.
+    """
     wide, narrow = network(tmp_path / "wide.onnx", 64), network(tmp_path / "narrow.onnx", 32)
     before, after = read_exported(wide, FEEDS), read_exported(narrow, FEEDS)
-    traced = trace(wide, FEEDS)
-    layers = deployed_layers(before.layers, traced)
-    profile = profile_device(layers, SessionSettings(), 16, cached=False)
-    ratios = {name: after.sizes[name] / size for name, size in before.sizes.items()}
-    predicted_ms = network_costs(layers, traced, profile).time_ms(profile, after.layers, ratios)
-    assert predicted_ms == pytest.approx(trace(narrow, FEEDS).run_ms, rel=0.3)
+    sizes = {name: after.sizes[name] / size for name, size in before.sizes.items()}
+    ratios = []
+    for _ in range(3):
+        traced = trace(wide, FEEDS)
+        layers = deployed_layers(before.layers, traced)
+        profile = profile_device(layers, SessionSettings(), 16, cached=False)
+        predicted_ms = network_costs(layers, traced, profile).time_ms(profile, after.layers, sizes)
+        ratios.append(predicted_ms / trace(narrow, FEEDS).run_ms)
+    assert median(ratios) == pytest.approx(1.0, rel=0.3)
