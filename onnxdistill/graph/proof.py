@@ -133,6 +133,8 @@ def _raised(network: nn.Module, example: Tensor, outputs: list[Any], place: list
     with torch.no_grad(), _in_place(network, where):
         try:
             outputs.append(core_of(network)(example.clone()))
+        except MemoryError:  # says nothing of the code
+            raise
         except Exception as error:  # noqa: BLE001  # a user's code runs, which can raise anything
             return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
     return None

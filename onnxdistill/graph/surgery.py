@@ -178,6 +178,8 @@ def _scalars(network: nn.Module, example: Tensor) -> dict[str, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(core_of(network).eval(), (example,), strict=False)
+    except MemoryError:  # says nothing of the code
+        raise
     except Exception:  # noqa: BLE001  # a user's code runs, which can raise anything
         return {}  # it does not run either, which the check will find
     return {node.name: factor for node in program.graph.nodes if (factor := scalar_factor(node)) is not None}
@@ -190,6 +192,8 @@ def _check(expected: Any, cut: nn.Module, example: Tensor) -> None:
     try:
         with torch.inference_mode():
             actual = core_of(cut.eval())(example.clone())
+    except MemoryError:  # says nothing of the code
+        raise
     except Exception as error:  # a user's code runs, which can raise anything
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(f"{name} does not run with fewer channels: {first[:200]}.", fix) from error

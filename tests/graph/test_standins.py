@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from onnxdistill.graph.standins import replaceable
+from onnxdistill.graph.surgery import _check
 
 
 class Reading(nn.Module):
@@ -31,3 +33,16 @@ def test_layers_that_code_reads_are_not_replaced() -> None:
 def test_a_stand_in_has_to_give_the_same_shape() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 5, 1)).eval()
     assert replaceable(network, ["0", "1"], torch.randn(2, 3, 8, 8), lambda _: nn.Identity()) == ["0"]
+
+
+class Full(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise MemoryError
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_code() -> None:
+    network, example = nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(MemoryError):
+        replaceable(network, ["0"], example, lambda _: Full())
+    with pytest.raises(MemoryError):
+        _check(example, Full().eval(), example)
