@@ -35,7 +35,7 @@ from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.plan import PlanResult, plan
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.stages.teacher import further_teachers, teacher
+from onnxdistill.stages.teacher import further_teachers, notes_on_images, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import follow, leading
@@ -141,6 +141,7 @@ class _Run:
         check_memory(f"bench.batch = {table.batch}", table.batch * self.task.example_input(1).nbytes)
         self.gate = Gate(self.recipe, self.place, self.task, self.scratch, self.journal)
         self.record = Record(self.recipe, self.task, self.settings, self.place, self.gate, self.scratch, self.progress)
+        self.record.note(*self.task.data_notes())
         original = self._teacher()
         student = self._plan(original)
         student = self._prune(student)
@@ -177,6 +178,7 @@ class _Run:
         teachers = [result.network, *further_ones]
         self.finetuning = Finetuning(self.recipe, self.task, teachers, self.record, self.journal)
         finished = self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
+        self.record.note(*notes_on_images(self.recipe))
         score, classes = self.record.steps[-1].score, len(self.task.class_names)
         if score is not None and score.interval[0] <= 100 / classes:
             self.record.note(

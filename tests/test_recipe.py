@@ -182,6 +182,26 @@ def test_all_errors_of_a_file_come_in_one_message(tmp_path: Path) -> None:
             MINIMAL.replace('source = "digits"', 'source = "digits"\nmean = [0.5]'),
             "data.mean and data.std go together",
         ),
+        (
+            MINIMAL.replace('source = "digits"', 'source = "digits"\nmean = [78]\nstd = [0.3]'),
+            "data.mean = [78.0] is not of images in 0..1; if it is of images in 0..255, divide data.mean and data.std",
+        ),
+        (
+            MINIMAL.replace('source = "digits"', 'source = "digits"\nmean = [0.0]\nstd = [255.0]'),
+            "data.std = [255.0] is not of images in 0..1",
+        ),
+        (
+            MINIMAL.replace('source = "digits"', 'source = "digits"\nroot = "images"'),
+            "data.root has no effect on data.source = 'digits'",
+        ),
+        (
+            MINIMAL + '[distill]\nepochs = 1\noptimizer = "adam"\nmomentum = 0.8\n',
+            "distill.momentum has no effect on distill.optimizer = 'adam'",
+        ),
+        (
+            MINIMAL + "[quantize]\nepochs = 0\nlearning_rate = 0.1\n",
+            "quantize.learning_rate has no effect on quantize.epochs = 0",
+        ),
         ("name = 'broken", "not valid TOML"),
         (MINIMAL + "[distill]\nepochs = " + "9" * 5000, "not valid TOML"),
     ],

@@ -10,7 +10,7 @@ goes into the layer's bias or into the batch norm that follows it; where neither
 of about the means.
 
 As many inputs as fit go through the network at once, and every layer is fitted when it is about to run: one pass for
-all of them.
+all of them. The whole network runs once for as many layers as memory is to hold at once.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from onnxdistill.graph.secondorder import LONGEST_COLUMN
 
 # Relative to the mean of the diagonal of the inputs' second moment.
 DAMPING = 1e-2
-# Positions that a fit looks at; the targets of all layers, and what blocks get, are held at once.
+# Positions that a fit looks at.
 _POSITIONS = Sample(2**15, 0)
+# Of what layers should give, and of what their blocks get: for deeper networks, the whole one runs again.
+_HELD_BYTES = 2**31
 # Of the largest tensor for all inputs at once, of which some four live at the same time: 512 MiB each.
 _MOST_VALUES = 2**27
 # Inputs that go through all the same.
@@ -143,7 +145,15 @@ def _layer(network: nn.Module, name: str) -> Layer:
 
 
 class _Targets:
-    """What layers gave in the whole network, and what their blocks got, at the positions that are looked at."""
+    """What layers gave in the whole network, and what their blocks got, at the positions that are looked at.
+
+    Args:
+        whole: See `refit`.
+        places: Of the layers to fit, in the order in which they are asked for.
+        stands_for: See `refit`.
+        removed: See `refit`.
+        inputs: Of the whole network.
+    """
 
     def __init__(
         self,
@@ -153,12 +163,24 @@ class _Targets:
         removed: Removed,
         inputs: Tensor,
     ) -> None:
+        self._whole = whole
+        self._inputs = inputs
         self._removed = removed
+        self._before = {place.layer: stands_for.get(place.layer, place.layer) for place in places}
+        self._coming = list(places)
         self._outputs: dict[str, Tensor] = {}
         self._shortcuts: dict[str, Tensor] = {}
-        after = {stands_for.get(place.layer, place.layer): place.layer for place in places}
-        before = {name: other for other, name in after.items()}
+        self._unknown: set[str] = set()
+        self._collect()  # before the other network's tensors live, too
 
+    def _collect(self) -> None:
+        """Runs the whole network for the next places."""
+        places, held_bytes = list[Place](), 0
+        while self._coming and (not places or held_bytes < _HELD_BYTES):
+            places.append(self._coming.pop(0))
+            outputs = len(_layer(self._whole, self._before[places[-1].layer]).weight)
+            held_bytes += (2 if places[-1].block else 1) * 4 * _POSITIONS.count * outputs
+        whole, after = self._whole, {self._before[place.layer]: place.layer for place in places}
         runs: Counter[str] = Counter()
 
         def see(name: str, layer: Layer, _inputs: Tensor, outputs: Tensor) -> None:
@@ -167,14 +189,16 @@ class _Targets:
 
         def enter(place: Place, received: Tensor) -> None:
             # Copied: what follows may overwrite what it gets.
-            layer = _layer(whole, before[place.layer])
+            layer = _layer(whole, self._before[place.layer])
             self._shortcuts[place.block] = output_columns(layer, received, _POSITIONS).clone()
 
         blocks = {place.block: partial(enter, place) for place in places if place.block}
         with watched(whole, after, see), entered(whole, blocks), torch.no_grad():
-            whole(inputs)
+            whole(self._inputs.clone())
         # Of a layer that ran elsewhere, too, before that went.
-        self._unknown = {after[name] for name, count in runs.items() if count > 1}
+        for name in (name for name, count in runs.items() if count > 1):
+            self._unknown.add(after[name])
+            del self._outputs[after[name]]
 
     def of(self, place: Place, norm: _BatchNorm | None, shortcut: Tensor | None) -> Tensor | None:
         """What a layer should give: `[positions, out]`; None, where the whole network runs it more than once.
@@ -184,7 +208,10 @@ class _Targets:
             norm: That follows it.
             shortcut: What its block gets now, if it ends the branch of one.
         """
+        while place in self._coming:
+            self._collect()
         if place.layer in self._unknown:
+            self._shortcuts.pop(place.block, None)
             return None
         gone = self._removed.get((f"{place.layer}.weight", 0), np.zeros(0, dtype=np.int64))
         target = self._outputs.pop(place.layer)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torchvision
 from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.nn.parameter import is_lazy
 
 from onnxdistill.errors import WeightsError
 from onnxdistill.networks.calling import described
+from onnxdistill.networks.published import is_published, published_state
 from onnxdistill.networks.torchvision_classifiers import rename_published
 
 # DataParallel and DistributedDataParallel put it before every name.
@@ -36,10 +35,7 @@ def load_weights(network: nn.Module, name: str, weights: str, new_head: bool = F
         WeightsError: If the weights are missing, damaged, not finite, or of another architecture.
     """
     place, _, model = name.rpartition(":")
-    if place == "torchvision" and "/" not in weights and "." not in weights:
-        state = _published(model, weights)
-    else:
-        state = _from_file(Path(weights))
+    state = published_state(name, weights) if is_published(name, weights) else _from_file(Path(weights))
     if all(key.startswith(PARALLEL_PREFIX) for key in state) and not state.keys() & network.state_dict().keys():
         consume_prefix_in_state_dict_if_present(state, PARALLEL_PREFIX)
     if place == "torchvision":
@@ -82,30 +78,6 @@ def _check_form(path: Path, loaded: object) -> None:
             raise WeightsError(f"{path} holds something under the {type(key).__name__} {key!r}, not under a name.", fix)
         if not isinstance(value, torch.Tensor):
             raise WeightsError(f"{path} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor.", fix)
-
-
-def _published(model: str, weights: str) -> dict[str, Any]:
-    enum = torchvision.models.get_model_weights(model)
-    if weights not in enum.__members__:
-        raise WeightsError(
-            f"torchvision has no weights {weights!r} for {model}.",
-            f"Choose one of {', '.join(enum.__members__)}.",
-        )
-    try:
-        state: dict[str, Any] = enum[weights].get_state_dict(progress=False, check_hash=True)
-    except OSError as error:  # urllib's URLError is one
-        raise WeightsError(
-            f"The weights {weights} of torchvision's {model} cannot be downloaded: {described(error)}.",
-            "Check the network; or download the file elsewhere and set teacher.weights to its path; or set "
-            'teacher.weights = "none" to measure latency only.',
-        ) from error
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:  # a hash that differs, or a damaged copy
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise WeightsError(
-            f"The weights {weights} of torchvision's {model} arrived damaged ({type(error).__name__}).",
-            f"Delete their file in {folder} and try again.",
-        ) from error
-    return state
 
 
 def _keep_head(network: nn.Module, state: dict[str, Any], source: str) -> None:

@@ -39,6 +39,8 @@ class DataTable(Table):
     def _consistent(self) -> DataTable:
         if self.source != "digits" and self.root is None:
             raise ValueError(f"data.root is needed for data.source = {self.source!r}")
+        if self.source == "digits" and self.root is not None:
+            raise ValueError("data.root has no effect on data.source = 'digits'; leave it out")
         if self.download and self.source != "cifar10":
             raise ValueError(f"data.download has no effect on data.source = {self.source!r}; leave it out")
         for key in ("image_size", "resize"):
@@ -56,7 +58,7 @@ class DataTable(Table):
 
 
 def check_normalisation(mean: list[float] | None, std: list[float] | None) -> None:
-    """Makes sure that both are there or neither, and of the same channels.
+    """Makes sure that both are there or neither, of the same channels, and of images in 0..1.
 
     Raises:
         ValueError: If not.
@@ -65,3 +67,9 @@ def check_normalisation(mean: list[float] | None, std: list[float] | None) -> No
         raise ValueError("data.mean and data.std go together")
     if mean is not None and std is not None and len(mean) != len(std):
         raise ValueError("data.mean and data.std need the same number of channels")
+    for key, values in (("mean", mean), ("std", std)):
+        if values is not None and not all(0 <= value <= 1 for value in values):
+            raise ValueError(
+                f"data.{key} = {values} is not of images in 0..1; if it is of images in 0..255, divide data.mean and "
+                "data.std by 255"
+            )

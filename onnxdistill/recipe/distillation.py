@@ -90,6 +90,10 @@ class GuidedTable(TrainingTable):
         for key in without[self.loss]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.place}.{key} has no effect on {self.place}.loss = {self.loss!r}; leave it out")
+        if self.optimizer != "sgd" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError(
+                f"{self.place}.momentum has no effect on {self.place}.optimizer = {self.optimizer!r}; leave it out"
+            )
         if self.views > 1 and not (self.crop_pad or self.flip or self.rand_augment):
             raise ValueError(
                 f"{self.place}.views = {self.views} has no effect without random changes to the images, since all "

@@ -52,6 +52,13 @@ class Recipe(Table):
         return self
 
     @model_validator(mode="after")
+    def _trains_with_int8(self) -> Recipe:
+        table = self.quantize
+        if table is not None and not table.epochs and table.learning_rate != QuantizeTable().learning_rate:
+            raise ValueError("quantize.learning_rate has no effect on quantize.epochs = 0; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _can_train_between_cuts(self) -> Recipe:
         if self.plan is None or not self.plan.epochs:
             return self

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from onnxdistill.data.images import IMAGENET_MEAN, IMAGENET_STD
 from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.networks import build_network, probe
+from onnxdistill.networks.published import Preprocessing, published_preprocessing
 from onnxdistill.networks.weights import load_weights
-from onnxdistill.recipe import FurtherTeacherTable, Recipe
+from onnxdistill.recipe import FOLDER_IMAGE_SIZE, DataTable, FurtherTeacherTable, Recipe, TeacherTable
 from onnxdistill.tasks import Task
 from onnxdistill.training import OnStatus, TrainingResult, train_guided
 from onnxdistill.training.features import check_layers
@@ -86,6 +88,39 @@ def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Ta
             named = [_TEACHER_KEY.sub(f"{place}.{number}.", text) for text in (error.what, error.fix)]
             raise type(error)(*named) from error
     return networks
+
+
+def notes_on_images(recipe: Recipe) -> list[str]:
+    """A sentence for every network whose published weights expect other inputs than `[data]` makes of images.
+
+    Args:
+        recipe: Names networks and weights that are there. Those of a teacher that is trained here may get used to it.
+    """
+    tables = dict[str, TeacherTable | FurtherTeacherTable](recipe.further_teachers)
+    if recipe.teacher.train is None:
+        tables = {"teacher": recipe.teacher, **tables}
+    found = []
+    for place, table in tables.items():
+        wanted = published_preprocessing(table.network, table.weights)
+        differing = {} if wanted is None else _other_keys(wanted, recipe.data)
+        if differing:
+            keys = ", ".join(f"{key} = {value}" for key, value in differing.items())
+            found.append(
+                f"{place}: {table.weights} is made for other images than [data] gives, and may score lower; set {keys}."
+            )
+    return found
+
+
+def _other_keys(wanted: Preprocessing, data: DataTable) -> dict[str, object]:
+    """The keys of `[data]` that would have to be others, and their values."""
+    if data.source != "folder":
+        return {}
+    asked = {"mean": list(wanted.mean), "std": list(wanted.std)}
+    given = {"mean": data.mean or list(IMAGENET_MEAN), "std": data.std or list(IMAGENET_STD)}
+    differing: dict[str, object] = {f"data.{key}": value for key, value in asked.items() if value != given[key]}
+    if (data.image_size or FOLDER_IMAGE_SIZE) != wanted.size:
+        differing |= {"data.image_size": wanted.size, "data.resize": wanted.resize}
+    return differing
 
 
 def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = False) -> nn.Module:

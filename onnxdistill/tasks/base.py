@@ -152,6 +152,10 @@ class Task(Scoring, Protocol):
     output_name: str
     class_names: Sequence[str]
 
+    def data_notes(self) -> list[str]:
+        """What the user shall know of the data, a sentence each."""
+        ...
+
     def example_input(self, batch: int) -> Tensor:
         """Returns an input `[batch, ...]` of the right shape, from real training data where there is some."""
         ...

@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from onnxdistill.data import Outline, load_images, outline
 from onnxdistill.data.augment import Augmentation, Views, mixed
 from onnxdistill.data.images import Images, Indices, Splits, in_batches
+from onnxdistill.data.repeats import seen_test_images
 from onnxdistill.errors import DataError, NetworkError
 from onnxdistill.graph.losses import decoupled_loss, distillation_loss, relation_loss, standardised
 from onnxdistill.recipe import Recipe
@@ -168,6 +169,16 @@ class Classification:
         """See `Task.describe_data`."""
         return self.splits.describe()
 
+    def data_notes(self) -> list[str]:
+        """See `Task.data_notes`."""
+        seen = seen_test_images(self.splits)
+        if not seen:
+            return []
+        return [
+            f"data: {seen:,} of the {len(self.splits.test):,} test images are, pixel by pixel, also among those that "
+            "are learned, calibrated or decided by; accuracies may be too good for that."
+        ]
+
     def _normalised(self, pixels: Tensor) -> Tensor:
         return (pixels.float() / 255.0 - self._mean) / self._std
 
@@ -271,6 +282,10 @@ class LatencyOnlyClassification:
     def describe_data(self) -> dict[str, dict[str, int | str]]:
         """No split holds anything."""
         return {}
+
+    def data_notes(self) -> list[str]:
+        """There is no data."""
+        return []
 
 
 def _check_channels(given: int, images: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from PIL import Image
 from onnxdistill.data import load_images
 from onnxdistill.data.augment import Augmentation, Views
 from onnxdistill.data.images import Decoding, FileImages, MemoryImages
+from onnxdistill.data.repeats import seen_test_images
 from onnxdistill.data.splitting import split_training, stratified_parts
 from onnxdistill.errors import DataError
 from onnxdistill.recipe import DataTable
+from onnxdistill.tasks.classification import Classification
 
 
 def make_folder(root: Path, splits: dict[str, int], size: int = 8, classes: tuple[str, ...] = ("cat", "dog")) -> Path:
@@ -265,3 +268,20 @@ def test_random_operations_change_images_and_repeat_themselves() -> None:
     assert differing > 16  # some operations, such as the identity, change nothing
     kinds = torch.stack([Views(32, Augmentation(rand_augment=9), 1)(pixels[:1].expand(32, -1, -1, -1), np.arange(32))])
     assert len({tuple(image.flatten().tolist()) for image in kinds[0]}) > 16  # each image has operations of its own
+
+
+def test_test_images_that_are_learned_too_are_counted(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"train": 8, "test": 4})
+    assert seen_test_images(load_images(table(root), 0)) == 0
+    # Of other files, names and even classes.
+    shutil.copy(root / "train/cat/3.png", root / "test/cat/copy.png")
+    Image.open(root / "train/dog/5.png").save(root / "test/cat/bitmap.bmp")
+    shutil.copy(root / "test/dog/0.png", root / "test/dog/again.png")
+    splits = load_images(table(root), 0)
+    assert seen_test_images(splits) == 2
+    (note,) = Classification(splits).data_notes()
+    assert note.startswith("data: 2 of the 11 test images are, pixel by pixel, also among those that are learned")
+    # Those that stay files are not decoded for it.
+    files = FileImages([root / "test/cat/copy.png"], torch.tensor([0]), Decoding(8, None))
+    assert seen_test_images(replace(splits, test=files)) is None
+    assert Classification(replace(splits, test=files)).data_notes() == []

@@ -16,6 +16,7 @@ from onnxdistill.graph.places import Place, largest_result, places_of
 from onnxdistill.graph.recalibrate import recalibrate_batch_norm
 from onnxdistill.graph.repair import layers_after, layers_from, layers_that_lost_inputs, refit
 from onnxdistill.graph.surgery import remove_channels
+from onnxdistill.networks import build_network
 from onnxdistill.tasks.classification import Classification
 from tests import tiny
 
@@ -249,6 +250,26 @@ def test_large_inputs_are_looked_at_as_far_as_they_go_through_at_once(monkeypatc
     assert torch.equal(fitted.get_parameter("last.weight"), expected.get_parameter("last.weight"))
     monkeypatch.setattr("onnxdistill.graph.repair._FEWEST", 6)
     assert refit(network, cut, ["last"], {}, spoilt).get_parameter("last.weight").isnan().any()
+
+
+def test_layers_whose_targets_are_not_held_at_once_are_fitted_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network("cifar-resnet20", 10, 0).eval()
+    batches = [torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))]
+    analysis = analyse_channels(network, batches[0][:2])
+    kept = {group.name: np.arange(8) for group in analysis.free}
+    cut = remove_channels(network, analysis, kept, batches[0][:2])
+    removed = analysis.removed_indices(kept)
+    layers = layers_that_lost_inputs(cut, removed)
+    assert len(layers) > 10
+    runs: list[int] = []
+    network.register_forward_hook(lambda *_: runs.append(1))
+    at_once = refit(network, cut, layers, removed, batches).state_dict()
+    before = len(runs)
+    monkeypatch.setattr("onnxdistill.graph.repair._HELD_BYTES", 2**25)  # of a few layers
+    in_turns = refit(network, cut, layers, removed, batches).state_dict()
+    assert all(torch.equal(tensor, in_turns[name]) for name, tensor in at_once.items())
+    assert not any(torch.equal(at_once[f"{name}.weight"], cut.get_parameter(f"{name}.weight")) for name in layers)
+    assert len(runs) - before > before
 
 
 def test_few_positions_are_damped_by_how_many_unknowns_there_are() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.recipe import Recipe
-from onnxdistill.stages.teacher import teacher
+from onnxdistill.stages.teacher import notes_on_images, teacher
 from onnxdistill.tasks.classification import Classification, build_classification
 from onnxdistill.training import TrainingResult
 
@@ -141,8 +141,46 @@ def test_without_data_a_network_may_have_any_number_of_outputs(nets: Path) -> No
     assert teacher(wanted, build_classification(wanted)).training is None
 
 
-@pytest.mark.parametrize(("source", "network"), [("digits", "digits-resnet"), ("cifar10", "cifar-resnet20")])
-def test_latency_only_networks_have_the_outputs_of_the_source(source: str, network: str) -> None:
-    wanted = recipe("", data={"source": source, "root": "/nowhere"}, teacher={"network": network})
+@pytest.mark.parametrize(
+    ("data", "network"),
+    [({"source": "digits"}, "digits-resnet"), ({"source": "cifar10", "root": "/nowhere"}, "cifar-resnet20")],
+)
+def test_latency_only_networks_have_the_outputs_of_the_source(data: dict[str, str], network: str) -> None:
+    wanted = recipe("", data=data, teacher={"network": network})
     task = build_classification(wanted)
     assert teacher(wanted, task).network(task.example_input(2)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("weights", "data", "keys"),
+    [
+        ("IMAGENET1K_V1", {}, None),
+        ("IMAGENET1K_V1", {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "resize": 232}, None),
+        ("mine.pt", {"mean": [0.5] * 3, "std": [0.5] * 3}, None),
+        ("none", {"mean": [0.5] * 3, "std": [0.5] * 3}, None),
+        ("IMAGENET1K_SWAG_E2E_V1", {}, "data.image_size = 384, data.resize = 384"),
+        ("IMAGENET1K_SWAG_E2E_V1", {"image_size": 384}, None),
+        (
+            "IMAGENET1K_V1",
+            {"mean": [0.5] * 3, "std": [0.5] * 3},
+            "data.mean = [0.485, 0.456, 0.406], data.std = [0.229, 0.224, 0.225]",
+        ),
+    ],
+)
+def test_published_weights_for_other_images_are_told(weights: str, data: dict[str, object], keys: str | None) -> None:
+    named = {"network": "torchvision:vit_b_16", "weights": weights}
+    images = {"source": "folder", "root": "images", **data}
+    said = (
+        ""
+        if keys is None
+        else f"{weights} is made for other images than [data] gives, and may score lower; set {keys}."
+    )
+    expected = [] if keys is None else [f"teacher: {said}"]
+    assert notes_on_images(recipe("", data=images, teacher=named)) == expected
+    # It gets used to them.
+    assert notes_on_images(recipe("", data=images, teacher={**named, "train": {"epochs": 1}})) == []
+    if weights != "none":
+        further = recipe(
+            "", data=images, teacher={"network": "x", "weights": "x.pt"}, distill={"epochs": 1, "teachers": [named]}
+        )
+        assert notes_on_images(further) == ([] if keys is None else [f"distill.teachers[0]: {said}"])

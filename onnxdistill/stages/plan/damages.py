@@ -23,6 +23,7 @@ from onnxdistill.graph.blocks import without_blocks
 from onnxdistill.graph.cost import count_macs
 from onnxdistill.graph.groups import Removed
 from onnxdistill.graph.importance import Scores
+from onnxdistill.graph.prefix import Prefix
 from onnxdistill.graph.recalibrate import NormMatcher
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import most_important
@@ -49,13 +50,15 @@ class _Trial:
         samples = _TRIED_MACS / max(1, count_macs(network, task.example_input(1)))
         self._divergence = Divergence(network, task, int(min(_MOST, max(_FEWEST, samples))))
         self._norms = NormMatcher(network, [self._divergence.inputs])
+        self._prefix = Prefix(network, self._divergence.inputs)
 
     def of(self, changed: nn.Module, removed: Removed | None = None) -> float:
         """How far the outputs have moved with `removed` gone; see `ChannelAnalysis.removed_indices`.
 
-        The pass that they are measured with adapts the batch norms of `changed`.
+        The pass that they are measured with adapts the batch norms of `changed`, but for those before the change, where
+        nothing is to adapt.
         """
-        with self._norms.matching(changed.eval(), removed or {}):
+        with self._norms.matching(changed.eval(), removed or {}), self._prefix.given(changed):
             return self._divergence.of(changed)
 
 
