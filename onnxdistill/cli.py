@@ -54,8 +54,10 @@ def main() -> None:
             # A console that cannot show a character gets a question mark instead of a traceback.
             stream.reconfigure(errors="replace")
     for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _end)
+        number = getattr(signal, name, None)
+        # Whoever starts it with `nohup` wants it to go on when the terminal is closed.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     sys.exit(_run())
 
 

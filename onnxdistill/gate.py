@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -148,7 +149,9 @@ class Gate(FileGate):
     def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Estimate:
         """The same of two layers alone, on inputs of shape `[N, *input_shape]`."""
         inputs = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(self._recipe.seed))
-        return self.speedup(self._layer_file(before, inputs), self._layer_file(after, inputs))
+        with TemporaryDirectory(dir=self._scratch) as folder:  # there may be hundreds of layers
+            slow = self._layer_file(before, inputs, Path(folder) / "before")
+            return self.speedup(slow, self._layer_file(after, inputs, Path(folder) / "after"))
 
     def _faster_form(self, path: Path) -> Path:
         """A float file, or an int8 one of it if that is faster, as what ships will be."""
@@ -171,12 +174,12 @@ class Gate(FileGate):
         for batch in itertools.islice(batches, CALIBRATION_BATCHES):
             yield {self._task.input_name: batch.inputs.numpy()}
 
-    def _layer_file(self, layer: nn.Module, inputs: torch.Tensor) -> Path:
-        path = self._fresh()
+    def _layer_file(self, layer: nn.Module, inputs: torch.Tensor, base: Path) -> Path:
+        path = base.with_suffix(".onnx")
         export(layer, inputs, path, self._recipe.export)
         if self._recipe.quantize is None:
             return path
-        quantized = self._fresh()
+        quantized = base.with_suffix(".int8.onnx")
         quantize(path, quantized, [{"input": inputs.numpy()}], self._recipe.quantize, self._place.host)
         return quantized
 

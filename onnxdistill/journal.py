@@ -96,6 +96,13 @@ class Journal:
             self._folder.rmdir()
 
     @property
+    def notes(self) -> list[str]:
+        """What the user shall know of it."""
+        if self._ours:
+            return []
+        return [f"If this run is ended, it begins anew: {self._folder} is another run's, or cannot be locked."]
+
+    @property
     def holds_something(self) -> bool:
         """Whether a run that starts now would save time."""
         found = [*(self._folder / name for name in _NAMES if name != _LOCK), *self._folder.glob(_AFTER_CUTS)]

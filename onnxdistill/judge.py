@@ -54,10 +54,15 @@ class Int8Judge:
             self._left = max(left, 0.0) if left >= -ROUNDING else None
         self.limit = recipe.quantize.max_drop if self._left is None else min(recipe.quantize.max_drop, self._left)
 
-    def loss(self, path: Path) -> Loss:
-        """What a file costs on validation, compared with the float student."""
+    def loss(self, path: Path, *, exact: bool = False) -> Loss:
+        """What a file costs on validation, compared with the float student.
+
+        Args:
+            path: The file.
+            exact: See `verify`.
+        """
         assert self._score is not None, "nothing can be measured"
-        score = self._scored(path)
+        score = self._scored(path, exact)
         points = self._scoring.metric.drop(self._score.value, score.value)
         interval = paired_interval(self._score, score, points)
         return Loss(points, points if interval is None else interval[0])
@@ -83,5 +88,5 @@ class Int8Judge:
             )
         return ""
 
-    def _scored(self, path: Path) -> Score:
-        return verify(path, self._scoring, self._settings, "validation")
+    def _scored(self, path: Path, exact: bool = False) -> Score:
+        return verify(path, self._scoring, self._settings, "validation", exact=exact)

@@ -98,7 +98,7 @@ class _Run:
         self._take_batch(session)
         notes = self._take_samples(session, source)
         self.record = FileRecord(self.recipe, self.scoring, self.settings, self.place, self.progress)
-        self.record.note(*notes)
+        self.record.note(*self.journal.notes, *notes)
         inputs = self._bench_inputs()
         self._teacher(source)
         self._quantize(source, FileGate(self.recipe.bench, self.place, self.recipe.seed, self.journal, inputs))

@@ -141,7 +141,7 @@ class _Run:
         check_memory(f"bench.batch = {table.batch}", table.batch * self.task.example_input(1).nbytes)
         self.gate = Gate(self.recipe, self.place, self.task, self.scratch, self.journal)
         self.record = Record(self.recipe, self.task, self.settings, self.place, self.gate, self.scratch, self.progress)
-        self.record.note(*self.task.data_notes())
+        self.record.note(*self.journal.notes, *self.task.data_notes())
         original = self._teacher()
         student = self._plan(original)
         student = self._prune(student)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 
+from onnxdistill.device.host import read_host
 from onnxdistill.device.places import Place
 from onnxdistill.device.result import BenchResult
 from onnxdistill.device.session import SessionSettings
@@ -17,6 +18,7 @@ from onnxdistill.graph.cost import count_macs, parameter_count
 from onnxdistill.judge import Int8Judge
 from onnxdistill.progress import Progress
 from onnxdistill.quantization.ladder import Finetune
+from onnxdistill.quantization.scheme import saturates
 from onnxdistill.quantization.targets import write_for
 from onnxdistill.quantization.workshop import Calibration, Workshop
 from onnxdistill.recipe import OnnxRecipe, QuantizeTable, Recipe
@@ -135,8 +137,10 @@ class FileRecord:
         for target in table.targets:
             self.begin(target, "a file for other machines")
             path = scratch / f"{target}.onnx"
-            self._add_target(target, path, write_for(target, workshop, result.form, path))
-            if judge.measurable and (refusal := judge.refusal(judge.loss(path))):
+            # Integers overflow here that do not overflow there.
+            exact = target not in ("cuda", "x86") and saturates(read_host())
+            self._add_target(target, path, write_for(target, workshop, result.form, path), exact)
+            if judge.measurable and (refusal := judge.refusal(judge.loss(path, exact=exact))):
                 self.note(f"student-{target}.onnx loses too much: {refusal}")
 
     def add_file(
@@ -168,12 +172,12 @@ class FileRecord:
         )
         self._progress.end(summary, "" if score is None else f"{score.value:.2f} {self._scoring.metric.unit}")
 
-    def _add_target(self, target: str, path: Path, summary: str) -> None:
-        """Verifies a file for another kind of machine on the test split, and notes it."""
+    def _add_target(self, target: str, path: Path, summary: str, exact: bool) -> None:
+        """Verifies a file for another kind of machine on the test split, and notes it; see `verify` for `exact`."""
         score = None
         if self._scoring.measurable:
             cpu = SessionSettings(threads=self._settings.threads)
-            score = verify(path, self._scoring, cpu, "test", self._show_verifying)
+            score = verify(path, self._scoring, cpu, "test", self._show_verifying, exact=exact)
         self.targets.append(TargetFile(target, path, summary, score))
         self._progress.end(summary, "" if score is None else f"{score.value:.2f} {self._scoring.metric.unit}")
 

@@ -53,6 +53,10 @@ class Shell:
         except (KeyboardInterrupt, SystemExit, UsageError, FallbackError):
             self._tell_how_to_go_on()
             raise
+        except OSError as error:
+            if not _is_of_console(error):
+                self._tell_how_to_go_on()
+            raise
         except ResultError:
             if self.console is not None and self.journal.holds_trainings:
                 self.console.print("What was trained is kept for another try with the same --out.")

@@ -123,6 +123,9 @@ def test_a_second_run_at_the_same_time_keeps_nothing_and_disturbs_nothing(tmp_pa
             assert other.checkpoint("distill") is None
             assert other.ratio("a", lambda: measured(5.0, [])).value == 5.0
             assert not other.holds_something
+            (note,) = other.notes
+            assert note.startswith("If this run is ended, it begins anew: ")
+        assert journal.notes == []
         path = journal.checkpoint("distill")
         assert path is not None
         path.write_text("state")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,5 +44,7 @@ def optimized(
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own, one for each of its status codes
+            if "serialization failed" in str(error):  # what it could load it can write, where there is room
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
             raise explain_load_failure(None, error, onnxruntime.__version__) from error
         return onnx.load(path)

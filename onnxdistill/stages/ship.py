@@ -60,6 +60,7 @@ class RunFolder:
         try:
             with contextlib.suppress(OSError):  # what others left is no reason not to run
                 _clear_up(self._target)
+                _clear_up(self.missed)
             self.work, self._lock = _work_folder(self._target)
         except OSError as error:
             _remove_folders(self._made)
@@ -110,16 +111,19 @@ class RunFolder:
             missed: Give it the name `missed`.
         """
         shown, target = (self.missed, self.missed) if missed else (self.path, self._target)
-        retired = self.work.with_name(self.work.name.replace(".partial-", ".retired-"))
+        before, _, number = self.work.name.rpartition(".partial-")
+        retired = self.work.with_name(f"{before}{'.missed' if missed else ''}.retired-{number}")
         try:
             _refuse_foreign(shown, target)  # once more: the training took a while
             if target.exists():
                 target.rename(retired)
             self.work.rename(target)
-        except OSError as error:
+        except BaseException as error:  # it may be ended between the two
             if retired.exists() and not target.exists():
                 retired.rename(target)
-            raise cannot_write(f"The run folder {shown}", error) from error
+            if isinstance(error, OSError):
+                raise cannot_write(f"The run folder {shown}", error) from error
+            raise
         shutil.rmtree(retired, ignore_errors=True)
         return shown
 

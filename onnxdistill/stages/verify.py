@@ -16,6 +16,8 @@ def verify(
     settings: SessionSettings,
     split: Literal["validation", "test"] = "test",
     on_progress: Callable[[int, int], None] | None = None,
+    *,
+    exact: bool = False,
 ) -> Score:
     """Measures the metric of an ONNX file.
 
@@ -25,8 +27,11 @@ def verify(
         settings: Provider, threads and optimization level that the file is run with.
         split: `test` for what is reported; `validation` where something is decided by it.
         on_progress: Gets samples done and in all.
+        exact: Without overflow in 16 bits, as integers are added up on processors that have the instructions for it;
+            see `quantization.saturation`.
 
     Raises:
         ModelFileError: If the file does not load.
     """
-    return scoring.score(open_session(path, settings).run, split, on_progress)
+    config = {"session.x64quantprecision": "1"} if exact else None
+    return scoring.score(open_session(path, settings, config=config).run, split, on_progress)

@@ -22,11 +22,15 @@ class Checkpoint:
     Args:
         path: The file; its folder is made when there is something to save.
         fingerprint: Of everything that decides what the training comes to; see `fingerprint`.
+
+    Attributes:
+        replaces: Whether the file was found to hold the state of another training, which `save` replaces.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self._path = path
         self._fingerprint = fingerprint
+        self.replaces = False
 
     def save(self, state: State) -> None:
         """Writes the state; whenever the process is ended, the file holds this state or the one before.
@@ -44,6 +48,7 @@ class Checkpoint:
         except (OSError, ValueError):
             return None
         if not isinstance(content, dict) or content.get("fingerprint") != self._fingerprint:
+            self.replaces = True
             return None
         state = content.get("state")
         return state if isinstance(state, dict) else None

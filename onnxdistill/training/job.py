@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import onnxdistill
 from onnxdistill.recipe import FeaturesTable, TrainingTable
@@ -48,8 +48,11 @@ class Job:
         )
         following = f"{self.guidance.views} {self.guidance.features}"
         data = f"{task.describe_data()} {task.metadata()}"
-        inputs = [batch.inputs for batch in task.calibration_batches(FINGERPRINT_BATCH)]
         networks = (self.network, *self.guidance.teachers)
-        with torch.inference_mode():
-            outputs = [net(inputs[0]) for net in networks if inputs]
+        inputs, outputs = list[str](), list[Tensor]()
+        for batch in task.calibration_batches(FINGERPRINT_BATCH):  # which are not held together
+            if not inputs:
+                with torch.inference_mode():
+                    outputs = [net(batch.inputs.clone()) for net in networks]
+            inputs.append(fingerprint(batch.inputs))
         return fingerprint(*networks, self.table, f"{settings} {processes}", following, data, *inputs, *outputs)

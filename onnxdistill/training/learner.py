@@ -151,7 +151,8 @@ def _blend(decay: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
     def blended(average: Tensor, latest: Tensor, count: Tensor | int) -> Tensor:
         if not average.is_floating_point():
             return latest
-        return torch.lerp(average, latest, 1.0 - min(decay, (1.0 + int(count)) / (10.0 + int(count))))
+        blend = torch.lerp(average, latest, 1.0 - min(decay, (1.0 + int(count)) / (10.0 + int(count))))
+        return torch.where(average == latest, latest, blend)  # infinities, as in masks, have no difference
 
     return blended
 

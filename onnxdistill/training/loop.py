@@ -84,7 +84,8 @@ class Loop:
     def _start(self) -> None:
         """What comes before the first epoch."""
         started = time.monotonic()
-        self._state.start(self._validate(), [*self._learner.notes, *self._teaching.notes])
+        notes = [*self._recovery.notes, *self._learner.notes, *self._teaching.notes]
+        self._state.start(self._validate(), notes)
         if self._table.minutes is not None:
             self._fit_into_budget(self._table.minutes, time.monotonic() - started)
         self._recovery.start()

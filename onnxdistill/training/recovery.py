@@ -26,12 +26,16 @@ class Recovery:
         state: The training's.
         checkpoint: The file that keeps them beyond this process; None for none.
         team: The processes that train together; the first one writes.
+
+    Attributes:
+        notes: What the user shall know of it.
     """
 
     def __init__(self, state: TrainingState, checkpoint: Checkpoint | None, team: Team) -> None:
         self._state = state
         self._checkpoint = checkpoint
         self._team = team
+        self.notes: list[str] = []
         self._good: State = {}
         self._last_saved = 0.0
         self._writing_s = 0.0
@@ -40,6 +44,11 @@ class Recovery:
         """Goes on to where a process was that has been ended; False if nothing is left of one."""
         found = self._team.leaders(None if self._checkpoint is None else self._checkpoint.load())
         if found is None:
+            if self._checkpoint is not None and self._checkpoint.replaces:
+                self.notes.append(
+                    "what was kept here of a training with other settings, data or weights, or on another kind of "
+                    "processor, does not fit, and it began anew"
+                )
             return False
         self._good = found["good"]
         self._last_saved = time.monotonic()
@@ -99,7 +108,7 @@ class Recovery:
             self._checkpoint.save({"now": now or self._state.saved(), "good": self._good})
             self._last_saved = time.monotonic()
             self._writing_s = self._last_saved - started
-        except OSError as error:  # a help that is missed only if the run is ended
+        except (OSError, MemoryError) as error:  # a help that is missed only if the run is ended
             self._checkpoint = None
-            reason = error.strerror or type(error).__name__
+            reason = getattr(error, "strerror", None) or "no memory"
             self._state.at.notes.append(f"its checkpoint could not be written ({reason}), and it went on without one")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from onnxdistill.errors import OnnxDistillError, UsageError
+from onnxdistill.errors import NetworkError, OnnxDistillError, UsageError
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective, Task
 from onnxdistill.training.checkpoint import Checkpoint
@@ -59,7 +60,13 @@ def train(
             "Set a larger batch_size, or start fewer processes.",
         )
     kept = None if checkpoint is None else Checkpoint(checkpoint, job.fingerprint(task, team.size))
-    team.leaders(job)
+    try:
+        team.leaders(job)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise NetworkError(
+            f"{type(network).__name__} cannot be sent to the other processes: {str(error).rstrip('.')}.",
+            "Define its classes and functions at the top level of their file, without lambdas.",
+        ) from error
     return _run(job, task, on_status, kept)
 
 

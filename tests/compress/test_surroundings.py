@@ -57,6 +57,13 @@ def test_a_console_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_leaves_nothing_but_what_it_can_go_on_from(tmp_path: Path, number: signal.Signals) -> None:
+    """And one that was started with `nohup` is not ended by its terminal."""
+
+    def start() -> None:
+        # A shell starts its background jobs, such as these tests may be, with the interrupt ignored.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
     (tmp_path / "recipe.toml").write_text(QUICK.replace("epochs = 4", "epochs = 400"))
     command = [sys.executable, "-m", "onnxdistill", "compress", tmp_path / "recipe.toml", "--out", tmp_path / "run"]
     with subprocess.Popen(
@@ -64,12 +71,14 @@ def test_a_run_that_is_ended_leaves_nothing_but_what_it_can_go_on_from(tmp_path:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts its background jobs, such as these tests may be, with the interrupt ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=start,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("data")  # now it trains the teacher
         assert len(list(tmp_path.glob(".run.partial-*"))) == 1
+        process.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
         process.send_signal(number)
         _, message = process.communicate(timeout=60)
     assert process.returncode in (128 + number, 130)

@@ -256,19 +256,41 @@ def test_an_earlier_run_comes_back_if_the_later_one_was_killed_between_two_renam
     assert names(tmp_path) == ["run"]
 
 
-def test_a_full_disk_at_the_last_moment_keeps_the_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_run(tmp_path / "run", "old")
-    rename = Path.rename
+def test_a_missed_run_comes_back_as_one(tmp_path: Path) -> None:
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    write_run(tmp_path / f".run.missed.retired-{int(dead.stdout)}-abcd1234", "old")
+    with RunFolder(tmp_path / "run"):
+        assert read(tmp_path / "run.missed") == "old"
+    assert names(tmp_path) == ["run.missed"]
 
-    def full(path: Path, target: Path) -> Path:
+
+@pytest.mark.parametrize("missed", [False, True])
+@pytest.mark.parametrize(
+    ("raised", "met"), [(OSError(28, os.strerror(28)), OutputError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+def test_what_comes_up_at_the_last_moment_keeps_the_earlier_run(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: BaseException,
+    met: type[BaseException],
+    missed: bool,
+) -> None:
+    """A full disk, or a user who ends it."""
+    name = "run.missed" if missed else "run"
+    write_run(tmp_path / name, "old")
+    rename, retired = Path.rename, list[str]()
+
+    def broken(path: Path, target: Path) -> Path:
         if ".partial-" in path.name:
-            raise OSError(28, os.strerror(28))
+            raise raised
+        retired.append(target.name)
         return rename(path, target)
 
     with RunFolder(tmp_path / "run") as folder:
         fill(folder, "new")
-        monkeypatch.setattr(Path, "rename", full)
-        with pytest.raises(OutputError, match="No space left on device"):
-            folder.ship()
-    assert read(tmp_path / "run") == "old"
-    assert names(tmp_path) == ["run"]
+        monkeypatch.setattr(Path, "rename", broken)
+        with pytest.raises(met):
+            folder.ship(missed)
+    assert retired[0].startswith(f".{name}.retired-")
+    assert read(tmp_path / name) == "old"
+    assert names(tmp_path) == [name]

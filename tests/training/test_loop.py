@@ -70,6 +70,23 @@ def test_an_average_leaves_whole_numbers_alone(digits: Classification) -> None:
     assert torch.equal(result.network.get_buffer("index"), torch.arange(200))
 
 
+def test_an_average_leaves_infinities_alone(digits: Classification) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.linear(x.flatten(1))
+            return logits + self.get_buffer("mask").exp().sum() - 1
+
+    torch.manual_seed(0)
+    result = train(Masked().eval(), digits, table(average=0.5), 0, Objective())
+    assert result.best_epoch > 0
+    assert torch.equal(result.network.get_buffer("mask"), torch.tensor([0.0, -torch.inf]))
+
+
 def test_status_counts_to_the_end(digits: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxdistill.training.reporting.STATUS_INTERVAL_S", 0.0)
     seen: list[TrainingStatus] = []

@@ -116,7 +116,8 @@ def test_images_that_are_prepared_otherwise_are_another_training(digits: Classif
     network, file = small_network(), tmp_path / "state.pt"
     train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file)
     brighter = Classification(dataclasses.replace(digits.splits, mean=(0.0,)))
-    assert train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes == ()
+    (note,) = train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes
+    assert note.endswith("does not fit, and it began anew")
     # Nothing was left to go on with.
     again = train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file)
     assert again.notes == ("a run that was ended later had done it",)
@@ -153,6 +154,17 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_training(digits: C
     )
 
 
+def test_nor_does_one_that_memory_has_no_room_for(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("onnxdistill.training.checkpoint.Checkpoint.save", save)
+    result = train(small_network(), digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
+    assert result.notes == ("its checkpoint could not be written (no memory), and it went on without one",)
+
+
 def test_buffers_that_are_not_saved_go_on_too(
     digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +198,10 @@ def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Cla
         actual = train(*(change[0], digits, *change[1:]), checkpoint=file)
         for one, other in zip(expected.network.parameters(), actual.network.parameters(), strict=True):
             assert torch.equal(one, other)
+        assert [note for note in actual.notes if note not in expected.notes] == [
+            "what was kept here of a training with other settings, data or weights, or on another kind of processor, "
+            "does not fit, and it began anew"
+        ]
     flipped = bytearray(content)
     flipped[len(flipped) // 2] ^= 64
     for damaged in (b"", b"text", content[: len(content) // 2], bytes(flipped)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,12 @@ import torch
 from torch import nn
 
 from onnxdistill.data import load_images
-from onnxdistill.errors import DataError, OnnxDistillError
+from onnxdistill.errors import DataError, NetworkError, OnnxDistillError
 from onnxdistill.recipe import DataTable, FeaturesTable, TrainingTable
 from onnxdistill.tasks.base import Objective, TrainingBatch
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import Guidance, TrainingStatus, follow, leading, train
-from onnxdistill.training.team import current_team
+from onnxdistill.training.team import Team, current_team
 
 
 def network(width: int, seed: int) -> nn.Module:
@@ -64,6 +65,26 @@ def trained(case: str) -> dict[str, Any]:
         objective = Objective(soft_weight=1.0)
         result = train(network(8, 0), task, TrainingTable.model_validate(values), 0, objective, guidance)
     return {"state": result.network.state_dict(), "losses": torch.tensor([record.loss for record in result.history])}
+
+
+class Pickling(Team):
+    """One of two processes, which sends what it does to nobody."""
+
+    size = 2
+
+    def leaders(self, thing: Any) -> Any:
+        pickle.dumps(thing)
+        return thing
+
+
+def test_a_network_that_cannot_be_sent_is_refused(digits: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Local(nn.Linear):
+        pass
+
+    monkeypatch.setattr("onnxdistill.training.run.current_team", Pickling)
+    settings = TrainingTable.model_validate({"epochs": 1})
+    with pytest.raises(NetworkError, match=r"Local cannot be sent to the other processes: .*top level of their file"):
+        train(Local(2, 2), digits, settings, 0, Objective())
 
 
 @pytest.mark.parametrize("case", ["stored", "features", "adamw"])

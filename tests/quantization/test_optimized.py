@@ -1,0 +1,28 @@
+"""What ONNX Runtime makes of a model, where there is room for it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from onnxdistill.quantization.optimized import optimized
+from tests.quantization.graphs import model_of
+
+MODEL = "g (float[1, 3] x) => (float[1, 3] y) { z = Identity(x) y = Relu(z) }"
+
+
+def test_what_does_nothing_goes() -> None:
+    assert [node.op_type for node in optimized(model_of(MODEL, {}), "basic").graph.node] == ["Relu"]
+
+
+def test_a_disk_without_room_is_told_from_a_damaged_model() -> None:
+    """ONNX Runtime speaks of Protobuf then, as of what is no model."""
+    code = (
+        "import resource; from onnxdistill.quantization.optimized import optimized\n"
+        "from tests.quantization.graphs import model_of\n"
+        f"model = model_of({MODEL!r}, {{}}); resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))\n"
+        "try: optimized(model, 'basic')\n"
+        "except OSError as error: print(error.strerror, error.filename.endswith('optimized.onnx'))"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (process.stdout, process.returncode) == ("No space left on device True\n", 0), process.stderr
