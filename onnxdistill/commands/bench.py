@@ -144,7 +144,7 @@ def bench_command(
     """
     output = _Output(text_format, json_path, html_path)
     output.check((*models, *(path for path in (inputs_path, baseline) if path is not None)))
-    earlier = None
+    earlier, given = None, models
     if baseline is not None and baseline.suffix == ".json":
         earlier = read_result(baseline)
     elif baseline is not None:
@@ -174,6 +174,7 @@ def bench_command(
     }
     with BenchProgress(Console(stderr=True)) as progress:
         named = name_models(models)
+        asked["baseline"] = None if models is given else next(iter(named))
         if remote is None:
             result = bench(named, **asked, on_progress=progress)
         else:
@@ -203,10 +204,15 @@ class _Output:
 
     def write(self, result: BenchResult) -> None:
         """Writes and shows all that was asked for; the files first, since nobody may be there to look."""
-        if (file := self._json_file()) is not None:
-            write_json(file, result.to_json())
-        if self.html_path is not None:
-            write_text(self.html_path, render_bench_page(result))
+        try:
+            if (file := self._json_file()) is not None:
+                write_json(file, result.to_json())
+            if self.html_path is not None:
+                write_text(self.html_path, render_bench_page(result))
+        finally:  # where a file cannot be written, minutes of timing are not lost
+            self._show(result)
+
+    def _show(self, result: BenchResult) -> None:
         if self.json_path == _STDOUT:
             click.echo(json_text(result.to_json()), nl=False)
         elif self.text_format is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from onnxdistill.device.cases import Case, baselines, combine, name_models, options_by_provider, several
-from onnxdistill.device.earlier import check_same_inputs, check_same_machine, matching_case
+from onnxdistill.device.earlier import check_same_inputs, check_same_machine, doubts_of_earlier, matching_case
 from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.host import read_cpu_times, read_host
 from onnxdistill.device.loading.traffic import CaseLoad, Traffic, load_verdict, put_load
@@ -20,7 +20,7 @@ from onnxdistill.device.measuring import doubts
 from onnxdistill.device.measuring.agreement import Agreement, agreements, check_comparable
 from onnxdistill.device.measuring.measurement import EARLIER_RUNS_NEEDED, Effort, Measurement, OnProgress
 from onnxdistill.device.measuring.memory import peak_memory
-from onnxdistill.device.measuring.statistics import summarize
+from onnxdistill.device.measuring.statistics import summarize, timings_to_bound
 from onnxdistill.device.modelfile import ModelFile, read_model_file
 from onnxdistill.device.profiling.profiles import CaseProfile, Profiler
 from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
@@ -81,7 +81,8 @@ def bench(
         shapes: Whole shapes by input name, for inputs with more open dimensions than the batch.
         inputs: Arrays by input name, instead of random ones, for all models; the first items make a batch.
         seed: Of the random inputs, the order of the cases and the intervals.
-        baseline: Name of the model that the others are compared with; the first if left out.
+        baseline: Name of the model that the others are compared with, which itself need not keep `slo`; the first if
+            left out, which has to.
         earlier: The result of an earlier benchmark on this machine, as the baseline of all models.
         max_regression: Fail a case that is slower than its baseline by more than this share; 0.05 is 5 %. The
             measurement ends when that is clear.
@@ -101,9 +102,11 @@ def bench(
         FallbackError: If a provider leaves a whole model to the CPU, and that was not allowed.
         MissingPackageError: If ONNX Runtime is not installed.
     """
-    effort = Effort(runs, seconds, precision, max_regression, warmup, seed)
+    traffic = _traffic(rate, clients, seconds, slo)
+    needed = 0 if slo is None or traffic is not None else timings_to_bound(slo.percent)
+    effort = Effort(runs, seconds, precision, max_regression, warmup, seed, needed)
     effort.check()
-    if slo is not None and runs is not None and rate is None and clients is None:
+    if slo is not None and runs is not None and traffic is None:
         check_slo(slo, runs)
     paths = name_models(models)
     reference = _reference(paths, baseline)
@@ -113,10 +116,6 @@ def bench(
         SessionSettings(count, name, level, options[name], allow_fallback, io_binding)
         for count, name, level in itertools.product(several(threads), options, several(optimization_level))
     ]
-    traffic = None
-    if rate is not None or clients is not None:
-        traffic = Traffic(rate, 1 if clients is None else clients, seconds or _LOAD_SECONDS, slo)
-        traffic.check()
     cases = combine(paths, settings, several(batch))
     compared = baselines(cases, reference)
     if check_outputs and len(paths) == 1:
@@ -154,6 +153,7 @@ def bench(
     most_threads = max(case.settings.threads for case in cases.values())
     shaky = doubts.of_machine(host, most_threads, begin, read_cpu_times())
     shaky += doubts.of_drift([one.series for one in timings.values()])
+    shaky += [] if earlier is None else doubts_of_earlier(earlier, host, cases)
     loads = [] if traffic is None else list(_loads(measurement, traffic, seed, progress))
     found = list(_agreements(measurement, cases, reference, source)) if check_outputs else []
     results = []
@@ -177,9 +177,31 @@ def bench(
         loads=tuple(loads),
         profiles=tuple(profiles),
         agreements=tuple(found),
-        verdicts=tuple(_verdicts(results, loads, measurement.limited(), max_regression, slo)),
+        verdicts=tuple(
+            _verdicts(
+                results,
+                loads,
+                [] if max_regression is None else measurement.limited(),
+                [] if slo is None else [name for name, case in cases.items() if case.model != baseline],
+                max_regression,
+                slo,
+            )
+        ),
         shaky=tuple(shaky),
     )
+
+
+def _traffic(
+    rate: float | Literal["max"] | None, clients: int | None, seconds: float | None, slo: Slo | None
+) -> Traffic | None:
+    """The load that is asked for, if some is."""
+    if rate is None and clients is None:
+        return None
+    traffic = Traffic(rate, 1 if clients is None else clients, seconds or _LOAD_SECONDS, slo)
+    traffic.check()
+    if slo is not None and isinstance(rate, int | float):
+        check_slo(slo, int(rate * traffic.seconds))
+    return traffic
 
 
 def _reference(paths: Mapping[str, Path], baseline: str | None) -> str:
@@ -246,7 +268,8 @@ def _first_cases(cases: Mapping[str, Case]) -> dict[str, str]:
 def _verdicts(
     cases: Sequence[CaseTiming],
     loads: Sequence[CaseLoad],
-    limited: Sequence[str],
+    limited: Collection[str],
+    bounded: Collection[str],
     max_regression: float | None,
     slo: Slo | None,
 ) -> Iterator[Verdict]:
@@ -254,10 +277,10 @@ def _verdicts(
     for case in cases:
         if max_regression is not None and case.name in limited:
             yield slowdown_verdict(case.name, case.compared_with, case.speedup, max_regression)
-        if slo is not None and not loads:
+        if slo is not None and case.name in bounded and not loads:
             yield slo_verdict(case.name, case.latency_ms, slo)
     for load in loads:
-        if slo is not None:
+        if slo is not None and load.case in bounded:
             yield load_verdict(load, slo)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from onnxdistill.device.cases import Case
@@ -33,8 +34,10 @@ def check_same_machine(earlier: BenchResult, host: HostFacts) -> None:
     """
     for what, before, now in (
         ("processor", earlier.host.cpu, host.cpu),
+        ("architecture", earlier.host.architecture, host.architecture),
         ("int8 instructions", earlier.host.int8_features, host.int8_features),
         ("number of usable CPUs", earlier.host.usable_cpus, host.usable_cpus),
+        ("limit of CPU time", earlier.host.cpu_limit, host.cpu_limit),
     ):
         if before != now:
             raise UsageError(
@@ -42,6 +45,26 @@ def check_same_machine(earlier: BenchResult, host: HostFacts) -> None:
                 f"{_text(now)}.",
                 "Measure the baseline here: give its .onnx file to --baseline.",
             )
+
+
+def doubts_of_earlier(earlier: BenchResult, host: HostFacts, cases: Mapping[str, Case]) -> list[str]:
+    """Reasons not to trust a comparison with it, a sentence each.
+
+    Args:
+        earlier: The earlier benchmark.
+        host: This machine.
+        cases: What is compared, by name.
+    """
+    found = [f"Of the earlier benchmark: {doubt}" for doubt in earlier.shaky]
+    runtimes = [f"{one.onnxruntime} ({one.onnxruntime_package})" for one in (earlier.host, host)]
+    if runtimes[0] != runtimes[1]:
+        found.append(
+            f"The earlier benchmark ran with ONNX Runtime {runtimes[0]}, and this one with {runtimes[1]}: what differs "
+            "may come from that."
+        )
+    if others := sorted({short_name(case.settings.provider) for case in cases.values()} - {"cpu"}):
+        found.append(f"Whether {' and '.join(others)} ran on the same device in the earlier benchmark is not known.")
+    return found
 
 
 def matching_case(earlier: BenchResult, case: Case) -> CaseTiming:
@@ -68,7 +91,7 @@ def matching_case(earlier: BenchResult, case: Case) -> CaseTiming:
         known = ", ".join(one.name for one in earlier.cases)
         raise UsageError(
             f"The earlier benchmark has no {case.model} with {settings.threads} threads, batch {case.batch}, on "
-            f"{short_name(settings.provider)}; it has: {known}.",
+            f"{short_name(settings.provider)}{_further(case)}; it has: {known}.",
             "Ask for the same settings, or measure the baseline with these.",
         )
     if len(found[0].times_ms) < _OPENINGS_NEEDED:
@@ -93,6 +116,14 @@ def check_same_inputs(before: CaseTiming, feeds: Feeds) -> None:
             f"{_text(shapes)}.",
             "Measure the baseline on the same inputs, or give its .onnx file to --baseline.",
         )
+
+
+def _further(case: Case) -> str:
+    """The settings that names of cases need not tell."""
+    settings = case.settings
+    options = [f"{key}={value}" for key, value in sorted(settings.provider_options.items())]
+    bound = ["io binding"] if settings.io_binding else []
+    return "".join(f", {one}" for one in (f"optimization level {settings.optimization_level}", *options, *bound))
 
 
 def _text(value: object) -> str:

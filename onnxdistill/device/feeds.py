@@ -148,7 +148,7 @@ def given_feeds(
     """
     feeds = dict(inputs)
     first = {port.shape[0] for port in session.inputs if port.shape}
-    if batch != 1 and not shapes and len(first) == 1 and isinstance(size := first.pop(), int) and size != batch:
+    if not shapes and len(first) == 1 and isinstance(size := first.pop(), int) and size != batch:
         one = next(port for port in session.inputs if port.shape)
         raise UsageError(
             f"{session.label} fixes the first dimension of its inputs to {size}, and a batch of {batch} was asked for.",
@@ -165,6 +165,12 @@ def given_feeds(
                 "Give more items, or ask for a smaller batch.",
             )
         feeds[port.name] = array[begin : begin + batch]
+    for name, shape in (shapes or {}).items():
+        if name in feeds and feeds[name].shape != shape:
+            raise UsageError(
+                f"The input {name!r} is given as {list(feeds[name].shape)}, and --shape asks for {list(shape)}.",
+                "Leave out one of the two.",
+            )
     return feeds
 
 
@@ -175,8 +181,11 @@ def read_inputs(path: Path) -> dict[str, Array]:
         DataError: If it is missing, damaged, holds nothing, or holds objects of Python.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files} if isinstance(file, NpzFile) else {}
+        arrays: dict[str, Array] = {}
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, NpzFile):  # and not the one array of an .npy file
+            with loaded as file:
+                arrays = {name: file[name] for name in file.files}
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror or 'it is no .npz file'}.", "Check the path."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -109,10 +110,12 @@ def _replace(target: Path, text: str) -> None:
         # The temporary file is for its owner only; the result is an ordinary file.
         temporary.chmod(0o644)
         temporary.replace(target)
-    except OSError:
+    except OSError as error:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise
+        if error.errno != errno.EBUSY:
+            raise
+        target.write_text(text, encoding="utf-8")  # a file that is mounted by itself, into a container
 
 
 def _is_special(path: Path) -> bool:

@@ -41,11 +41,9 @@ def load_runtime() -> ModuleType:
     """
     try:
         runtime = importlib.import_module("onnxruntime")
-    except ModuleNotFoundError as error:
-        if error.name != "onnxruntime":
-            raise
-        raise MissingPackageError("ONNX Runtime is not installed.", INSTALL_ONE) from error
     except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise MissingPackageError("ONNX Runtime is not installed.", INSTALL_ONE) from error
         reason = " ".join(str(error).split())
         raise MissingPackageError(
             f"ONNX Runtime is installed and does not load: {reason}.", "See: onnxdistill doctor."

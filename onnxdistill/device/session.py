@@ -123,10 +123,12 @@ class Session:
         nodes_by_provider: How many nodes of the optimised graph do, by full name; empty where it does not.
     """
 
-    def __init__(self, native: Any, label: str, provider: str, io_binding: bool = False) -> None:
+    def __init__(self, native: Any, label: str, provider: str, io_binding: bool = False, device_id: int = 0) -> None:
         self._native = native
         self._io_binding = io_binding
-        self._errors = runtime.runtime_errors()
+        self._device_id = device_id
+        # The last one of outputs that NumPy has no type for.
+        self._errors: tuple[type[Exception], ...] = (*runtime.runtime_errors(), RuntimeError)
         self.label = label
         self.provider = provider
         self.inputs = tuple(_port(arg) for arg in native.get_inputs())
@@ -200,16 +202,17 @@ class Session:
         values = runtime.load_runtime().OrtValue
         # A provider that did not start has no memory either.
         device = _DEVICES.get(self.provider, "cpu") if self.provider in self._native.get_providers() else "cpu"
+        number = self._device_id if device != "cpu" else 0
         binding = self._native.io_binding()
         for name, array in feeds.items():
-            binding.bind_ortvalue_input(name, values.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0))
+            binding.bind_ortvalue_input(name, values.ortvalue_from_numpy(np.ascontiguousarray(array), device, number))
         made = self.run(feeds)
         for port in self.outputs:
             if port.dtype is None or port.dtype.kind == "O":  # no tensor of numbers: it gets a place when it is made
                 binding.bind_output(port.name)
                 continue
             array = made[port.name]
-            place = values.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, 0)
+            place = values.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device, number)
             binding.bind_ortvalue_output(port.name, place)
         return binding
 
@@ -298,10 +301,16 @@ def open_session(
             f"The execution provider {runtime.short_name(provider)!r} does not take {label}: {plain_message(error)}",
             "See: onnxdistill doctor.",
         ) from error
-    session = Session(native, label, provider, settings.io_binding)
+    session = Session(native, label, provider, settings.io_binding, _device_id(settings))
     if not settings.allow_fallback:
         _check_not_fallen_back(session, native.get_providers())
     return session
+
+
+def _device_id(settings: SessionSettings) -> int:
+    """Which of several devices the provider runs on."""
+    number = settings.provider_options.get("device_id", "0")
+    return int(number) if number.isdecimal() else 0
 
 
 def _provider(settings: SessionSettings) -> str:

@@ -21,7 +21,7 @@ from onnx import TensorProto, helper
 from onnxdistill.device.bench import bench
 from onnxdistill.device.cases import Case
 from onnxdistill.device.earlier import read_result
-from onnxdistill.device.feeds import random_feeds, read_inputs
+from onnxdistill.device.feeds import InputSource, random_feeds, read_inputs
 from onnxdistill.device.host import CpuTimes, read_host
 from onnxdistill.device.jsonfile import json_text, write_json
 from onnxdistill.device.measuring import doubts
@@ -105,11 +105,15 @@ def test_an_earlier_result_as_the_baseline(
     assert result.cases[0].compared_with == "earlier large"
     assert [verdict.outcome for verdict in result.verdicts] == ["met"]
     assert result.cases[0].speedup.low > 2
-    with pytest.raises(UsageError, match=r"has no small with 2 threads, batch 1, on cpu; it has: large"):
+    with pytest.raises(UsageError, match=r"has no small with 2 threads, batch 1, on cpu, .* all; it has: large"):
         bench([small], threads=2, earlier=earlier)
     elsewhere = replace(earlier, host=replace(earlier.host, cpu="another"))
     with pytest.raises(UsageError, match=r"another machine: its processor was another, and here it is"):
         bench([small], earlier=elsewhere)
+    again = replace(earlier, host=replace(earlier.host, onnxruntime="1.0.0"), shaky=("It was hot.",))
+    doubted = bench([small], earlier=again, runs=30).shaky
+    assert "Of the earlier benchmark: It was hot." in doubted
+    assert any(doubt.startswith("The earlier benchmark ran with ONNX Runtime 1.0.0 (") for doubt in doubted)
     short = replace(earlier, cases=tuple(replace(case, times_ms=case.times_ms[:2]) for case in earlier.cases))
     with pytest.raises(UsageError, match="opened large only 2 times"):
         bench([small], earlier=short)
@@ -129,6 +133,32 @@ def test_bounds_of_the_latency(pair: tuple[Path, Path]) -> None:
     assert bench(pair[:1], runs=200, slo=Slo(99.0, 1e-6)).verdicts[0].outcome == "missed"
 
 
+def test_a_baseline_need_not_keep_the_bound_that_others_have_to(pair: tuple[Path, Path]) -> None:
+    bound = Slo(50.0, 1e-6)
+    ways: list[dict[str, Any]] = [{"runs": 200}, {"rate": 500.0, "seconds": 0.5}]
+    for options in ways:
+        verdicts = bench(pair, baseline="large", slo=bound, **options).verdicts
+        assert [(verdict.case, verdict.outcome) for verdict in verdicts] == [("small", "missed")]
+    done = run(pair[0], "--baseline", pair[1], "--runs", 200, "--slo", "median=1us")
+    assert done.returncode == 1
+    assert "small: median ≤ 0.001 ms" in done.stderr
+    assert "large: median" not in done.stderr
+
+
+@pytest.mark.parametrize("rule", [{"precision": 0.99}, {"max_regression": 0.05}])
+def test_what_else_ends_it_leaves_time_for_the_bound(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any]
+) -> None:
+    place = "onnxdistill.device.measuring.measurement"
+    monkeypatch.setattr(f"{place}._PRECISE_SECONDS", 1e-3)
+    monkeypatch.setattr(f"{place}.OPENING_SECONDS", 2e-3)
+    few = bench(pair, **rule).cases
+    assert min(sum(map(len, case.times_ms)) for case in few) < 368
+    result = bench(pair, slo=Slo(99.0, 1e6), **rule)
+    assert min(sum(map(len, case.times_ms)) for case in result.cases) >= 368
+    assert {verdict.outcome for verdict in result.verdicts if verdict.unit == "ms"} == {"met"}
+
+
 def test_outputs_are_compared(make_model: Callable[..., Path]) -> None:
     first, second = make_model("a.onnx"), make_model("b.onnx")
     (found,) = bench([first, second], runs=5, check_outputs=True).agreements
@@ -145,6 +175,9 @@ def test_given_inputs_are_cut_into_batches(make_model: Callable[..., Path], tmp_
     )
     assert {case.inputs["x"][0] for case in result.cases} == {1, 2}
     assert result.agreements[0].samples == 5
+    np.save(tmp_path / "one.npy", np.zeros((5, 3, 8, 8), np.float32))
+    with pytest.raises(DataError, match=r"one\.npy holds no named arrays\. Write it with numpy\.savez"):
+        read_inputs(tmp_path / "one.npy")
     with pytest.raises(UsageError, match="'x' is given with 5 items, and a batch of 6"):
         bench([make_model()], batch=6, runs=5, inputs=read_inputs(path))
 
@@ -153,9 +186,15 @@ def test_given_inputs_are_the_same_work_for_all_models(make_model: Callable[...,
     inputs = {"x": np.zeros((8, 3, 8, 8), np.float32)}
     fixed = make_model("fixed.onnx", shape=(8, 3, 8, 8))
     with pytest.raises(UsageError, match=r"fixes the first dimension of its inputs to 8, and a batch of 2"):
-        bench([fixed], batch=[1, 2], runs=5, inputs=inputs)
-    with pytest.raises(UsageError, match=r"'x' of open is \[1, 3, 8, 8\] and that of fixed \[8, 3, 8, 8\]"):
+        bench([fixed], batch=[8, 2], runs=5, inputs=inputs)
+    with pytest.raises(UsageError, match=r"fixes the first dimension of its inputs to 8, and a batch of 1"):
         bench([make_model("open.onnx"), fixed], runs=5, inputs=inputs)
+    with pytest.raises(UsageError, match=r"'x' of open is \[1, 3, 8, 8\] and that of fixed \[8, 3, 8, 8\]"):
+        InputSource({}, inputs, 0).check_same_work(
+            {"open": {"x": inputs["x"][:1]}, "fixed": inputs}, {"open": 1, "fixed": 1}
+        )
+    with pytest.raises(UsageError, match=r"'x' is given as \[1, 3, 8, 8\], and --shape asks for \[1, 3, 9, 9\]"):
+        bench([make_model("open.onnx")], runs=5, inputs=inputs, shapes={"x": (1, 3, 9, 9)})
     # A first dimension that is not the batch.
     assert bench([fixed], batch=2, runs=5, inputs=inputs, shapes={"x": (8, 3, 8, 8)}).cases[0].inputs["x"][0] == 8
     result = bench([make_model("open.onnx"), fixed], batch=8, runs=5, inputs=inputs)
@@ -249,6 +288,7 @@ def test_a_machine_that_was_busy_meanwhile() -> None:
         ({"batch": []}, "has no value"),
         ({"batch": [1, 0]}, "at least 1 item"),
         ({"runs": 10, "slo": Slo(99.0, 1.0)}, "10 timed calls do not support p99"),
+        ({"rate": 5.0, "slo": Slo(99.0, 1.0)}, "50 timed calls do not support p99"),
         ({"precision": 0.01, "max_regression": 0.05}, "each decides when to end"),
         ({"check_outputs": True}, "another model, and there is one"),
         ({"clients": 0}, "1 to 1000 clients, and 0 were"),
@@ -273,6 +313,11 @@ def test_what_is_written_is_there_though_nobody_reads_the_table(
         )
     assert done.returncode == 2
     assert json.loads(json_path.read_text())["cases"]
+    # Nor is the table lost where a file cannot be written.
+    lost = subprocess.run([*command, "--json", "/dev/full"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert lost.returncode == 2
+    assert "/dev/full cannot be written" in lost.stderr
+    assert "median" in lost.stdout
     script = f"{' '.join(command)} --json {json_path} >&-"
     closed = subprocess.run(script, shell=True, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
     assert (closed.returncode, closed.stderr) == (0, "")
@@ -299,7 +344,7 @@ def test_an_earlier_case_that_was_run_otherwise(make_model: Callable[..., Path])
     earlier = bench([model], runs=60, shapes={"x": (1, 3, 8, 8)})
     with pytest.raises(UsageError, match=r"on other inputs: x \[1, 3, 8, 8\]; here they are x \[1, 3, 9, 8\]"):
         bench([model], earlier=earlier, shapes={"x": (1, 3, 9, 8)})
-    with pytest.raises(UsageError, match="has no model with 1 threads"):
+    with pytest.raises(UsageError, match="batch 1, on cpu, optimization level all, io binding; it has: model"):
         bench([model], earlier=earlier, shapes={"x": (1, 3, 8, 8)}, io_binding=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import resource
 import subprocess
@@ -93,6 +95,19 @@ def test_json_into_a_device() -> None:
     assert Path(os.devnull).is_char_device()
     with pytest.raises(OutputError, match=r"/dev/full cannot be written: No space left on device\. Free space"):
         write_json(Path("/dev/full"), {"a": 1})
+
+
+def test_json_into_a_file_that_is_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a container, by itself: nothing can take its name."""
+
+    def busy(_self: Path, _target: Path) -> Path:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr(Path, "replace", busy)
+    write_json(tmp_path / "a.json", {"a": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize("existing", [True, False])

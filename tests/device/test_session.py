@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from onnxdistill.device import runtime
 from onnxdistill.device import session as device_session
 from onnxdistill.device.feeds import random_feeds
 from onnxdistill.device.probe import probe_model, probe_provider
-from onnxdistill.device.session import Port, SessionSettings, open_session
+from onnxdistill.device.session import Port, SessionSettings, _device_id, open_session
 from onnxdistill.errors import FallbackError, MissingPackageError, ModelFileError, ProviderError, UsageError
 
 
@@ -185,12 +185,39 @@ def test_damaged_runtime_is_explained(monkeypatch) -> None:
         runtime.load_runtime()
 
 
-def test_runtime_that_does_not_load_is_explained(monkeypatch, tmp_path: Path) -> None:
-    (tmp_path / "onnxruntime.py").write_text("raise ImportError('libfoo.so: cannot open shared object file')")
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise ImportError('libfoo.so: cannot open shared object file')", "libfoo.so: cannot open"),
+        # Made for another Python, or its source code.
+        ("import onnxruntime_that_is_not_there", "No module named 'onnxruntime_that_is_not_there'"),
+    ],
+)
+def test_runtime_that_does_not_load_is_explained(monkeypatch, tmp_path: Path, code: str, reason: str) -> None:
+    (tmp_path / "onnxruntime.py").write_text(code)
     monkeypatch.delitem(sys.modules, "onnxruntime")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(MissingPackageError, match="does not load: libfoo"):
+    with pytest.raises(MissingPackageError, match=f"does not load: {reason}"):
         runtime.load_runtime()
+
+
+def test_outputs_that_numpy_has_no_type_for_are_explained(tmp_path: Path) -> None:
+    ports = [
+        helper.make_tensor_value_info(name, kind, [1, 3])
+        for name, kind in (("x", TensorProto.FLOAT), ("y", TensorProto.BFLOAT16))
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], to=TensorProto.BFLOAT16)], "g", ports[:1], ports[1:]
+    )
+    path = tmp_path / "half.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(ModelFileError, match=r"half\.onnx does not run with x \[1, 3\]: No corresponding Numpy type"):
+        open_session(path).run({"x": np.zeros((1, 3), np.float32)})
+
+
+@pytest.mark.parametrize(("options", "number"), [({}, 0), ({"device_id": "1"}, 1), ({"device_id": "x"}, 0)])
+def test_bound_inputs_lie_on_the_device_that_was_asked_for(options: dict[str, str], number: int) -> None:
+    assert _device_id(SessionSettings(provider="cuda", provider_options=options)) == number
 
 
 def test_nothing_but_the_run_writes_to_the_terminal(make_model, tmp_path: Path) -> None:

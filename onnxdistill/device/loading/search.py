@@ -158,7 +158,7 @@ def highest_rate(
         if on_probe is not None:
             on_probe(probe)
         held, missed = (rate_per_s, missed) if probe.held else (held, rate_per_s)
-        resolved = missed - held <= tolerance * missed or (not held and missed < _LOWEST_LOAD * capacity_per_s)
+        resolved = missed - held <= tolerance * missed or (not held and missed < _LOWEST_LOAD * alone.throughput_per_s)
     misses = [probe.rate_per_s for probe in probes if not probe.held]
     return RateSearch(
         percent=percent,

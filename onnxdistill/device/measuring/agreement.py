@@ -76,14 +76,16 @@ def agreements(reference: tuple[str, Session], other: tuple[str, Session], input
     (baseline, first), (model, second) = reference, other
     check_comparable(first, second)
     numeric = {port.name for port in second.outputs if _is_numeric(port)}
-    pairs: dict[str, list[tuple[Array, Array]]] = {
-        port.name: [] for port in first.outputs if _is_numeric(port) and port.name in numeric
+    found = {
+        port.name: _Compared(model, baseline, port.name)
+        for port in first.outputs
+        if _is_numeric(port) and port.name in numeric
     }
     for feeds in inputs:
         expected, given = first.run(feeds), second.run(feeds)
-        for name, collected in pairs.items():
-            collected.append((expected[name], given[name]))
-    return [_agreement(model, baseline, name, collected) for name, collected in pairs.items()]
+        for name, compared in found.items():
+            compared.add(expected[name], given[name])
+    return [compared.agreement() for compared in found.values()]
 
 
 def check_comparable(first: Session, second: Session) -> None:
@@ -117,36 +119,49 @@ def _is_numeric(port: Port) -> bool:
     return port.dtype is not None and port.dtype.kind in "fiub"
 
 
-def _agreement(model: str, baseline: str, output: str, pairs: list[tuple[Array, Array]]) -> Agreement:
-    absolute = scale = 0.0
-    same = places = samples = 0
-    for expected, given in pairs:
+class _Compared:
+    """What is known of an output, batch by batch: outputs may be large, and are not kept."""
+
+    def __init__(self, model: str, baseline: str, output: str) -> None:
+        self._model, self._baseline, self._output = model, baseline, output
+        self._absolute = self._scale = 0.0
+        self._same = self._places = self._samples = 0
+
+    def add(self, expected: Array, given: Array) -> None:
+        """What the baseline gives, and what the model gives.
+
+        Raises:
+            UsageError: If their shapes differ.
+        """
         if expected.shape != given.shape:
             raise UsageError(
-                f"The output {output!r} of {model} is {list(given.shape)}, and that of {baseline} "
+                f"The output {self._output!r} of {self._model} is {list(given.shape)}, and that of {self._baseline} "
                 f"{list(expected.shape)}.",
                 "Only outputs of the same shape can be compared.",
             )
         if not expected.size:
-            continue
-        samples += expected.shape[0] if expected.ndim else 1
+            return
+        self._samples += expected.shape[0] if expected.ndim else 1
         wide, other = expected.astype(np.float64), given.astype(np.float64)
-        absolute = max(absolute, _largest_difference(wide, other))
+        self._absolute = max(self._absolute, _largest_difference(wide, other))
         finite = wide[np.isfinite(wide)]
-        scale = max(scale, float(np.abs(finite).max()) if finite.size else 0.0)
+        self._scale = max(self._scale, float(np.abs(finite).max()) if finite.size else 0.0)
         classes = class_axis(expected.shape)
         if classes is not None:
             hits = wide.argmax(classes) == other.argmax(classes)
-            same, places = same + int(hits.sum()), places + hits.size
-    return Agreement(
-        model=model,
-        baseline=baseline,
-        output=output,
-        samples=samples,
-        max_absolute=absolute,
-        max_relative=absolute / scale if scale else (0.0 if absolute == 0 else float("inf")),
-        argmax_percent=100 * same / places if places else None,
-    )
+            self._same, self._places = self._same + int(hits.sum()), self._places + hits.size
+
+    def agreement(self) -> Agreement:
+        """Of all that was added."""
+        return Agreement(
+            model=self._model,
+            baseline=self._baseline,
+            output=self._output,
+            samples=self._samples,
+            max_absolute=self._absolute,
+            max_relative=self._absolute / self._scale if self._scale else (0.0 if self._absolute == 0 else inf),
+            argmax_percent=100 * self._same / self._places if self._places else None,
+        )
 
 
 def class_axis(shape: tuple[int, ...]) -> int | None:

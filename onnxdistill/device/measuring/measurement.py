@@ -46,6 +46,7 @@ class Effort:
         max_regression: The share by which a case may be slower than its baseline; ends when that is clear.
         warmup: Calls of each case before the first timing.
         seed: Of the order of the calls and of the intervals.
+        fewest_calls: Of each case, whatever else would end it, as long as there is time.
     """
 
     runs: int | None = None
@@ -54,6 +55,7 @@ class Effort:
     max_regression: float | None = None
     warmup: int | None = None
     seed: int = 0
+    fewest_calls: int = 0
 
     def check(self) -> None:
         """Makes sure that it can be done.
@@ -136,7 +138,10 @@ class Measurement:
     def time(self) -> None:
         """All the timing, by the rule for its end that was asked for."""
         if self._effort.max_regression is not None:
+            begin = time.monotonic()
             look(self._opening_of_the_gate, self._is_clear, self._effort.time_s)
+            while not self._has_enough_calls() and time.monotonic() - begin < self._effort.time_s:
+                self._opening_of_the_gate()
         elif self._effort.precision is not None:
             self._until_precise(self._effort.precision)
         else:
@@ -191,10 +196,15 @@ class Measurement:
             self.openings.time(seconds=_PRECISE_SECONDS * len(self._cases))
             elapsed_s = time.monotonic() - begin
             self._on_progress("time", min(elapsed_s, self._effort.time_s), self._effort.time_s)
-            enough = len(self.openings) >= _PRECISE_OPENINGS and self._is_precise(precision)
+            steady = len(self.openings) >= _PRECISE_OPENINGS and self._has_enough_calls()
+            enough = steady and self._is_precise(precision)
             if enough or elapsed_s >= self._effort.time_s:
                 return
             self.openings.open()
+
+    def _has_enough_calls(self) -> bool:
+        counts = [sum(map(np.size, one.series)) for one in self.openings.timings.values()]
+        return min(counts) >= self._effort.fewest_calls
 
     def _is_precise(self, precision: float) -> bool:
         return all(
@@ -206,7 +216,8 @@ class Measurement:
     def _opening_of_the_gate(self) -> None:
         if len(self.openings):
             self.openings.open()
-        done, most = len(self.openings), LOOKS[-1]
+        most = LOOKS[-1]
+        done = min(len(self.openings), most - 1)
         self.openings.time(
             seconds=OPENING_SECONDS / 2 * len(self._cases), on_round=self._progress_of(done / most, 1 / most)
         )

@@ -22,7 +22,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import atan, cos, exp, inf, isfinite, log, pi, sin, sqrt
+from math import atan, ceil, cos, exp, inf, isfinite, log, pi, sin, sqrt
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,16 @@ CONFIDENCE = 0.95
 
 # A percentile needs about one timing beyond it, in the mean, to be more than the maximum by another name.
 NEEDED_TIMINGS = {50.0: 1, 90.0: 10, 95.0: 20, 99.0: 100, 99.9: 1000}
+
+
+def timings_to_bound(percent: float) -> int:
+    """So many that one lies beyond the percentile, with 97.5 %: its interval of 95 % has an upper end then.
+
+    Args:
+        percent: Which percentile.
+    """
+    return ceil(log((1 - CONFIDENCE) / 2) / log(percent / 100))
+
 
 # So many timings beyond it, in the mean, make a percentile of one opening a measurement.
 _BEYOND = 10

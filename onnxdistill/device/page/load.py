@@ -68,7 +68,7 @@ def _searches(searches: Sequence[tuple[str, RateSearch]], colours: Mapping[str, 
         "Every dot is a rate that was tried, with requests that arrive at random. Full: the limit was held; hollow: "
         "missed; a cross: the line grew without bound, so that the latency only says how long the probe was. What "
         "lies higher is at the upper edge. The grey circle on the left is a call without any load, and the capacity "
-        "is what the workers do back to back."
+        "is what one worker does back to back, times their number, as if they were not in each other's way."
     )
     explained = note(text) if any(search.probes for _, search in searches) else ""
     return f'<div class="charts halves">{"".join(figures)}</div>{explained}'

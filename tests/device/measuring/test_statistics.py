@@ -20,6 +20,7 @@ from onnxdistill.device.measuring.statistics import (
     speedup,
     student_quantile,
     summarize,
+    timings_to_bound,
     unpaired_speedup,
 )
 
@@ -262,3 +263,15 @@ def test_an_interval_that_the_sample_has_no_end_for_is_open_and_survives_json() 
     assert p99 is not None
     assert p99.high == math.inf  # more than half of the samples lie below the 99th percentile as a whole
     assert Estimate.from_json(json.loads(json_text(p99.to_json()))) == p99
+
+
+@pytest.mark.parametrize(("percent", "count"), [(90.0, 36), (99.0, 368), (99.9, 3688)])
+def test_so_many_timings_have_one_beyond_a_percentile(percent: float, count: int) -> None:
+    """0.9 ** 36 = 0.0225, and 0.9 ** 35 = 0.0250."""
+    assert timings_to_bound(percent) == count
+    rng = np.random.default_rng(0)
+    for calls, finite in ((count, True), (count - 1, False)):
+        found = summarize([rng.exponential(size=(calls, 1))], rng)
+        estimate = {90.0: found.p90, 99.0: found.p99, 99.9: found.p999}[percent]
+        assert estimate is not None
+        assert math.isfinite(estimate.high) == finite
