@@ -100,7 +100,7 @@ class Journal:
         """What the user shall know of it."""
         if self._ours:
             return []
-        return [f"If this run is ended, it begins anew: {self._folder} is another run's, or cannot be locked."]
+        return [f"If this run is ended, it begins anew: {self._folder.name} is another run's, or cannot be locked."]
 
     @property
     def holds_something(self) -> bool:

@@ -110,6 +110,7 @@ def bench(
         check_slo(slo, runs)
     paths = name_models(models)
     reference = _reference(paths, baseline)
+    exempt = baseline if len(paths) > 1 else None
     load_runtime()
     options = options_by_provider(provider_options or {}, several(provider))
     settings = [
@@ -153,7 +154,9 @@ def bench(
     most_threads = max(case.settings.threads for case in cases.values())
     shaky = doubts.of_machine(host, most_threads, begin, read_cpu_times())
     shaky += doubts.of_drift([one.series for one in timings.values()])
-    shaky += [] if earlier is None else doubts_of_earlier(earlier, host, cases)
+    if earlier is not None:
+        providers = [session.provider for session in measurement.openings.sessions.values()]
+        shaky += doubts_of_earlier(earlier, known.values(), host, providers)
     loads = [] if traffic is None else list(_loads(measurement, traffic, seed, progress))
     found = list(_agreements(measurement, cases, reference, source)) if check_outputs else []
     results = []
@@ -182,7 +185,7 @@ def bench(
                 results,
                 loads,
                 [] if max_regression is None else measurement.limited(),
-                [] if slo is None else [name for name, case in cases.items() if case.model != baseline],
+                [] if slo is None else [name for name, case in cases.items() if case.model != exempt],
                 max_regression,
                 slo,
             )
@@ -200,7 +203,7 @@ def _traffic(
     traffic = Traffic(rate, 1 if clients is None else clients, seconds or _LOAD_SECONDS, slo)
     traffic.check()
     if slo is not None and isinstance(rate, int | float):
-        check_slo(slo, int(rate * traffic.seconds))
+        check_slo(slo, round(rate * traffic.seconds), under_load=True)
     return traffic
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from onnxdistill.device.cases import Case
@@ -12,6 +12,10 @@ from onnxdistill.device.measuring.openings import Feeds
 from onnxdistill.device.result import BenchResult, CaseTiming
 from onnxdistill.device.runtime import available_providers, short_name
 from onnxdistill.errors import UsageError
+
+_OF_EARLIER, _OTHER_RUNTIME = "Of the earlier benchmark", "The earlier benchmark ran with ONNX Runtime"
+_UNKNOWN_DEVICE = "The earlier benchmark does not tell whether the device"
+_OF_PROCESSORS = {f"{name}ExecutionProvider" for name in ("CPU", "Xnnpack", "Dnnl")}
 
 # The interval of an earlier median has to cover what opening the file again changes.
 _OPENINGS_NEEDED = 3
@@ -47,23 +51,25 @@ def check_same_machine(earlier: BenchResult, host: HostFacts) -> None:
             )
 
 
-def doubts_of_earlier(earlier: BenchResult, host: HostFacts, cases: Mapping[str, Case]) -> list[str]:
+def doubts_of_earlier(
+    earlier: BenchResult, cases: Iterable[CaseTiming], host: HostFacts, providers: Iterable[str]
+) -> list[str]:
     """Reasons not to trust a comparison with it, a sentence each.
 
     Args:
         earlier: The earlier benchmark.
+        cases: Those of its cases that others are compared with.
         host: This machine.
-        cases: What is compared, by name.
+        providers: Full names of those that run here.
     """
-    found = [f"Of the earlier benchmark: {doubt}" for doubt in earlier.shaky]
+    own = [doubt for doubt in earlier.shaky if not doubt.startswith((_OF_EARLIER, _OTHER_RUNTIME, _UNKNOWN_DEVICE))]
+    own += [f"{case.name}: {doubt}" for case in cases for doubt in case.shaky]
+    found = [f"{_OF_EARLIER}: {doubt}" for doubt in dict.fromkeys(own)]
     runtimes = [f"{one.onnxruntime} ({one.onnxruntime_package})" for one in (earlier.host, host)]
     if runtimes[0] != runtimes[1]:
-        found.append(
-            f"The earlier benchmark ran with ONNX Runtime {runtimes[0]}, and this one with {runtimes[1]}: what differs "
-            "may come from that."
-        )
-    if others := sorted({short_name(case.settings.provider) for case in cases.values()} - {"cpu"}):
-        found.append(f"Whether {' and '.join(others)} ran on the same device in the earlier benchmark is not known.")
+        found.append(f"{_OTHER_RUNTIME} {runtimes[0]}, and this one with {runtimes[1]}: what differs may come from it.")
+    if others := sorted(map(short_name, set(providers) - _OF_PROCESSORS)):
+        found.append(f"{_UNKNOWN_DEVICE} of {' and '.join(others)} was the same.")
     return found
 
 

@@ -165,10 +165,12 @@ def given_feeds(
                 "Give more items, or ask for a smaller batch.",
             )
         feeds[port.name] = array[begin : begin + batch]
-    for name, shape in (shapes or {}).items():
-        if name in feeds and feeds[name].shape != shape:
+    for port in session.inputs:
+        asked, given = (shapes or {}).get(port.name), feeds.get(port.name)
+        batched = 1 if port.shape and isinstance(port.shape[0], str) else 0  # how many is said by the batch
+        if asked is not None and given is not None and given.shape[batched:] != asked[batched:]:
             raise UsageError(
-                f"The input {name!r} is given as {list(feeds[name].shape)}, and --shape asks for {list(shape)}.",
+                f"The input {port.name!r} is given as {list(given.shape)}, and --shape asks for {list(asked)}.",
                 "Leave out one of the two.",
             )
     return feeds

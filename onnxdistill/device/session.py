@@ -309,7 +309,7 @@ def open_session(
 
 def _device_id(settings: SessionSettings) -> int:
     """Which of several devices the provider runs on."""
-    number = settings.provider_options.get("device_id", "0")
+    number = str(settings.provider_options.get("device_id", 0))  # whoever calls this from Python may give a number
     return int(number) if number.isdecimal() else 0
 
 

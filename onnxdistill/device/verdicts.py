@@ -91,17 +91,24 @@ def parse_slo(text: str) -> Slo:
     return Slo(percent, float(match["bound"]) * _MS_PER_UNIT[match["unit"]])
 
 
-def check_slo(slo: Slo, runs: int) -> None:
+def check_slo(slo: Slo, runs: int, *, under_load: bool = False) -> None:
     """Makes sure that so many calls can tell.
+
+    Args:
+        slo: The bound.
+        runs: Calls, or requests under load.
+        under_load: Whether they are requests.
 
     Raises:
         UsageError: If they are too few for the percentile.
     """
     if runs < NEEDED_TIMINGS[slo.percent]:
+        what, more = (
+            ("requests", "--seconds or a higher --rate") if under_load else ("timed calls", "--seconds or --runs")
+        )
         raise UsageError(
-            f"{runs} timed calls do not support p{slo.percent:g}, which takes at least "
-            f"{NEEDED_TIMINGS[slo.percent]:,}.",
-            "Time longer, with --seconds or --runs.",
+            f"{runs} {what} do not support p{slo.percent:g}, which takes at least {NEEDED_TIMINGS[slo.percent]:,}.",
+            f"Time longer, with {more}.",
         )
 
 

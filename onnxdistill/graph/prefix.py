@@ -268,14 +268,21 @@ def _alike(one: nn.Module, other: nn.Module) -> bool:
     """Whether two modules are the same but for the modules in them."""
     if type(one) is not type(other) or one._modules.keys() != other._modules.keys():
         return False
-    if {name: value for name, value in vars(one).items() if isinstance(value, _Plain)} != {
-        name: value for name, value in vars(other).items() if isinstance(value, _Plain)
-    }:
+    if _plain(one) != _plain(other):
         return False
     return all(
         mine.keys() == others.keys() and all(_equal(mine[name], others[name]) for name in mine)
         for mine, others in ((one._parameters, other._parameters), (one._buffers, other._buffers))
     )
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Its attributes that are numbers and texts, or tuples of them."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, _Plain) or (isinstance(value, tuple) and all(isinstance(part, _Plain) for part in value))
+    }
 
 
 def _equal(one: Tensor | None, other: Tensor | None) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +42,7 @@ def optimized(
         try:
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own, one for each of its status codes
-            if "serialization failed" in str(error):  # what it could load it can write, where there is room
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            if "serialization failed" in str(error):  # of a model that it has loaded, and in its words damaged
+                path.write_bytes(model.SerializeToString())  # tells what is wrong with the disk
             raise explain_load_failure(None, error, onnxruntime.__version__) from error
         return onnx.load(path)

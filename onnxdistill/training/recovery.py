@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from onnxdistill.errors import TrainingError
+from onnxdistill.errors import TrainingError, memory_error
 from onnxdistill.training.checkpoint import Checkpoint, State
 from onnxdistill.training.state import TrainingState
 from onnxdistill.training.steps import DivergedError
@@ -46,8 +46,8 @@ class Recovery:
         if found is None:
             if self._checkpoint is not None and self._checkpoint.replaces:
                 self.notes.append(
-                    "what was kept here of a training with other settings, data or weights, or on another kind of "
-                    "processor, does not fit, and it began anew"
+                    "what was kept here is of a training with other settings, data or weights, of another version, or "
+                    "on other processors; it does not fit, and it began anew"
                 )
             return False
         self._good = found["good"]
@@ -108,7 +108,12 @@ class Recovery:
             self._checkpoint.save({"now": now or self._state.saved(), "good": self._good})
             self._last_saved = time.monotonic()
             self._writing_s = self._last_saved - started
-        except (OSError, MemoryError) as error:  # a help that is missed only if the run is ended
+        except (OSError, MemoryError, RuntimeError) as error:  # a help that is missed only if the run is ended
+            if isinstance(error, OSError):
+                reason = error.strerror or type(error).__name__
+            elif memory_error(error, "") is not None:
+                reason = "no memory"
+            else:
+                raise
             self._checkpoint = None
-            reason = getattr(error, "strerror", None) or "no memory"
             self._state.at.notes.append(f"its checkpoint could not be written ({reason}), and it went on without one")

@@ -288,7 +288,7 @@ def test_a_machine_that_was_busy_meanwhile() -> None:
         ({"batch": []}, "has no value"),
         ({"batch": [1, 0]}, "at least 1 item"),
         ({"runs": 10, "slo": Slo(99.0, 1.0)}, "10 timed calls do not support p99"),
-        ({"rate": 5.0, "slo": Slo(99.0, 1.0)}, "50 timed calls do not support p99"),
+        ({"rate": 5.0, "slo": Slo(99.0, 1.0)}, "50 requests do not support p99"),
         ({"precision": 0.01, "max_regression": 0.05}, "each decides when to end"),
         ({"check_outputs": True}, "another model, and there is one"),
         ({"clients": 0}, "1 to 1000 clients, and 0 were"),

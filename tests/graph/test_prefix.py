@@ -232,3 +232,6 @@ def test_numbers_that_code_reads_are_a_change(images: Tensor) -> None:
     changed = copy.deepcopy(network)
     changed.scale = 3
     assert compared(network, changed, images) == ["first", "second"]
+    strided = copy.deepcopy(network)
+    strided.second.stride = (2, 2)
+    assert compared(network, strided, images) == ["second"]

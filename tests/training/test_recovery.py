@@ -117,10 +117,10 @@ def test_images_that_are_prepared_otherwise_are_another_training(digits: Classif
     train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file)
     brighter = Classification(dataclasses.replace(digits.splits, mean=(0.0,)))
     (note,) = train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file).notes
-    assert note.endswith("does not fit, and it began anew")
+    assert note.endswith("; it does not fit, and it began anew")
     # Nothing was left to go on with.
     again = train(network, brighter, table(epochs=1), 0, Objective(), checkpoint=file)
-    assert again.notes == ("a run that was ended later had done it",)
+    assert again.notes == (note, "a run that was ended later had done it")
 
 
 def test_checkpoints_within_an_epoch_come_less_often_where_they_take_long(
@@ -199,8 +199,8 @@ def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Cla
         for one, other in zip(expected.network.parameters(), actual.network.parameters(), strict=True):
             assert torch.equal(one, other)
         assert [note for note in actual.notes if note not in expected.notes] == [
-            "what was kept here of a training with other settings, data or weights, or on another kind of processor, "
-            "does not fit, and it began anew"
+            "what was kept here is of a training with other settings, data or weights, of another version, or on other "
+            "processors; it does not fit, and it began anew"
         ]
     flipped = bytearray(content)
     flipped[len(flipped) // 2] ^= 64

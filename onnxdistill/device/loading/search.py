@@ -22,8 +22,9 @@ OnProbe = Callable[["Probe"], None]
 
 _NS_PER_S = 1e9
 
-# Bounds of the search, as shares of what the workers could do at best. That is measured over a few seconds, and can be
-# better under load, when the processor doesn't fall asleep between the calls.
+# Bounds of the search: a share of what the workers could do at best, and one of what one of them does, since many may
+# do no more. That is measured over a few seconds, and can be better under load, when the processor doesn't fall asleep
+# between the calls.
 _HIGHEST_LOAD, _LOWEST_LOAD = 1.1, 0.02
 _TIMINGS_AT_LEAST = 20
 

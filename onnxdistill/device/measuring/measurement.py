@@ -46,7 +46,7 @@ class Effort:
         max_regression: The share by which a case may be slower than its baseline; ends when that is clear.
         warmup: Calls of each case before the first timing.
         seed: Of the order of the calls and of the intervals.
-        fewest_calls: Of each case, whatever else would end it, as long as there is time.
+        fewest_calls: Of each case, before a precision or a limit on regressions ends it, as long as there is time.
     """
 
     runs: int | None = None

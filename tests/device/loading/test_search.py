@@ -103,7 +103,7 @@ def test_many_clients_of_a_server_that_takes_one_at_a_time() -> None:
 
     found = highest_rate(serve, percent=90.0, limit_ms=60.0, rng=rng(), clients=60, probe_seconds=0.5, tolerance=0.3)
     assert found.rate_per_s is not None
-    assert 50 < found.rate_per_s < 250
+    assert 20 < found.rate_per_s < 500  # and nowhere near 60 times what one of them does
 
 
 def test_a_probe_is_as_long_as_its_percentile_needs() -> None:
