@@ -13,7 +13,7 @@ demo: $(VENV)/.ready
 	$(BIN)/onnxdistill compress models/digits/recipe.toml --out $(DEMO_OUT)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(TIMED))
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(TIMED))
 	$(BIN)/python -m pytest $(TIMED)
 
 lint: $(VENV)/.ready

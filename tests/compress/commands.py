@@ -74,11 +74,13 @@ def killed_at(awaited: Path, *arguments: object) -> None:
     """Runs a command until there is a file."""
     command = [sys.executable, "-m", "onnxdistill", *map(str, arguments)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while not awaited.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
-        assert process.poll() is None, "it ended by itself"
+        came, ended = awaited.exists(), process.poll() is not None
         process.kill()
+        assert came, "it was not there in time"
+        assert not ended, "it ended by itself"
 
 
 def image_folder(root: Path) -> Path:
