@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import nn
@@ -105,8 +106,11 @@ class FileGate:
             return timed.cases[0].latency_ms.median.value
 
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        key = f"latency {settings_of(table)} {table.batch} {self._place.key} {digest}"
-        return float(self._journal.decision(key, measure))
+        return float(self.remembered(f"latency {table.batch} {digest}", measure))
+
+    def remembered(self, key: str, decide: Callable[[], Any]) -> Any:
+        """What was decided at this place with these settings before the run was ended; see `Journal.decision`."""
+        return self._journal.decision(f"{key} {settings_of(self._table)} {self._place.key}", decide)
 
 
 class Gate(FileGate):

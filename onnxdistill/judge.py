@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.session import SessionSettings
@@ -70,6 +72,10 @@ class Int8Judge:
     def speedup(self, path: Path) -> Estimate:
         """How many times faster a file is than the float student."""
         return self._gate.speedup(self._student, path)
+
+    def remembered(self, key: str, decide: Callable[[], Any]) -> Any:
+        """What was decided before the run was ended; see `Journal.decision`."""
+        return self._gate.remembered(key, decide)
 
     def refusal(self, loss: Loss) -> str:
         """Why a file that costs so much must not ship; empty if it may.

@@ -118,7 +118,15 @@ class FileRecord:
         """
         path = scratch / "quantize.onnx"
         workshop = Workshop(source, calibration, self._place.host)
-        result = quantize_measured(workshop, path, table, judge, finetune=finetune, on_progress=self._progress.update)
+        result = quantize_measured(
+            workshop,
+            path,
+            table,
+            judge,
+            finetune=finetune,
+            on_progress=self._progress.update,
+            remembered=judge.remembered,
+        )
         schemes = [SchemeRow(one.scheme, one.speedup.value, *one.speedup.interval) for one in result.variants]
         rungs = [
             RungRow(one.name, None if one.loss is None else one.loss.points, one.kept, one.seconds, one.note)

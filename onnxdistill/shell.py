@@ -19,6 +19,7 @@ from onnxdistill.logfile import LoggedProgress, check_log_place
 from onnxdistill.progress import ConsoleProgress, Progress, SilentProgress
 from onnxdistill.report import Report
 from onnxdistill.report.table import limit_text, render_report
+from onnxdistill.scratch import scratch_folder
 from onnxdistill.stages.ship import RunFolder
 
 
@@ -139,8 +140,8 @@ def opened(
 def _scratch() -> Iterator[Path]:
     """A folder for the files on the way; a disk that is full is explained."""
     try:
-        with tempfile.TemporaryDirectory(prefix="onnxdistill-") as folder:
-            yield Path(folder)
+        with scratch_folder() as folder:
+            yield folder
     except OSError as error:
         if _is_of_console(error):
             raise

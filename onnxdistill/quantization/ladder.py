@@ -6,19 +6,20 @@ training, are for what is lost for sure.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Any, Protocol, get_args
 
 import onnx
 
 from onnxdistill.quantization.ranges import Method
 from onnxdistill.quantization.saturation import saturating_layers
-from onnxdistill.quantization.sensitivity import OperatorLoss, rank_operators
+from onnxdistill.quantization.sensitivity import rank_operators
 from onnxdistill.quantization.workshop import Equalization, Form, Workshop
 
 _ROUNDING = 1e-9
@@ -91,6 +92,14 @@ class Measures(Protocol):
 Finetune = Callable[[Path, Path], str]
 """Trains an int8 file and writes the result to the second path. Returns why it could not, or nothing."""
 
+Remembered = Callable[[str, Callable[[], Any]], Any]
+"""What was decided under a key before a run was ended, or else what the function gives; plain values for JSON."""
+
+
+def anew(_: str, decide: Callable[[], Any]) -> Any:
+    """`Remembered` where nothing is."""
+    return decide()
+
 
 class Ladder:
     """Climbs until an int8 model loses no more than it may.
@@ -101,6 +110,7 @@ class Ladder:
         limit: Points of the metric on validation that int8 may cost.
         folder: For files that are tried.
         on_progress: Is told what is tried.
+        remembered: Keeps the order in which operators go back to float, which hangs on times.
 
     Attributes:
         rungs: What was tried, in order of time.
@@ -113,12 +123,14 @@ class Ladder:
         limit: float,
         folder: Path,
         on_progress: Callable[[str], None],
+        remembered: Remembered = anew,
     ) -> None:
         self._workshop = workshop
         self._measures = measures
         self._limit = limit
         self._folder = folder
         self._on_progress = on_progress
+        self._remembered = remembered
         self._numbers = itertools.count(1)
         self.rungs: list[Rung] = []
 
@@ -174,7 +186,7 @@ class Ladder:
         """Operators go back to float: twice as many each time until it is enough, then as few as are enough."""
         # Which operators these are shows without what makes up for errors in the mean, and takes its time.
         plain = replace(best.form, corrected=False, rounded=False)
-        operators = rank_operators(self._workshop, plain, self._show_ranking)
+        operators = self._ranked(plain, best.path)
         too_few, enough, count = 0, len(operators) + 1, 1
         found = best
         while too_few < count < enough:
@@ -209,6 +221,18 @@ class Ladder:
             self._refuse(name, path, refusal, started)
             return found
         return self._better(self._judged(name, form, path, found, started), found)
+
+    def _ranked(self, form: Form, path: Path) -> list[frozenset[str]]:
+        """The nodes of each operator, in the order in which they go back to float.
+
+        As it was before the run was ended: another order would be another file, which its training does not fit.
+        """
+
+        def rank() -> list[list[str]]:
+            return [sorted(one.nodes) for one in rank_operators(self._workshop, form, self._show_ranking)]
+
+        key = f"operators of {hashlib.sha256(path.read_bytes()).hexdigest()} by what int8 costs"
+        return [frozenset(nodes) for nodes in self._remembered(key, rank)]
 
     def _finetuned(self, best: Held, finetune: Finetune, narrow: bool) -> Held:
         name, started = "trained with int8", time.monotonic()
@@ -285,7 +309,7 @@ def _unproved(form: Form, path: Path) -> str:
     return _may_overflow(path) if form.scheme.weight_bits == 8 else ""
 
 
-def _with_float(form: Form, operators: Sequence[OperatorLoss]) -> Form:
-    nodes = frozenset().union(*(operator.nodes for operator in operators))
+def _with_float(form: Form, operators: Sequence[frozenset[str]]) -> Form:
+    nodes = frozenset().union(*operators)
     scheme = replace(form.scheme, float_nodes=form.scheme.float_nodes | nodes)
     return replace(form, scheme=scheme, restored=form.restored | nodes)

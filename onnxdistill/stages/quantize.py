@@ -14,7 +14,7 @@ from typing import Protocol
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.measuring.compare import describe, measurably_faster
 from onnxdistill.device.measuring.statistics import Estimate
-from onnxdistill.quantization.ladder import Finetune, Ladder, Loss, Rung
+from onnxdistill.quantization.ladder import Finetune, Ladder, Loss, Remembered, Rung, anew
 from onnxdistill.quantization.ranges import Method
 from onnxdistill.quantization.scheme import candidates, usual_scheme
 from onnxdistill.quantization.workshop import Form, Int8Model, Workshop
@@ -113,6 +113,7 @@ def quantize_measured(
     *,
     finetune: Finetune | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
+    remembered: Remembered = anew,
 ) -> QuantizeResult:
     """Finds the fastest int8 form of a model that is accurate enough.
 
@@ -123,6 +124,7 @@ def quantize_measured(
         judge: Measures.
         finetune: The last rung of the ladder; none if left out.
         on_progress: Is told what is done.
+        remembered: Keeps what hangs on times and is not asked of the judge.
 
     Raises:
         DataError: If there is no calibration sample.
@@ -144,7 +146,7 @@ def quantize_measured(
     if not judge.measurable:
         file.replace(path)
         return QuantizeResult(path, form, None, variants)
-    ladder = Ladder(workshop, _Measures(judge), judge.limit, folder, on_progress)
+    ladder = Ladder(workshop, _Measures(judge), judge.limit, folder, on_progress, remembered)
     best = ladder.climb(form, file, any_ranges=table.ranges == "auto", finetune=finetune)
     best.path.replace(path)
     return QuantizeResult(path, best.form, best.loss, variants, tuple(ladder.rungs), judge.refusal(best.loss))

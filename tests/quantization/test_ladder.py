@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from onnxdistill.device.session import SessionSettings, open_session
-from onnxdistill.quantization.ladder import Held, Ladder, Loss
+from onnxdistill.journal import Journal
+from onnxdistill.quantization import ladder as module
+from onnxdistill.quantization.ladder import Held, Ladder, Loss, anew
 from onnxdistill.quantization.scheme import Scheme
 from onnxdistill.quantization.workshop import Form, Workshop
 from onnxdistill.recipe import ExportTable
@@ -89,7 +92,8 @@ def climb(network: nn.Module, folder: Path, limit: float, **how: object) -> tupl
     faster, low = how.pop("faster", lambda path: True), how.pop("low", 0.1)
     measures = ErrorOfOutputs(source, limit, faster, low)  # type: ignore[arg-type]
     workshop = Workshop(source, calibration)
-    ladder = Ladder(workshop, measures, limit, folder, lambda _: None)
+    remembered = how.pop("remembered", anew)
+    ladder = Ladder(workshop, measures, limit, folder, lambda _: None, remembered)  # type: ignore[arg-type]
     workshop.write(PLAIN, folder / "plain.onnx")
     return ladder, ladder.climb(PLAIN, folder / "plain.onnx", **{"any_ranges": True, **how})  # type: ignore[arg-type]
 
@@ -127,6 +131,23 @@ def test_the_rung_that_ships_is_marked_and_no_other_file_is_left(tmp_path: Path)
     assert final.loss == held.loss
     assert {path.name for path in tmp_path.glob("*.onnx")} == {"float.onnx", held.path.name}
     assert held.form.restored == held.form.scheme.float_nodes
+
+
+def test_a_run_that_goes_on_takes_operators_back_in_the_order_that_was_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Timed again, another order would make another file, and the training of the first one would be of no use."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "again").mkdir()
+    with suppress(KeyboardInterrupt), Journal(tmp_path / "run") as journal:
+        _, first = climb(Cancelling(), tmp_path / "first", limit=10.0, remembered=journal.decision)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(module, "rank_operators", None)  # not called again
+    with Journal(tmp_path / "run") as journal:
+        _, again = climb(Cancelling(), tmp_path / "again", limit=10.0, remembered=journal.decision)
+    assert first.form.scheme.float_nodes
+    assert again.form == first.form
+    assert again.path.read_bytes() == first.path.read_bytes()
 
 
 def test_nothing_is_slowed_down_for_a_loss_that_may_be_chance(tmp_path: Path) -> None:

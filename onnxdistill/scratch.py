@@ -1,0 +1,52 @@
+"""A folder for the files on the way to a result. What a run leaves behind that was killed, a later one takes away."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+_PREFIX, _LOCK = "onnxdistill-run-", "lock"
+
+# A folder that was just made may not be locked yet.
+_NEW_SECONDS = 60.0
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder among the temporary files, which goes at the end of the block.
+
+    It is locked as long as the process lives, however that ends: what nobody has locked is nobody's, and goes first.
+    """
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
+        lock = FileLock(Path(name) / _LOCK, timeout=0)
+        with contextlib.suppress(OSError, NotImplementedError):  # without locks, it stays after a kill
+            lock.acquire()
+        try:
+            yield Path(name)
+        finally:
+            lock.release()
+
+
+def _sweep() -> None:
+    """Removes folders of processes that are gone; those of other users, and what cannot be removed, stay."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
+        with contextlib.suppress(OSError, NotImplementedError):  # also a lock that somebody holds
+            if _is_ours(path.parent) and time.time() - path.stat().st_mtime > _NEW_SECONDS:
+                with FileLock(path, timeout=0):
+                    shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put something there: among the temporary files, everybody may."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and (os.name == "nt" or found.st_uid == os.getuid())
