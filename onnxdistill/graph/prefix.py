@@ -53,7 +53,7 @@ class _Call:
 class Prefix:
     """Runs changed networks from the first change on.
 
-    Where the network does more than its modules give, such as keep what hooks have seen, all of it runs.
+    A module that does more than the modules in it give, such as keep what hooks have seen, runs with all of them.
 
     Args:
         network: In evaluation mode; not changed.
@@ -71,8 +71,7 @@ class Prefix:
         self._run(())
         self._held = _outermost(self._calls)
         self._run(self._held)
-        if not self._gives_the_same():
-            self._calls = {}
+        self._prove()
 
     @contextmanager
     def given(self, changed: nn.Module) -> Iterator[None]:
@@ -115,11 +114,25 @@ class Prefix:
             if call.output is not None and (call.output._version != call.version or call.count > 1 or not call.pure):
                 call.output = None
 
-    def _gives_the_same(self) -> bool:
-        """Whether all modules still get what they got, and the network gives what it gave, when these do not run."""
-        expected = self._calls[""].output if "" in self._calls else None
+    def _prove(self) -> None:
+        """Forgets what modules gave that are in one which does more than that."""
         copied = copy.deepcopy(self._network)
-        outputs, others = self._before(math.inf, inside=True), list[str]()
+        for name in list(self._calls):
+            inside = self._inside(name)
+            if inside and not self._gives_the_same(copied, name):
+                self._held -= inside
+                for one in inside:
+                    self._calls[one].output = None
+
+    def _gives_the_same(self, copied: nn.Module, running: str) -> bool:
+        """Whether all modules still get what they got, and the network gives what it gave, when few of them run.
+
+        Args:
+            copied: Of the network.
+            running: Name of the module that runs, with those that it is in; those beside and in it give what they gave.
+        """
+        expected = self._calls[""].output if "" in self._calls else None
+        outputs, others = self._around(running), list[str]()
 
         def given(name: str, *inputs: Any, **named: Any) -> Tensor:
             if _sums([*inputs, *named.values()]) != self._calls[name].received:
@@ -156,14 +169,31 @@ class Prefix:
         read = [self._uses[id(tensor)] for tensor in tensors if id(tensor) in self._uses]
         return min([self._calls[name].start if name in self._calls else 0, *read])
 
-    def _before(self, time: float, *, inside: bool = False) -> dict[str, Tensor]:
-        """The outputs that are held of the outermost modules that had ended by then; or of those in the network."""
+    def _before(self, time: float) -> dict[str, Tensor]:
+        """The outputs that are held of the outermost modules that had ended by then."""
+        return self._outermost_outputs(lambda call: call.end < time)
+
+    def _around(self, name: str) -> dict[str, Tensor]:
+        """Those of the outermost modules that are neither this one nor around it."""
+        inner = self._calls[name]
+        return self._outermost_outputs(lambda call: call.start > inner.start or call.end < inner.end)
+
+    def _outermost_outputs(self, is_wanted: Callable[[_Call], bool]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         within = -1
         for name, call in self._calls.items():  # in the order in which they began
-            if call.output is not None and call.end < time and call.start > within and (name or not inside):
+            if call.output is not None and call.start > within and is_wanted(call):
                 found[name], within = call.output, call.end
         return found
+
+    def _inside(self, name: str) -> set[str]:
+        """The modules that this one runs, directly or not, whose outputs are held."""
+        outer = self._calls[name]
+        return {
+            one
+            for one, call in self._calls.items()
+            if call.output is not None and call.start > outer.start and call.end < outer.end
+        }
 
 
 class _Recording:

@@ -186,9 +186,13 @@ KINDS = [WrittenTo, WrittenToByCode, Twice, Uncalled, ReadBefore, Tapped, Inferr
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["first", "second", "third"])
-def test_whatever_code_does_to_its_tensors(kind: type[Layers], name: str, images: Tensor) -> None:
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_whatever_code_does_to_its_tensors(kind: type[Layers], name: str, depth: int, images: Tensor) -> None:
+    """In the network itself, or in a module that is in others."""
     torch.manual_seed(0)
-    network = kind().eval()
+    network: nn.Module = kind().eval()
+    for _ in range(depth):
+        network, name = nn.Sequential(nn.Conv2d(3, 3, 1), network, nn.Conv2d(3, 3, 1)).eval(), f"1.{name}"
     prefix = Prefix(network, images)
     changed = copy.deepcopy(network)
     with torch.no_grad():
@@ -204,6 +208,20 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv(x)
+
+
+def test_a_module_that_does_more_than_those_in_it_costs_no_other_its_place(images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(Block(), Tapped(), Block(), Block()).eval()
+    prefix = Prefix(network, images)
+    for name, runs in (
+        ("3.conv", ["3.conv"]),
+        ("1.second", ["1.blocks.0.0", "1.blocks.1.0", "1.first", "1.second", "1.third", "2.conv", "3.conv"]),
+    ):
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            changed.get_parameter(f"{name}.weight").mul_(-1)
+        assert compared(network, changed, images, prefix) == runs
 
 
 def test_what_is_written_to_once_a_block_has_gone_is_made_again(images: Tensor) -> None:
