@@ -68,8 +68,10 @@ class Journal:
             self._decisions = _read_decisions(self._folder / _DECISIONS)
         except Timeout:
             pass
-        except (OSError, NotImplementedError):  # a file system without locks
-            self._remove()
+        except (OSError, NotImplementedError):  # no locks there, or none now: what an earlier run has kept stays
+            with contextlib.suppress(OSError):
+                if {path.name for path in self._folder.iterdir()} <= {_LOCK}:
+                    self._remove()
         return self
 
     def __exit__(

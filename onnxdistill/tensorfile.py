@@ -21,10 +21,16 @@ def save_tensors(content: Any, path: Path) -> None:
 
     Raises:
         OSError: If it cannot be written; nothing is left behind then.
+        MemoryError: If there is no room for it beside the tensors.
     """
     # In memory first: torch's own writer turns a full disk into other errors.
     memory = io.BytesIO()
-    torch.save(content, memory)
+    try:
+        torch.save(content, memory)
+    except RuntimeError as error:
+        if isinstance(error.__context__, MemoryError):  # torch finishes the file all the same, and fails at that
+            raise MemoryError from error
+        raise
     fresh = path.with_name(f"{path.name}.new")
     try:
         with fresh.open("wb") as file:

@@ -29,6 +29,22 @@ def ended(place: Path, work: Callable[[Journal], None], error: type[BaseExceptio
         run()
 
 
+def test_a_lock_that_cannot_be_had_costs_nothing_that_was_kept(tmp_path: Path) -> None:
+    folder = tmp_path / ".run.resume"
+    folder.mkdir()
+    (folder / "lock").symlink_to(folder / "lock")  # no file system gives a lock on that
+    (folder / "teacher.pt").write_text("hours of training")
+    with Journal(tmp_path / "run") as journal:
+        assert journal.checkpoint("teacher") is None
+        assert "cannot be locked" in journal.notes[0]
+    assert (folder / "teacher.pt").read_text() == "hours of training"
+    # Where there was nothing, nothing is left.
+    (folder / "teacher.pt").unlink()
+    with Journal(tmp_path / "run") as journal:
+        assert journal.notes
+    assert not folder.exists()
+
+
 class DiskFullError(OutputError):
     def __init__(self) -> None:
         super().__init__("why")

@@ -81,8 +81,8 @@ def bench(
         shapes: Whole shapes by input name, for inputs with more open dimensions than the batch.
         inputs: Arrays by input name, instead of random ones, for all models; the first items make a batch.
         seed: Of the random inputs, the order of the cases and the intervals.
-        baseline: Name of the model that the others are compared with, which itself need not keep `slo`; the first if
-            left out, which has to.
+        baseline: Name of the model that the others are compared with; the first if left out. One that is named, and
+            that others are compared with, need not keep `slo` itself.
         earlier: The result of an earlier benchmark on this machine, as the baseline of all models.
         max_regression: Fail a case that is slower than its baseline by more than this share; 0.05 is 5 %. The
             measurement ends when that is clear.
@@ -110,7 +110,7 @@ def bench(
         check_slo(slo, runs)
     paths = name_models(models)
     reference = _reference(paths, baseline)
-    exempt = baseline if len(paths) > 1 else None
+    exempt = baseline if len(paths) > 1 and earlier is None else None
     load_runtime()
     options = options_by_provider(provider_options or {}, several(provider))
     settings = [

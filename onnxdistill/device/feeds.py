@@ -167,8 +167,11 @@ def given_feeds(
         feeds[port.name] = array[begin : begin + batch]
     for port in session.inputs:
         asked, given = (shapes or {}).get(port.name), feeds.get(port.name)
-        batched = 1 if port.shape and isinstance(port.shape[0], str) else 0  # how many is said by the batch
-        if asked is not None and given is not None and given.shape[batched:] != asked[batched:]:
+        if asked is None or given is None:
+            continue
+        # A shape may also be that of all items that are given.
+        whole = bool(port.shape) and isinstance(port.shape[0], str) and asked == inputs[port.name].shape
+        if given.shape != asked and not whole:
             raise UsageError(
                 f"The input {port.name!r} is given as {list(given.shape)}, and --shape asks for {list(asked)}.",
                 "Leave out one of the two.",

@@ -103,12 +103,14 @@ def check_slo(slo: Slo, runs: int, *, under_load: bool = False) -> None:
         UsageError: If they are too few for the percentile.
     """
     if runs < NEEDED_TIMINGS[slo.percent]:
-        what, more = (
-            ("requests", "--seconds or a higher --rate") if under_load else ("timed calls", "--seconds or --runs")
+        what, fix = (
+            ("requests", "Ask for more, with --seconds or --rate.")
+            if under_load
+            else ("timed calls", "Time longer, with --seconds or --runs.")
         )
         raise UsageError(
             f"{runs} {what} do not support p{slo.percent:g}, which takes at least {NEEDED_TIMINGS[slo.percent]:,}.",
-            f"Time longer, with {more}.",
+            fix,
         )
 
 

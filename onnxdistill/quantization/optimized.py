@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 
 from onnxdistill.device.modelfile import explain_load_failure
+from onnxdistill.errors import ModelFileError
 
 _LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -29,7 +30,7 @@ def optimized(
         config: Entries of the session's configuration.
 
     Raises:
-        ModelFileError: If ONNX Runtime cannot load the model.
+        ModelFileError: If ONNX Runtime cannot load the model, or cannot write what it makes of it.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = _LEVELS[level]
@@ -43,6 +44,15 @@ def optimized(
             onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own, one for each of its status codes
             if "serialization failed" in str(error):  # of a model that it has loaded, and in its words damaged
-                path.write_bytes(model.SerializeToString())  # tells what is wrong with the disk
+                _check_room(path, model.ByteSize())
+                raise ModelFileError(f"ONNX Runtime cannot write what it made of the model: {error}") from error
             raise explain_load_failure(None, error, onnxruntime.__version__) from error
         return onnx.load(path)
+
+
+def _check_room(path: Path, size_bytes: int) -> None:
+    """Raises what the operating system says when a file of that size is written."""
+    try:
+        path.write_bytes(bytes(size_bytes))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 from PIL import Image
@@ -73,14 +74,16 @@ def run(
 def killed_at(awaited: Path, *arguments: object) -> None:
     """Runs a command until there is a file."""
     command = [sys.executable, "-m", "onnxdistill", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with TemporaryFile() as errors, subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors) as process:
         deadline = time.monotonic() + 900
         while not awaited.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         came, ended = awaited.exists(), process.poll() is not None
         process.kill()
-        assert came, "it was not there in time"
-        assert not ended, "it ended by itself"
+        errors.seek(0)
+        text = errors.read().decode()
+    assert not ended, f"it ended by itself: {text}"
+    assert came, f"it was not there in time: {text}"
 
 
 def image_folder(root: Path) -> Path:

@@ -114,6 +114,13 @@ def test_an_earlier_result_as_the_baseline(
     doubted = bench([small], earlier=again, runs=30).shaky
     assert "Of the earlier benchmark: It was hot." in doubted
     assert any(doubt.startswith("The earlier benchmark ran with ONNX Runtime 1.0.0 (") for doubt in doubted)
+    # What it says of the one before it is about that one; what it says of its cases is handed on.
+    unsure = tuple(replace(case, shaky=("There were few calls.",)) for case in earlier.cases)
+    later = replace(earlier, cases=unsure, shaky=("It was hot.", *doubted))
+    told = bench([small], earlier=later, runs=30).shaky
+    assert "Of the earlier benchmark: It was hot." in told
+    assert "Of the earlier benchmark: large: There were few calls." in told
+    assert not any("arlier benchmark" in doubt.partition(":")[2] or "ran with" in doubt for doubt in told)
     short = replace(earlier, cases=tuple(replace(case, times_ms=case.times_ms[:2]) for case in earlier.cases))
     with pytest.raises(UsageError, match="opened large only 2 times"):
         bench([small], earlier=short)
@@ -182,6 +189,23 @@ def test_given_inputs_are_cut_into_batches(make_model: Callable[..., Path], tmp_
         bench([make_model()], batch=6, runs=5, inputs=read_inputs(path))
 
 
+def test_a_baseline_that_is_named_need_not_keep_a_bound_unless_nothing_is_compared_with_it(
+    pair: tuple[Path, Path],
+) -> None:
+    never = Slo(50.0, 1e-6)
+    first, second = (path.stem for path in pair)
+
+    def missed(**options: object) -> list[str]:
+        result = bench(pair, runs=30, slo=never, baseline=first, **options)  # type: ignore[arg-type]
+        return [verdict.case for verdict in result.verdicts if verdict.outcome == "missed"]
+
+    assert missed() == [second]
+    earlier = bench(pair[:1], seconds=0.3)
+    assert missed(earlier=earlier) == [first, second]
+    alone = bench(pair[:1], runs=30, slo=never, baseline=first)
+    assert [verdict.case for verdict in alone.verdicts] == [first]
+
+
 def test_given_inputs_are_the_same_work_for_all_models(make_model: Callable[..., Path]) -> None:
     inputs = {"x": np.zeros((8, 3, 8, 8), np.float32)}
     fixed = make_model("fixed.onnx", shape=(8, 3, 8, 8))
@@ -195,6 +219,13 @@ def test_given_inputs_are_the_same_work_for_all_models(make_model: Callable[...,
         )
     with pytest.raises(UsageError, match=r"'x' is given as \[1, 3, 8, 8\], and --shape asks for \[1, 3, 9, 9\]"):
         bench([make_model("open.onnx")], runs=5, inputs=inputs, shapes={"x": (1, 3, 9, 9)})
+    with pytest.raises(UsageError, match=r"'x' is given as \[1, 3, 8, 8\], and --shape asks for \[2, 3, 8, 8\]"):
+        bench([make_model("open.onnx")], runs=5, inputs=inputs, shapes={"x": (2, 3, 8, 8)})
+    # The shape of all items, and of a batch of them.
+    for first in (8, 2):
+        shapes = {"x": (first, 3, 8, 8)}
+        result = bench([make_model("open.onnx")], batch=2, runs=5, inputs=inputs, shapes=shapes)
+        assert result.cases[0].inputs["x"][0] == 2
     # A first dimension that is not the batch.
     assert bench([fixed], batch=2, runs=5, inputs=inputs, shapes={"x": (8, 3, 8, 8)}).cases[0].inputs["x"][0] == 8
     result = bench([make_model("open.onnx"), fixed], batch=8, runs=5, inputs=inputs)

@@ -12,7 +12,9 @@ from onnx import TensorProto, helper
 
 from onnxdistill.device import runtime
 from onnxdistill.device import session as device_session
+from onnxdistill.device.cases import Case
 from onnxdistill.device.feeds import random_feeds
+from onnxdistill.device.measuring.doubts import of_placement
 from onnxdistill.device.probe import probe_model, probe_provider
 from onnxdistill.device.session import Port, SessionSettings, _device_id, open_session
 from onnxdistill.errors import FallbackError, MissingPackageError, ModelFileError, ProviderError, UsageError
@@ -172,6 +174,10 @@ def test_a_runtime_that_does_not_tell_who_runs_what_is_refused(make_model, monke
     session.tells_placement, session.nodes_by_provider = False, {}
     with pytest.raises(ProviderError, match="does not tell which nodes the execution provider 'xnnpack' takes"):
         device_session._check_not_fallen_back(session, ["XnnpackExecutionProvider"])
+    # With --allow-fallback.
+    case = Case("m", Path("m.onnx"), SessionSettings(provider=session.provider, allow_fallback=True), 1)
+    (doubt,) = of_placement(session, case)
+    assert doubt == "Which of its nodes run on xnnpack, if any, this ONNX Runtime does not tell."
 
 
 def test_remote_provider_is_not_offered() -> None:

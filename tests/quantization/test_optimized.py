@@ -24,7 +24,7 @@ def test_a_disk_without_room_is_told_from_a_damaged_model() -> None:
         "from tests.quantization.graphs import model_of\n"
         f"model = model_of({MODEL!r}, {{}}); resource.setrlimit(resource.RLIMIT_FSIZE, (16, 16))\n"
         "try: optimized(model, 'basic')\n"
-        "except OSError as error: print(error.strerror, str(error.filename or 'optimized.onnx').endswith('.onnx'))"
+        "except OSError as error: print(error.strerror, str(error.filename).endswith('optimized.onnx'))"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert (process.stdout, process.returncode) == ("File too large True\n", 0), process.stderr

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import io
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from onnxdistill.errors import TrainingError
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
+from onnxdistill.tensorfile import save_tensors
 from onnxdistill.training import TrainingStatus, train
 from tests.training.small import Counting, small_network, table
 
@@ -163,6 +166,21 @@ def test_nor_does_one_that_memory_has_no_room_for(
     monkeypatch.setattr("onnxdistill.training.checkpoint.Checkpoint.save", save)
     result = train(small_network(), digits, table(), 0, Objective(), checkpoint=tmp_path / "state.pt")
     assert result.notes == ("its checkpoint could not be written (no memory), and it went on without one",)
+
+
+def test_memory_that_ends_while_a_file_is_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch tries to finish what it could not write, and its own error hides the first one."""
+
+    class Small(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell() + len(content) > 4096:
+                raise MemoryError
+            return super().write(content)
+
+    monkeypatch.setattr("onnxdistill.tensorfile.io.BytesIO", Small)
+    with pytest.raises(MemoryError):
+        save_tensors({"weight": torch.zeros(10_000)}, tmp_path / "state.pt")
+    assert not list(tmp_path.iterdir())
 
 
 def test_buffers_that_are_not_saved_go_on_too(

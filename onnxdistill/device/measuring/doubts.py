@@ -65,7 +65,7 @@ def of_drift(cases: Sequence[Sequence[Series]]) -> list[str]:
     if abs(change) <= _DRIFT:
         return []
     way = "slower" if change > 0 else "faster"
-    return [f"The machine drifted: from the first to the last third, calls became {abs(change):.0%} {way}."]
+    return [f"From the first to the last third, calls became {abs(change):.0%} {way}."]
 
 
 def of_timing(latency_ms: Percentiles, warmup: Warmup) -> list[str]:
@@ -89,6 +89,8 @@ def of_placement(session: Session, case: Case) -> list[str]:
     """Whether something of it runs elsewhere than was asked for."""
     nodes, asked = session.nodes_by_provider, case.settings.provider
     total, own = sum(nodes.values()), nodes.get(asked, 0)
+    if asked != "CPUExecutionProvider" and session.provider == asked and not session.tells_placement:
+        return [f"Which of its nodes run on {short_name(asked)}, if any, this ONNX Runtime does not tell."]
     if session.provider != asked or (total and not own):
         return [f"Nothing of it runs on {short_name(asked)}: all of it runs on the CPU."]
     if own == total:
