@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 from typing import TYPE_CHECKING
 
 from onnxdistill.errors import MissingPackageError
@@ -83,9 +84,11 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
         if module in _COMPRESS_MODULES:
+            # The extras `cpu` and `gpu` overwrite each other.
+            extras = "compress" if importlib.util.find_spec("onnxruntime") else "compress,cpu"
             raise MissingPackageError(
                 f"{name} needs the package {module}, which is not installed.",
-                "Install the extra: pip install 'onnxdistill[compress,cpu]'.",
+                f"Install the extra: pip install 'onnxdistill[{extras}]'.",
             ) from error
         if module == "onnxruntime":
             raise MissingPackageError(

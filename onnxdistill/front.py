@@ -24,7 +24,7 @@ from onnxdistill.report.front import FrontPoint, StudentFront, point_of
 from onnxdistill.report.frontpage import render_front_page
 from onnxdistill.report.fronttable import render_front
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.tasks import TASKS, Task
+from onnxdistill.tasks import TASKS
 
 FRONT_JSON, FRONT_PAGE = "front.json", "front.html"
 
@@ -74,8 +74,9 @@ def compress_front(
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
     _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
     host = place_of(loaded.bench).host
-    task: Task = TASKS[loaded.task](loaded)
-    teacher = SharedTeacher(target, loaded, task.describe_data())
+    # Not kept: every run reads the data again.
+    described = TASKS[loaded.task](loaded).describe_data()
+    teacher = SharedTeacher(target, loaded, described)
     points: list[FrontPoint] = []
     front: StudentFront | None = None
     for speedup in speedups:

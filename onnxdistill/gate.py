@@ -63,6 +63,9 @@ class FileGate:
         seed: Of the order of the calls.
         journal: Remembers what was measured before the run was ended.
         inputs: Arrays by input name, of which the first items make a batch; random ones if left out.
+
+    Attributes:
+        doubts: Reasons not to trust the latencies that were measured; ratios have intervals instead.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class FileGate:
         self._seed = seed
         self._journal = journal
         self._inputs = inputs
+        self.doubts: list[str] = []
 
     def speedup(self, before: Path, after: Path, until: Until = "clear") -> Estimate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
@@ -103,6 +107,7 @@ class FileGate:
                 inputs=self._inputs,
                 seed=self._seed,
             )
+            self.doubts += timed.doubts()
             return timed.cases[0].latency_ms.median.value
 
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

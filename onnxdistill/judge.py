@@ -45,6 +45,8 @@ class Int8Judge:
         self._scoring = scoring
         self._settings = settings
         self._gate = gate
+        self._limits = recipe.limits
+        self._teacher = teacher
         self._student = student
         self.measurable = scoring.measurable
         self._score = self._scored(student) if scoring.measurable else None
@@ -72,6 +74,15 @@ class Int8Judge:
     def speedup(self, path: Path) -> Estimate:
         """How many times faster a file is than the float student."""
         return self._gate.speedup(self._student, path)
+
+    def keeps_speed(self, path: Path) -> bool:
+        """Whether a file keeps the recipe's limits on latency, which are those beside the teacher."""
+        if self._limits.min_speedup is None and self._limits.max_latency_ms is None:
+            return True
+        ratio = self._gate.speedup(self._teacher, path, "close").value
+        enough = self._limits.min_speedup is None or ratio >= self._limits.min_speedup
+        bound_ms = self._limits.max_latency_ms
+        return enough and (bound_ms is None or self._gate.latency_ms(self._teacher) / ratio <= bound_ms)
 
     def remembered(self, key: str, decide: Callable[[], Any]) -> Any:
         """What was decided before the run was ended; see `Journal.decision`."""

@@ -68,7 +68,9 @@ def quantize_onnx(
     recipe = onnx_recipe(Path(model), Path(data), overrides)
     target = Path(out) if out is not None else Path("runs") / recipe.name
     log = None if log_file is None else Path(log_file)
-    with opened(recipe.name, (Path(recipe.onnx), Path(recipe.data.path)), target, console, log) as shell:
+    keys = "quantize.calibration_batch or bench.batch"
+    sources = (Path(recipe.onnx), Path(recipe.data.path))
+    with opened(recipe.name, sources, target, console, log, memory_keys=keys) as shell:
         with shell.running():
             if not shell.folder.holds(Path(recipe.onnx), "teacher.onnx"):  # which it writes again as it is
                 shell.folder.check_reading("--onnx", Path(recipe.onnx))

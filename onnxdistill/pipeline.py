@@ -35,7 +35,7 @@ from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.plan import PlanResult, plan
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.stages.teacher import further_teachers, notes_on_images, teacher
+from onnxdistill.stages.teacher import further_teachers, notes_on_images, notes_on_names, teacher
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import follow, leading
@@ -78,7 +78,9 @@ def compress(
     target = Path(out) if out is not None else Path("runs") / loaded.name
     log = None if log_file is None else Path(log_file)
     events = None if tensorboard is None else Path(tensorboard)
-    with opened(loaded.name, (Path(recipe), Path(loaded.teacher.weights)), target, console, log, events) as shell:
+    keys = "distill.micro_batch, teacher.train.micro_batch, quantize.calibration_batch or bench.batch"
+    sources = (Path(recipe), Path(loaded.teacher.weights))
+    with opened(loaded.name, sources, target, console, log, events, memory_keys=keys) as shell:
         # In this order: after an error that only this process meets, such as of its memory, its team is not waited for.
         with shell.running(), leading():
             keeps = _reads_replaced_weights(loaded, shell.folder)
@@ -178,7 +180,7 @@ class _Run:
         teachers = [result.network, *further_ones]
         self.finetuning = Finetuning(self.recipe, self.task, teachers, self.record, self.journal)
         finished = self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
-        self.record.note(*notes_on_images(self.recipe))
+        self.record.note(*notes_on_images(self.recipe), *notes_on_names(result.network))
         score, classes = self.record.steps[-1].score, len(self.task.class_names)
         if score is not None and score.interval[0] <= 100 / classes:
             self.record.note(
@@ -209,6 +211,9 @@ class _Run:
             on_progress=self.progress.update,
         )
         self.record.note(*result.notes)
+        if table.latency_ms is not None:  # or else the teacher's time does not matter
+            for doubt in dict.fromkeys(self.gate.doubts):
+                self.record.note(f"plan: the teacher's time, which all others hang on, is to doubt. {doubt}")
         if not result.fits:
             self._refuse_unreachable(teacher_ms, result)
         if not result.cuts:

@@ -82,11 +82,11 @@ class FileRecord:
         self._settings = settings
         self._place = place
         self._progress = progress
-        self._stage_started = 0.0
+        self._stage_started = self._trained_s = 0.0
 
     def begin(self, stage: str, text: str) -> None:
         """A stage starts, and its time is counted from here on."""
-        self._stage_started = time.monotonic()
+        self._stage_started, self._trained_s = time.monotonic(), 0.0
         self._progress.begin(stage, text)
 
     def note(self, *texts: str) -> None:
@@ -126,6 +126,7 @@ class FileRecord:
             finetune=finetune,
             on_progress=self._progress.update,
             remembered=judge.remembered,
+            keeps_speed=judge.keeps_speed,
         )
         schemes = [SchemeRow(one.scheme, one.speedup.value, *one.speedup.interval) for one in result.variants]
         rungs = [
@@ -173,7 +174,8 @@ class FileRecord:
                 parameters=parameters,
                 macs=macs,
                 score=score,
-                seconds=time.monotonic() - self._stage_started,
+                # A training may have been done before the run was ended, for the most part.
+                seconds=max(time.monotonic() - self._stage_started, self._trained_s),
                 applied=applied,
                 summary=summary,
             )
@@ -222,7 +224,7 @@ class FileRecord:
             self._scoring,
             self.steps,
             timings,
-            seconds,
+            max(seconds, sum(step.seconds for step in self.steps)),
             self.notes,
             self.groups,
             self.trainings,
@@ -269,6 +271,7 @@ class Record(FileRecord):
         if training is not None:
             self.note(*(f"{stage}: {note}." for note in training.notes))
             epochs = [asdict(record) for record in training.history]
+            self._trained_s += sum(record.seconds for record in training.history)
             self.trainings.append(TrainingLog(stage, training.best_epoch, training.start_score, epochs))
 
     def show_training(self, status: TrainingStatus) -> None:

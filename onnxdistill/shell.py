@@ -35,6 +35,7 @@ class Shell:
         progress: Tells the console and the log file.
         screen: The part of `progress` that the console shows.
         console: None to be silent.
+        memory_keys: Of the recipe, that a smaller value may help of if memory does not suffice.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Shell:
     progress: Progress
     screen: ConsoleProgress | SilentProgress
     console: Console | None
+    memory_keys: str
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -63,7 +65,7 @@ class Shell:
                 self.console.print("What was trained is kept for another try with the same --out.")
             raise
         except (MemoryError, RuntimeError) as error:
-            if (known := memory_error(error, "distill.micro_batch or bench.batch")) is None:
+            if (known := memory_error(error, self.memory_keys)) is None:
                 raise
             self._tell_how_to_go_on()
             raise known from error
@@ -107,6 +109,8 @@ def opened(
     console: Console | None,
     log_file: Path | None,
     tensorboard: Path | None = None,
+    *,
+    memory_keys: str,
 ) -> Iterator[Shell]:
     """Opens what a run needs around it; at the end of the block, nothing is left but what was delivered.
 
@@ -117,6 +121,7 @@ def opened(
         console: Shows progress; None is silent.
         log_file: Gets a line of JSON for everything that happens; see `LoggedProgress`.
         tensorboard: Folder that gets the trainings' curves; see `EventFilesProgress`.
+        memory_keys: See `Shell`.
 
     Raises:
         OutputError: If a place cannot be written, or holds something else.
@@ -133,7 +138,7 @@ def opened(
         folder = stack.enter_context(RunFolder(target))
         scratch = stack.enter_context(_scratch())
         journal = stack.enter_context(Journal(target))
-        yield Shell(name, folder, scratch, journal, progress, screen, console)
+        yield Shell(name, folder, scratch, journal, progress, screen, console, memory_keys)
 
 
 @contextmanager

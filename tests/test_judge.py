@@ -66,3 +66,20 @@ def test_a_float_student_that_misses_its_limit_leaves_int8_its_own(
     assert judge.limit == 0.5
     assert judge.refusal(Loss(3.0, -0.1)) == ""
     assert judge.refusal(Loss(3.0, 0.1)) != ""
+
+
+@pytest.mark.parametrize(
+    ("limits", "keeps"),
+    [
+        ({}, True),
+        ({"min_speedup": 0.5}, True),
+        ({"min_speedup": 50.0}, False),
+        ({"max_latency_ms": 1e3}, True),
+        ({"max_latency_ms": 1e-6}, False),
+    ],
+)
+def test_speeds_are_those_beside_the_teacher(
+    digits: Classification, tmp_path: Path, limits: dict[str, float], keeps: bool
+) -> None:
+    recipe: dict[str, object] = {"limits": limits, "bench": {"seconds": 0.5}}
+    assert judge_of(digits, tmp_path, GOOD, GOOD, **recipe).keeps_speed(GOOD) is keeps

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from onnxdistill.commands.compress import _asked, _replaced
 from onnxdistill.errors import RecipeError
 from onnxdistill.recipe import DistillTable, FeaturesTable, load_recipe
 
@@ -331,7 +332,35 @@ def test_malformed_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     assert "table.key=value" in refusal(path, "epochs")
     assert "'name' is a value, not a table" in refusal(path, "name.first=1")
+    two = 'distill.teachers=[{network="digits-resnet", weights="a.pt"}, {network="digits-resnet", weights="b.pt"}]'
+    for key in ("2.weights", "first.weights"):
+        assert "in a list of 2. They begin with 0." in refusal(path, two, f"distill.teachers.{key}=c.pt")
+    assert "that is a list" in refusal(path, two, "distill.teachers.0=c.pt")
+    assert "'weights' is a value" in refusal(path, two, "distill.teachers.0.weights.a=c.pt")
     assert "seed = -1" in refusal(path, "seed=-1")
+
+
+def test_a_table_in_a_list_is_overridden_by_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    two = 'distill.teachers=[{network="digits-resnet", weights="a.pt"}, {network="digits-resnet", weights="b.pt"}]'
+    distill = load_recipe(path, ["distill.epochs=1", two, "distill.teachers.1.weights=c.pt"]).distill
+    assert distill is not None
+    assert [Path(one.weights).name for one in distill.teachers] == ["a.pt", "c.pt"]
+
+
+def test_a_promise_of_one_kind_replaces_the_limit_of_the_other(tmp_path: Path) -> None:
+    """Or else a student as fast as asked would not ship."""
+    path = write(tmp_path, MINIMAL + "\n[limits]\nmin_speedup = 4.0\n")
+    asked = [*_replaced(None, 2.5), *_asked(None, 2.5, 0.5, plans=True)]
+    limits = load_recipe(path, asked).limits
+    assert (limits.min_speedup, limits.max_latency_ms, limits.max_drop) == (None, 2.5, 0.5)
+    # One that is asked for beside it stays.
+    both = [*_replaced(None, 2.5), "limits.min_speedup=3", *_asked(None, 2.5, None, plans=True)]
+    assert load_recipe(path, both).limits.min_speedup == 3.0
+    assert _replaced(None, None) == []
+    path.write_text(MINIMAL + "\n[limits]\nmax_latency_ms = 1.0\n")
+    limits = load_recipe(path, [*_replaced(4.0, None), *_asked(4.0, None, None, plans=True)]).limits
+    assert (limits.min_speedup, limits.max_latency_ms) == (4.0, None)
 
 
 def test_what_cannot_follow_layers_follows_what_else_there_is() -> None:

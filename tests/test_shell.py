@@ -14,13 +14,15 @@ from rich.console import Console
 from onnxdistill.errors import LimitsMissedError, UsageError
 from onnxdistill.shell import opened
 
+KEYS = "bench.batch or distill.micro_batch"
+
 
 def ended(target: Path, work: Callable[[], object], kind: type[Exception]) -> tuple[Exception, str]:
     """The error that a run with a checkpoint ends with, and what the console shows."""
     file = io.StringIO()
 
     def run() -> None:
-        with opened("a", (), target, Console(file=file, width=120), None) as shell, shell.running():
+        with opened("a", (), target, Console(file=file, width=120), None, memory_keys=KEYS) as shell, shell.running():
             checkpoint = shell.journal.checkpoint("distill")
             assert checkpoint is not None
             checkpoint.write_text("state")
@@ -42,7 +44,7 @@ def broken() -> None:
 def test_memory_that_torch_does_not_get_is_explained(tmp_path: Path) -> None:
     error, shown = ended(tmp_path / "run", lambda: torch.empty(2**55), UsageError)
     wanted = f"The memory of this machine does not suffice: you tried to allocate {2**57} bytes."
-    assert str(error) == f"{wanted} Set a smaller distill.micro_batch or bench.batch, or close other programs."
+    assert str(error) == f"{wanted} Set a smaller {KEYS}, or close other programs."
     assert "The same command goes on from here." in shown
 
 
@@ -61,7 +63,7 @@ def test_a_full_disk_under_the_console_is_not_one_of_the_scratch_folder(tmp_path
     full = Path("/dev/full").open("w")  # noqa: SIM115  # closing it fails as well
 
     def run() -> None:
-        with opened("a", (), tmp_path / "run", Console(file=full), None) as shell:
+        with opened("a", (), tmp_path / "run", Console(file=full), None, memory_keys=KEYS) as shell:
             assert shell.console is not None
             shell.console.print("x")
 

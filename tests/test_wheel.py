@@ -97,7 +97,8 @@ def test_doctor_works(device: Device) -> None:
 def test_compress_names_the_extra(device: Device) -> None:
     process = device.onnxdistill("compress", "recipe.toml")
     assert process.returncode == 2
-    assert "onnxdistill[compress,cpu]" in process.stderr
+    # It has ONNX Runtime, and `cpu` may be the wrong one.
+    assert "pip install 'onnxdistill[compress]'" in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
 
 

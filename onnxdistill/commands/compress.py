@@ -57,7 +57,8 @@ _BUDGETS = (("plan", "speedup"), ("plan", "latency_ms"))
     "targets",
     multiple=True,
     metavar="NAME",
-    help="Make a file for another kind of machine as well, such as arm64 or tensorrt; repeatable; quantize.targets.",
+    help="Make a file for another kind of machine as well, such as arm64 or tensorrt; repeatable; quantize.targets. A "
+    "recipe without [quantize] gets one.",
 )
 @click.option(
     "--remote",
@@ -92,7 +93,8 @@ def compress_command(
     console = None if quiet else Console(highlight=False)
     if speedup is not None or latency_ms is not None:
         _check_planned(overrides)
-    overrides = (*overrides, *_asked(speedup, latency_ms, max_drop, plans=model is None))
+    asked = _asked(speedup, latency_ms, max_drop, plans=model is None)
+    overrides = (*_replaced(speedup, latency_ms), *overrides, *asked)
     if targets:
         overrides = (*overrides, f"quantize.targets={json.dumps(targets)}")
     if remote is not None:
@@ -135,6 +137,13 @@ def _check_planned(overrides: Sequence[str]) -> None:
                 "of [prune] and [factorize].",
                 "Leave out one of them.",
             )
+
+
+def _replaced(speedup: float | None, latency_ms: float | None) -> list[str]:
+    """A recipe's own limit on speed is not asked for any more, but one that is set beside these options."""
+    if speedup is None and latency_ms is None:
+        return []
+    return ["limits.max_latency_ms=" if latency_ms is None else "limits.min_speedup="]
 
 
 def _asked(speedup: float | None, latency_ms: float | None, max_drop: float | None, *, plans: bool) -> list[str]:

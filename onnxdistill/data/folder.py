@@ -94,6 +94,13 @@ def _classes(folder: Path) -> tuple[str, ...]:
     classes = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir()))
     if not classes:
         raise DataError(f"{folder} holds no class folders.", "Arrange the images as SPLIT/CLASS/IMAGE.")
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:  # it could not be written into any report
+            raise DataError(
+                f"{folder} holds the class folder {name!r}, whose name is not UTF-8.", "Rename the folder."
+            ) from error
     if len(classes) == 1:
         raise DataError(
             f"{folder} holds only the class {classes[0]!r}; telling classes apart needs at least two.",

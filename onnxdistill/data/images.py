@@ -107,7 +107,8 @@ class Decoding:
         elif image.size != (self.size, self.size):
             raise DataError(
                 f"{path} has {image.width}x{image.height} pixels, but the network gets {self.size}x{self.size}.",
-                "Set data.resize to the shorter side before the centre crop.",
+                f"If all images are that large, set data.image_size = {min(image.size)}; or else data.resize to the "
+                f"shorter side before the centre crop, {self.size} at least.",
             )
         left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
         image = image.crop((left, top, left + self.size, top + self.size))
@@ -163,7 +164,7 @@ class FileImages:
         """SHA-256 of class folder, name and size of every file, and the labels."""
         digest = hashlib.sha256(self.labels.numpy().tobytes())
         for path in self.paths:
-            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 

@@ -118,7 +118,7 @@ class ImageSamples:
         """SHA-256 of name, folder and size of every file."""
         digest = hashlib.sha256()
         for path in (self._paths[index] for index in indices):
-            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode())
+            digest.update(f"{path.parent.name}/{path.name}:{path.stat().st_size}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _pixels(self, index: int) -> Array:

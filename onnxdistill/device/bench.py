@@ -26,7 +26,7 @@ from onnxdistill.device.profiling.profiles import CaseProfile, Profiler
 from onnxdistill.device.result import BenchResult, BenchSettings, CaseTiming
 from onnxdistill.device.runtime import load_runtime
 from onnxdistill.device.session import Array, OptimizationLevel, SessionSettings
-from onnxdistill.device.verdicts import Slo, Verdict, check_slo, slo_verdict, slowdown_verdict
+from onnxdistill.device.verdicts import Slo, Verdict, check_slo, parse_slo, slo_verdict, slowdown_verdict
 from onnxdistill.errors import UsageError
 
 _LOAD_SECONDS = 10.0
@@ -54,7 +54,7 @@ def bench(
     baseline: str | None = None,
     earlier: BenchResult | None = None,
     max_regression: float | None = None,
-    slo: Slo | None = None,
+    slo: Slo | str | None = None,
     rate: float | Literal["max"] | None = None,
     clients: int | None = None,
     profile: bool = False,
@@ -86,7 +86,7 @@ def bench(
         earlier: The result of an earlier benchmark on this machine, as the baseline of all models.
         max_regression: Fail a case that is slower than its baseline by more than this share; 0.05 is 5 %. The
             measurement ends when that is clear.
-        slo: Fail a case whose latency misses this bound; under load, if there is some.
+        slo: Fail a case whose latency misses this bound, such as `"p99=20ms"`; under load, if there is some.
         rate: After the timing, put each case under load: so many requests a second, which arrive at random and wait
             until those before them are served. `"max"` searches the highest rate that keeps `slo`.
         clients: How many workers take the requests; without a rate, how many callers call one session back to back.
@@ -102,6 +102,7 @@ def bench(
         FallbackError: If a provider leaves a whole model to the CPU, and that was not allowed.
         MissingPackageError: If ONNX Runtime is not installed.
     """
+    slo = parse_slo(slo) if isinstance(slo, str) else slo
     traffic = _traffic(rate, clients, seconds, slo)
     needed = 0 if slo is None or traffic is not None else timings_to_bound(slo.percent)
     effort = Effort(runs, seconds, precision, max_regression, warmup, seed, needed)

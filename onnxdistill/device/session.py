@@ -370,12 +370,12 @@ def _check_not_fallen_back(session: Session, active: list[str]) -> None:
         raise ProviderError(
             f"ONNX Runtime {runtime.load_runtime().__version__} does not tell which nodes the execution provider "
             f"{name!r} takes, and all of them may run on the CPU.",
-            "Install a newer ONNX Runtime there; --allow-fallback times the model as it is.",
+            "Install a newer ONNX Runtime there; bench --allow-fallback times the model as it is.",
         )
     if session.nodes_by_provider and session.provider not in session.nodes_by_provider:
         raise FallbackError(
             f"The execution provider {name!r} takes no node of {session.label}, which would run on the CPU.",
-            "Choose --provider cpu, or export the model for this provider; --allow-fallback times it as it is.",
+            "Choose the provider cpu, or export the model for this one; bench --allow-fallback times it as it is.",
         )
 
 

@@ -27,14 +27,21 @@ class Slo:
     Attributes:
         percent: Of the calls, that have to be as fast.
         bound_ms: Milliseconds.
+
+    Raises:
+        UsageError: If it is of a percentile that is not reported.
     """
 
     percent: float
     bound_ms: float
 
+    def __post_init__(self) -> None:
+        if self.percent not in NEEDED_TIMINGS:
+            known = ", ".join(map(_named, NEEDED_TIMINGS))
+            raise UsageError(f"There is no {_named(self.percent)} in a benchmark.", f"Limit one of {known}.")
+
     def __str__(self) -> str:
-        name = "median" if self.percent == 50 else f"p{self.percent:g}"
-        return f"{name} ≤ {self.bound_ms:g} ms"
+        return f"{_named(self.percent)} ≤ {self.bound_ms:g} ms"
 
 
 @dataclass(frozen=True)
@@ -85,9 +92,6 @@ def parse_slo(text: str) -> Slo:
         raise UsageError(f"The limit {text!r} does not read as p99=20ms.", "Write for example p95=5ms or median=800us.")
     name = match["name"] or "p99"
     percent = 50.0 if name == "median" else float(name[1:])
-    if percent not in NEEDED_TIMINGS:
-        known = ", ".join("median" if one == 50 else f"p{one:g}" for one in NEEDED_TIMINGS)
-        raise UsageError(f"There is no {name} in a benchmark.", f"Limit one of {known}.")
     return Slo(percent, float(match["bound"]) * _MS_PER_UNIT[match["unit"]])
 
 
@@ -130,12 +134,21 @@ def slowdown_verdict(case: str, baseline: str, speedup: Estimate, max_regression
 
 
 def slo_verdict(case: str, latency_ms: Percentiles, slo: Slo) -> Verdict:
-    """Whether a percentile of the latency keeps its bound; unclear if too few calls were timed for it."""
+    """Whether a percentile of the latency keeps its bound; of too few calls, only that it surely misses can be told."""
     fields = {50.0: latency_ms.median, 90.0: latency_ms.p90, 95.0: latency_ms.p95, 99.0: latency_ms.p99}
     measured = fields.get(slo.percent, latency_ms.p999)
     if measured is None:
+        # It is no lower than those before it.
+        percent, highest = [(one, estimate) for one, estimate in fields.items() if estimate is not None][-1]
+        if highest.low > slo.bound_ms:
+            limit = f"{slo}, and {_named(percent)} is more"
+            return Verdict(case, limit, highest, "ms", slo.bound_ms, "missed")
         return Verdict(case, str(slo), Estimate(0.0, 0.0, inf), "ms", slo.bound_ms, "unclear")
     return Verdict(case, str(slo), measured, "ms", slo.bound_ms, _outcome(measured, slo.bound_ms))
+
+
+def _named(percent: float) -> str:
+    return "median" if percent == 50 else f"p{percent:g}"
 
 
 def _outcome(measured: Estimate, bound: float) -> Outcome:

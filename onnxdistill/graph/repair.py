@@ -107,7 +107,7 @@ def refit(
     repaired = copy.deepcopy(cut).eval()
     example = batches[0][:1]
     places = places_of(repaired, layers, example)
-    inputs = torch.cat(list(batches))[: max(_FEWEST, _MOST_VALUES // largest_result(whole, example))]
+    inputs = _first(batches, max(_FEWEST, _MOST_VALUES // largest_result(whole, example)))
     targets = _Targets(whole, places, stands_for or {}, removed, inputs.clone())
     now: dict[str, Tensor] = {}
 
@@ -127,6 +127,17 @@ def refit(
     with entered(repaired, seen), torch.no_grad():
         repaired(inputs)
     return repaired
+
+
+def _first(batches: Sequence[Tensor], samples: int) -> Tensor:
+    """The first samples, and no memory for the others."""
+    taken, left = list[Tensor](), samples
+    for batch in batches:
+        if left <= 0:
+            break
+        taken.append(batch[:left])
+        left -= len(batch)
+    return torch.cat(taken)
 
 
 def _can_be_fitted(layer: nn.Module) -> bool:

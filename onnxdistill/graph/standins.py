@@ -15,7 +15,7 @@ from onnxdistill.graph.cores import core_of
 def replaceable(
     network: nn.Module, names: Sequence[str], example: Tensor, stand_in: Callable[[nn.Module], nn.Module]
 ) -> list[str]:
-    """Those of the named modules in whose place a stand-in runs, whatever it computes.
+    """Those of the named modules in whose places stand-ins run, all at once, whatever they compute.
 
     A forward like `x.view(-1, self.fc.in_features)`, or one that asks its blocks for an attribute, does not run with
     every module in their place.
@@ -28,7 +28,11 @@ def replaceable(
     """
     if not names or _runs(network, names, example, stand_in):
         return list(names)
-    return [name for name in names if _runs(network, [name], example, stand_in)]
+    found = list[str]()
+    for name in names:
+        if _runs(network, [*found, name], example, stand_in):
+            found.append(name)
+    return found
 
 
 def _runs(

@@ -19,6 +19,9 @@ from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Channels, Ki
 from onnxdistill.graph.importance import Scores
 from onnxdistill.graph.surgery import CONVOLUTIONS, TRANSPOSED
 
+# Of groups that no pattern fits.
+_MULTIPLE = 8
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -26,7 +29,7 @@ class Steps:
 
     Attributes:
         multiple_of: Widths of the producing layers are rounded up to a multiple; by pattern of one of the group's
-            `names` (`*` matches anything, the first that fits holds) or one for all.
+            `names` (`*` matches anything, the first that fits holds; 8 where none does) or one for all.
         minimum: No layer gets narrower.
         skip: Patterns of the names of groups to leave alone.
     """
@@ -54,7 +57,7 @@ class Steps:
     def _multiple(self, group: ChannelGroup) -> int:
         if isinstance(self.multiple_of, int):
             return self.multiple_of
-        return next((m for pattern, m in self.multiple_of.items() if _fits(group, pattern)), 1)
+        return next((m for pattern, m in self.multiple_of.items() if _fits(group, pattern)), _MULTIPLE)
 
 
 def _fits(group: ChannelGroup, pattern: str) -> bool:

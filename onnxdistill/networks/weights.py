@@ -48,7 +48,10 @@ def load_weights(network: nn.Module, name: str, weights: str, new_head: bool = F
 
 def _from_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise WeightsError(f"teacher.weights = {path} does not exist or is not a file.", "Correct the path.")
+        fix = "Correct the path."
+        if "_Weights." in path.name:
+            fix = f"Of torchvision's own weights, write the last part alone: {path.name.rpartition('.')[2]}."
+        raise WeightsError(f"teacher.weights = {path} does not exist or is not a file.", fix)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -130,8 +133,8 @@ def _refuse(source: str, missing: list[str], unexpected: list[str], shapes: list
         parts.append(f"{len(shapes)} shapes differ ({_some(shapes)})")
     raise WeightsError(
         f"{source} is for another architecture: {'; '.join(parts)}.",
-        "Set teacher.network to the network that the weights were saved from; the number of outputs is the number "
-        "of classes in the data.",
+        "Set teacher.network to the network that the weights were saved from. If they are of other classes than the "
+        "data has, set teacher.new_head = true, and how the new layer is trained in [teacher.train].",
     )
 
 

@@ -88,6 +88,10 @@ class Measures(Protocol):
         """Whether an int8 file is measurably faster than the float model."""
         ...
 
+    def keeps_speed(self, path: Path) -> bool:
+        """Whether a file is as fast as it has to be."""
+        ...
+
 
 Finetune = Callable[[Path, Path], str]
 """Trains an int8 file and writes the result to the second path. Returns why it could not, or nothing."""
@@ -188,7 +192,7 @@ class Ladder:
         plain = replace(best.form, corrected=False, rounded=False)
         operators = self._ranked(plain, best.path)
         too_few, enough, count = 0, len(operators) + 1, 1
-        found = best
+        found, promised = best, self._measures.keeps_speed(best.path)
         while too_few < count < enough:
             form, name = _with_float(plain, operators[:count]), f"{count} of {len(operators)} operators in float"
             started, path = time.monotonic(), self._written(name, form)
@@ -204,8 +208,12 @@ class Ladder:
                 continue
             held = self._judged(name, form, path, found, started)
             accepted = not self._measures.refuses(held.loss)
-            if (accepted or held.loss.points < found.loss.points) and not self._measures.is_faster(held.path):
+            better = accepted or held.loss.points < found.loss.points
+            if better and not self._measures.is_faster(held.path):
                 self._drop(held, found, "not faster than float32")
+                enough = count  # more would be slower still
+            elif better and promised and not self._measures.keeps_speed(held.path):
+                self._drop(held, found, "slower than its limit")
                 enough = count  # more would be slower still
             elif accepted:
                 found, enough = self._take(held, found), count

@@ -67,7 +67,9 @@ class PruneTable(Table):
         True, description="Fit what takes fewer channels to the outputs that it had, by least squares."
     )
     multiple_of: Count | dict[str, Count] = Field(
-        8, description="Kept widths are rounded up to a multiple of this; or a table of group names with `*`."
+        8,
+        description="Kept widths are rounded up to a multiple of this; or a table of group names with `*`, and 8 for "
+        "the others.",
     )
     minimum: Count = Field(8, description="No group gets narrower than this.")
     skip: list[str] = Field([], description="Layers whose channels stay, and blocks, by name; `*` matches anything.")

@@ -121,14 +121,15 @@ def _override(tables: dict[str, Any], item: str) -> None:
     if not equals or not key.strip():
         raise RecipeError(f"--set {item!r} is not of the form table.key=value.", "Write for example bench.threads=2.")
     *parents, last = key.strip().split(".")
-    table = tables
+    table: Any = tables
     for parent in parents:
-        if text.strip() == "" and parent not in table:
+        if text.strip() == "" and isinstance(table, dict) and parent not in table:
             return  # what is not there need not be deleted, and its table would mean something
-        child = table.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise RecipeError(f"--set {item!r}: {parent!r} is a value, not a table.", "Name a key of a table.")
-        table = child
+        table = _within(table, parent, item)
+    if isinstance(table, list):
+        raise RecipeError(
+            f"--set {item!r}: that is a list.", "Write all of it, or one key, as in distill.teachers.0.weights=a.pt."
+        )
     if text.strip() == "":
         table.pop(last, None)
         return
@@ -136,3 +137,16 @@ def _override(tables: dict[str, Any], item: str) -> None:
         table[last] = tomllib.loads(f"value = {text}")["value"]
     except ValueError:
         table[last] = text
+
+
+def _within(table: Any, key: str, item: str) -> Any:
+    """A table in a table, which is made if it is not there, or in a list of them."""
+    if isinstance(table, list):
+        if not key.isdecimal() or int(key) >= len(table):
+            raise RecipeError(f"--set {item!r}: there is no {key!r} in a list of {len(table)}.", "They begin with 0.")
+        child = table[int(key)]
+    else:
+        child = table.setdefault(key, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--set {item!r}: {key!r} is a value, not a table.", "Name a key of a table.")
+    return child

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from onnxdistill.report.front import StudentFront, scored
-from onnxdistill.report.model import Report, TrainingLog
+from onnxdistill.report.front import FrontPoint, StudentFront, scored
+from onnxdistill.report.model import Report, ScoreFigures, TrainingLog
 
 INK = "#7d8590"  # reads on white and on near-black
 TEACHER = "#8b949e"
@@ -96,8 +96,11 @@ def accuracy_chart(report: Report) -> str | None:
 
 
 def front_chart(front: StudentFront) -> str | None:
-    """Accuracy against latency of several students, those that keep to their limits in another colour."""
-    points = [(point, known) for point in front.points if (known := scored(point)) is not None]
+    """Accuracy against latency of several students, those that keep to their limits in another colour.
+
+    Each latency is that of the teacher over the measured ratio: students may have been timed on different days.
+    """
+    points = [(point, _beside(front, point, known)) for point in front.points if (known := scored(point)) is not None]
     if not points:
         return None
     with _figure() as (axes, result):
@@ -123,6 +126,14 @@ def front_chart(front: StudentFront) -> str | None:
         axes.set_xlabel("median latency, ms")
         axes.set_ylabel(f"{front.metric}, {front.metric_unit}")
     return result[0]
+
+
+def _beside(front: StudentFront, point: FrontPoint, place: tuple[float, ScoreFigures]) -> tuple[float, ScoreFigures]:
+    """The place of a student if the teacher is as fast as it was in the first run."""
+    teacher, student = front.teacher.latency, point.student
+    if teacher is None or student is None or student.speedup is None:
+        return place
+    return teacher.median_ms / student.speedup.ratio, place[1]
 
 
 def undominated(places: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

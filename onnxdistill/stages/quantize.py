@@ -114,6 +114,7 @@ def quantize_measured(
     finetune: Finetune | None = None,
     on_progress: Callable[[str], None] = lambda _: None,
     remembered: Remembered = anew,
+    keeps_speed: Callable[[Path], bool] = lambda _: True,
 ) -> QuantizeResult:
     """Finds the fastest int8 form of a model that is accurate enough.
 
@@ -125,6 +126,7 @@ def quantize_measured(
         finetune: The last rung of the ladder; none if left out.
         on_progress: Is told what is done.
         remembered: Keeps what hangs on times and is not asked of the judge.
+        keeps_speed: Whether a file is as fast as it has to be: accuracy is not bought with what was promised.
 
     Raises:
         DataError: If there is no calibration sample.
@@ -146,7 +148,7 @@ def quantize_measured(
     if not judge.measurable:
         file.replace(path)
         return QuantizeResult(path, form, None, variants)
-    ladder = Ladder(workshop, _Measures(judge), judge.limit, folder, on_progress, remembered)
+    ladder = Ladder(workshop, _Measures(judge, keeps_speed), judge.limit, folder, on_progress, remembered)
     best = ladder.climb(form, file, any_ranges=table.ranges == "auto", finetune=finetune)
     best.path.replace(path)
     return QuantizeResult(path, best.form, best.loss, variants, tuple(ladder.rungs), judge.refusal(best.loss))
@@ -155,8 +157,9 @@ def quantize_measured(
 class _Measures:
     """A judge, as the ladder asks it."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, keeps_speed: Callable[[Path], bool]) -> None:
         self._judge = judge
+        self.keeps_speed = keeps_speed
         self.loss = judge.loss
 
     def refuses(self, loss: Loss) -> bool:

@@ -111,6 +111,22 @@ def notes_on_images(recipe: Recipe) -> list[str]:
     return found
 
 
+def notes_on_names(network: nn.Module) -> list[str]:
+    """A sentence if layers have two names: what is exported knows one of them, and the network may use the other."""
+    first: dict[int, str] = {}
+    twice: list[str] = []
+    for name, module in network.named_modules(remove_duplicate=False):
+        known = first.setdefault(id(module), name)
+        if known != name and any(True for _ in module.parameters(recurse=False)):
+            twice.append(f"{known} and {name}")
+    if not twice:
+        return []
+    return [
+        f"teacher: {len(twice)} of its layers have two names, such as {twice[0]}, and can hardly be planned. "
+        "Register every layer once."
+    ]
+
+
 def _other_keys(wanted: Preprocessing, data: DataTable) -> dict[str, object]:
     """The keys of `[data]` that would have to be others, and their values."""
     if data.source != "folder":

@@ -120,7 +120,14 @@ class TestRefusals:
     def test_weights_of_another_architecture(self, place: Path, refuse: Refuse) -> None:
         path = place / "images" / "other.pt"
         torch.save(build_network("cifar-resnet20", 10, 0).state_dict(), path)
-        refuse(f"teacher.weights={path}", parts=(str(path), "is for another architecture"))
+        refuse(
+            f"teacher.weights={path}", parts=(str(path), "is for another architecture", "set teacher.new_head = true")
+        )
+
+    def test_torchvision_weights_as_torchvision_writes_them(self, refuse: Refuse) -> None:
+        refuse(
+            "teacher.weights=ResNet18_Weights.DEFAULT", parts=("does not exist", "write the last part alone: DEFAULT")
+        )
 
     def test_unwritable_place(self, refuse: Refuse) -> None:
         # A file where a folder should be refuses root, too.

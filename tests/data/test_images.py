@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -128,9 +129,21 @@ def test_large_sets_stay_on_disk_and_read_the_same(tmp_path: Path, monkeypatch: 
     assert len(on_disk.describe()["train"]["sha256"]) == 64  # type: ignore[arg-type]  # a digest is text
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """A file's name matters to nobody; a class is named in the report."""
+    root = make_folder(tmp_path, {"train": 8, "test": 3}, size=8)
+    classes = sorted((root / "train").iterdir())
+    min(classes[0].iterdir()).rename(Path(os.fsdecode(os.fsencode(classes[0]) + b"/caf\xe9.png")))
+    on_disk = FileImages(sorted(classes[0].iterdir()), torch.zeros(8, dtype=torch.long), Decoding(8, None))
+    assert len(on_disk.digest()) == 64
+    classes[0].rename(Path(os.fsdecode(os.fsencode(root / "train") + b"/caf\xe9")))
+    with pytest.raises(DataError, match=r"holds the class folder 'caf\\udce9', whose name is not UTF-8"):
+        load_images(table(root), seed=0)
+
+
 def test_resize_then_centre_crop(tmp_path: Path) -> None:
     root = make_folder(tmp_path, {"train": 8, "test": 3}, size=20)
-    with pytest.raises(DataError, match=r"20x20 pixels, but the network gets 8x8.*data\.resize"):
+    with pytest.raises(DataError, match=r"20x20 pixels, but the network gets 8x8.* data\.image_size = 20; or .* 8 at"):
         load_images(table(root), seed=0)
     assert load_images(table(root, resize=10), seed=0).image_size == 8
 

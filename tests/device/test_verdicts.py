@@ -64,6 +64,12 @@ def test_a_percentile_that_the_sample_does_not_support() -> None:
     assert verdict.outcome == "unclear"
     assert str(verdict) == "m: p99 ≤ 1 ms: too few calls to tell"
     assert Verdict.from_json(json.loads(json_text(verdict.to_json()))) == verdict
+    # Unless it is plain from those that it does support.
+    surely = slo_verdict("m", latency_ms, Slo(99.0, 0.9))
+    assert (surely.outcome, surely.measured) == ("missed", latency_ms.p95)
+    assert str(surely) == "m: p99 ≤ 0.9 ms, and p95 is more: 1 ms (1 to 1), missed"
+    with pytest.raises(UsageError, match=r"There is no p100 in a benchmark\. Limit one of median, p90"):
+        Slo(100.0, 1.0)
     with pytest.raises(UsageError, match=r"99 timed calls do not support p99, which takes at least 100\. Time longer"):
         check_slo(Slo(99.0, 1.0), 99)
     check_slo(Slo(99.0, 1.0), 100)

@@ -35,6 +35,25 @@ def test_a_stand_in_has_to_give_the_same_shape() -> None:
     assert replaceable(network, ["0", "1"], torch.randn(2, 3, 8, 8), lambda _: nn.Identity()) == ["0"]
 
 
+class Asking(nn.Module):
+    """Asks its blocks for a parameter: any of them will do, but one has to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(next(self.blocks.parameters()).dtype)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_what_runs_one_by_one_has_to_run_all_at_once() -> None:
+    names = ["blocks.0", "blocks.1", "blocks.2"]
+    assert replaceable(Asking().eval(), names, torch.randn(3, 4), lambda _: nn.Identity()) == names[:2]
+
+
 class Full(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise MemoryError

@@ -33,7 +33,8 @@ def group(size: int, each: int = 1, kind: str = "channels", frozen: bool = False
         (Steps(8, 8), 16, 4, 5.0, 6),  # six channels are 24 of the layer
         (Steps(1, 1), 10, 1, 0.0, 1),
         (Steps({"layer2.*": 16, "layer1.*": 4}, 1), 64, 1, 30.0, 32),
-        (Steps({"layer2.*": 16}, 1), 64, 1, 30.0, 30),
+        (Steps({"layer2.*": 16}, 1), 64, 1, 34.0, 40),  # as without a table
+        (Steps({"layer2.*": 16, "*": 1}, 1), 64, 1, 30.0, 30),
     ],
 )
 def test_rounding_by_hand(steps: Steps, size: int, each: int, wanted: float, width: int) -> None:

@@ -36,8 +36,10 @@ def calibration() -> Iterator[dict[str, NDArray[np.float32]]]:
 class ErrorOfOutputs:
     """Measures for a test: a loss is the root mean squared error of the outputs, in percent of their own."""
 
-    def __init__(self, source: Path, limit: float, faster: Callable[[Path], bool], low: float) -> None:
-        self.is_faster = faster
+    def __init__(
+        self, source: Path, limit: float, faster: Callable[[Path], bool], low: float, keeps: Callable[[Path], bool]
+    ) -> None:
+        self.is_faster, self.keeps_speed = faster, keeps
         self._limit, self._low = limit, low
         self._expected = self._run(source)
 
@@ -90,7 +92,8 @@ def climb(network: nn.Module, folder: Path, limit: float, **how: object) -> tupl
     source = folder / "float.onnx"
     export(network.eval(), torch.from_numpy(samples()), source, ExportTable())
     faster, low = how.pop("faster", lambda path: True), how.pop("low", 0.1)
-    measures = ErrorOfOutputs(source, limit, faster, low)  # type: ignore[arg-type]
+    keeps = how.pop("keeps", lambda path: True)
+    measures = ErrorOfOutputs(source, limit, faster, low, keeps)  # type: ignore[arg-type]
     workshop = Workshop(source, calibration)
     remembered = how.pop("remembered", anew)
     ladder = Ladder(workshop, measures, limit, folder, lambda _: None, remembered)  # type: ignore[arg-type]
@@ -131,6 +134,32 @@ def test_the_rung_that_ships_is_marked_and_no_other_file_is_left(tmp_path: Path)
     assert final.loss == held.loss
     assert {path.name for path in tmp_path.glob("*.onnx")} == {"float.onnx", held.path.name}
     assert held.form.restored == held.form.scheme.float_nodes
+
+
+def test_accuracy_is_not_bought_with_the_speed_that_was_promised(tmp_path: Path) -> None:
+    """Operators go back to float only where that is fast enough; training costs no time of a call."""
+    tried: list[Path] = []
+
+    def finetune(before: Path, _after: Path) -> str:
+        tried.append(before)
+        return "It was not tried."
+
+    quantizers: list[int] = []
+
+    def keeps(path: Path) -> bool:
+        quantizers.append(sum(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node))
+        return quantizers[-1] >= quantizers[0]  # of the file that the ladder stands on
+
+    (tmp_path / "kept").mkdir()
+    ladder, held = climb(Cancelling(), tmp_path / "kept", limit=10.0, keeps=keeps, finetune=finetune)
+    assert not held.form.scheme.float_nodes
+    assert "slower than its limit" in {rung.note for rung in ladder.rungs}
+    assert len(tried) == 1
+    # Where it is too slow in any case, what is more accurate is as good.
+    (tmp_path / "missed").mkdir()
+    _, held = climb(Cancelling(), tmp_path / "missed", limit=10.0, keeps=lambda _: False, finetune=finetune)
+    assert held.form.scheme.float_nodes
+    assert len(tried) == 1
 
 
 def test_a_run_that_goes_on_takes_operators_back_in_the_order_that_was_timed(

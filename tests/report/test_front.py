@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from onnxdistill.report import LatencyFigures, ScoreFigures, SpeedupFigures, StageRow
-from onnxdistill.report.charts import undominated
+from onnxdistill.report.charts import front_chart, undominated
 from onnxdistill.report.front import FrontPoint, StudentFront
 from onnxdistill.report.frontpage import render_front_page
 from onnxdistill.report.fronttable import render_front
@@ -80,6 +81,14 @@ def test_the_page_links_to_the_students_and_escapes() -> None:
     assert page.count("<svg") == 1
     assert "made-up: 2 of 3 students" in page
     assert page == render_front_page(front(TWICE, FOUR, NEVER))
+
+
+def test_students_of_other_days_are_placed_by_their_ratios() -> None:
+    """On a day on which everything took twice as long, the teacher did, too."""
+    slow = row(85.0, 0.25)
+    assert slow.latency is not None
+    later = replace(slow, latency=replace(slow.latency, median_ms=0.5))
+    assert front_chart(front(TWICE, replace(FOUR, student=later))) == front_chart(front(TWICE, FOUR))
 
 
 def test_without_accuracy_there_is_no_chart() -> None:

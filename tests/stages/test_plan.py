@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from onnxdistill.device.places import Here
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, ParityError
 from onnxdistill.gate import Gate
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.cost import count_macs
@@ -439,6 +439,27 @@ def test_a_cut_that_does_not_run_leaves_those_before_it(
     )
     with pytest.raises(NetworkError):
         Scripted(digits, monkeypatch, [8.0], lambda network, _: cut(copy.deepcopy(network), 0)).plan(trained, 2.0, 2)
+
+
+def test_a_cut_that_cannot_be_deployed_leaves_those_before_it(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fits is there; a repeat that cannot be exported takes nothing away."""
+
+    class Failing(Scripted):
+        def deploy(self, network: nn.Module) -> Deployed:
+            deployed = super().deploy(network)
+            if len(self.deployed) == len(self.times):
+                raise ParityError("ONNX Runtime computes something else.")
+            return deployed
+
+    result = Failing(digits, monkeypatch, [4.0, 1.6, 1.95]).plan(trained, 2.0, steps=1)
+    assert (result.latency_ms, result.fits, len(result.notes)) == (1.6, True, 1)
+    result = Failing(digits, monkeypatch, [8.0, 4.0, 2.0]).plan(trained, 2.0, steps=2)
+    assert ([one.measured_ms for one in result.cuts], result.fits) == ([4.0], False)
+    assert result.notes[1].endswith("kept those before it. ONNX Runtime computes something else.")
+    with pytest.raises(ParityError):
+        Failing(digits, monkeypatch, [8.0, 4.0]).plan(trained, 2.0, steps=2)
 
 
 def test_a_last_cut_is_not_made_again_for_nothing(

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.recipe import Recipe
-from onnxdistill.stages.teacher import notes_on_images, teacher
+from onnxdistill.stages.teacher import notes_on_images, notes_on_names, teacher
 from onnxdistill.tasks.classification import Classification, build_classification
 from onnxdistill.training import TrainingResult
 
@@ -184,3 +185,19 @@ def test_published_weights_for_other_images_are_told(weights: str, data: dict[st
             "", data=images, teacher={"network": "x", "weights": "x.pt"}, distill={"epochs": 1, "teachers": [named]}
         )
         assert notes_on_images(further) == ([] if keys is None else [f"distill.teachers[0]: {said}"])
+
+
+def test_layers_with_two_names_are_told() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+            self.features = nn.Sequential(*self.backbone.children())
+
+    (note,) = notes_on_names(Wrapped())
+    assert note.startswith(
+        "teacher: 2 of its layers have two names, such as backbone.0 and features.0, and can hardly "
+    )
+    # What has no weights may stand wherever it likes.
+    relu = nn.ReLU()
+    assert notes_on_names(nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu)) == []

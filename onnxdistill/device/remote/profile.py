@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxdistill.device.costs.deviceprofile import DeviceProfile
+from onnxdistill.device.costs.deviceprofile import DeviceProfile, remember_profile
 from onnxdistill.device.costs.models import OnProgress
 from onnxdistill.device.remote.errand import run_remotely
 
@@ -21,7 +21,9 @@ def remote_profile(
 ) -> DeviceProfile:
     """Runs `profile_models` on another machine; see there for the options, and `run_remotely` for the rest.
 
-    Nothing stays there, so that nothing is read from a cache either.
+    All is measured anew; nothing stays there, and here it is kept for whoever plans for that machine.
     """
     asked = {**options, "cached": False}
-    return run_remotely(target, "profile", models, asked, DeviceProfile.from_json, on_progress, ssh=ssh)
+    profile = run_remotely(target, "profile", models, asked, DeviceProfile.from_json, on_progress, ssh=ssh)
+    remember_profile(profile, target)
+    return profile

@@ -15,7 +15,7 @@ from torch import nn
 
 from onnxdistill.device.places import Place
 from onnxdistill.device.session import SessionSettings
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import ModelFileError, NetworkError, ParityError
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.groups import Narrowed
 from onnxdistill.graph.widths import unmatched
@@ -34,6 +34,9 @@ _MOST_CORRECTIONS = 3
 _FASTER = 0.98
 # Of a budget: a last cut that leaves more is made again, since what is left could be channels; and how often.
 _UNUSED, _MOST_REPEATS = 0.05, 3
+
+# What a single cut may end with.
+_UNUSABLE = (NetworkError, ParityError, ModelFileError)
 
 
 @dataclass(frozen=True)
@@ -214,22 +217,22 @@ class _Course:
         network = self.states[-1].network
         try:
             step = self._planner.step(network, self.states[-1].deployed, allowed_ms)
-        except EntangledError as error:
+            if step is None:
+                return False
+            state = self._timed(step.network, "timing what is left")
+            if tune is not None and state.deployed.latency_ms > self._budget_ms:
+                # The next cut reads the weights off this file.
+                state = self._timed(tune(step.network, len(self.cuts) + 1), "timing what was trained")
+        except (EntangledError, *_UNUSABLE) as error:
+            if self.cuts:
+                self._afterwards.append(f"plan gave up its cut {len(self.cuts) + 1}, and kept those before it. {error}")
+                return False
+            if not isinstance(error, EntangledError):
+                raise
             raise NetworkError(
                 f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
                 "Leave out [plan], and say how much goes with [prune].",
             ) from error
-        except NetworkError as error:
-            if not self.cuts:
-                raise
-            self._afterwards.append(f"plan gave up its cut {len(self.cuts) + 1}, and kept those before it. {error}")
-            return False
-        if step is None:
-            return False
-        state = self._timed(step.network, "timing what is left")
-        if tune is not None and state.deployed.latency_ms > self._budget_ms:
-            # The next cut reads the weights off this file.
-            state = self._timed(tune(step.network, len(self.cuts) + 1), "timing what was trained")
         self._add(step, allowed_ms, state)
         return True
 
@@ -251,11 +254,11 @@ class _Course:
             )
             try:
                 step = self._planner.step(before.network, before.deployed, allowed_ms)
-            except (NetworkError, EntangledError):  # what there is will do
+                if step is not None and step.damage >= cut.damage:
+                    break
+                state = None if step is None else self._timed(step.network, "timing what is left")
+            except (EntangledError, *_UNUSABLE):  # what there is will do
                 break
-            if step is not None and step.damage >= cut.damage:
-                break
-            state = None if step is None else self._timed(step.network, "timing what is left")
             if step is None or state is None or state.deployed.latency_ms > self._budget_ms:
                 wanted_ms = (allowed_ms * cut.predicted_ms) ** 0.5
                 continue
