@@ -153,6 +153,8 @@ class Gate(FileGate):
             output_name=self._task.output_name,
         )
         file = self._faster_form(path)
+        if file == path and path in self._deployed:
+            self._deployed.pop(path).unlink(missing_ok=True)
         return Deployed(path, file, self.latency_ms(reference) / self.speedup(reference, file, "close").value)
 
     def layer_speedup(self, before: nn.Module, after: nn.Module, input_shape: tuple[int, ...]) -> Estimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -51,7 +51,7 @@ def recalibrate_batch_norm(network: nn.Module, batches: Iterable[Tensor]) -> nn.
     return changed
 
 
-def match_batch_norm(whole: nn.Module, cut: nn.Module, removed: Removed, batches: Sequence[Tensor]) -> nn.Module:
+def match_batch_norm(whole: nn.Module, cut: nn.Module, removed: Removed, batches: Iterable[Tensor]) -> nn.Module:
     """Returns a copy of the cut network whose batch norms give what they gave before: see `NormMatcher`.
 
     Args:
@@ -79,7 +79,7 @@ class NormMatcher:
         batches: Inputs `[B, ...]`; as many of the first as go through at once are looked at.
     """
 
-    def __init__(self, whole: nn.Module, batches: Sequence[Tensor]) -> None:
+    def __init__(self, whole: nn.Module, batches: Iterable[Tensor]) -> None:
         self._inputs = _at_once(batches)
         self._before = _seen_by_norms(whole, self._inputs.clone())
 
@@ -173,11 +173,11 @@ def _moments(values: Tensor) -> tuple[Tensor, Tensor]:
     return means.mean(0), variances.mean(0) + means.var(0, correction=0)
 
 
-def _at_once(batches: Sequence[Tensor]) -> Tensor:
-    taken = [batches[0]]
-    for inputs in batches[1:]:
+def _at_once(batches: Iterable[Tensor]) -> Tensor:
+    taken = list[Tensor]()
+    for inputs in batches:
         values = sum(map(torch.numel, taken)) + inputs.numel()
-        if values > _MOST_INPUTS and sum(map(len, taken)) >= _FEWEST_SAMPLES:
+        if taken and values > _MOST_INPUTS and sum(map(len, taken)) >= _FEWEST_SAMPLES:
             break
         taken.append(inputs)
     return torch.cat(taken)

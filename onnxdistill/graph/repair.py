@@ -90,7 +90,7 @@ def refit(
     cut: nn.Module,
     layers: Sequence[str],
     removed: Removed,
-    batches: Sequence[Tensor],
+    batches: Iterable[Tensor],
     stands_for: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Returns a copy of the cut network in which layers are fitted to the whole network's outputs.
@@ -100,12 +100,13 @@ def refit(
         cut: After it; not changed.
         layers: Names of the layers to fit.
         removed: What went, as `ChannelAnalysis.removed_indices` gives it.
-        batches: Inputs `[B, ...]`; as many of the first samples as go through at once are looked at.
+        batches: Inputs `[B, ...]`, the same from the beginning every time; as many of the first samples as go through
+            at once are looked at.
         stands_for: Names in the whole network of layers that have other ones in the cut network: a low-rank pair's
             second layer stands for the layer that it replaces.
     """
     repaired = copy.deepcopy(cut).eval()
-    example = batches[0][:1]
+    example = next(iter(batches))[:1]
     places = places_of(repaired, layers, example)
     inputs = _first(batches, max(_FEWEST, _MOST_VALUES // largest_result(whole, example)))
     targets = _Targets(whole, places, stands_for or {}, removed, inputs.clone())
@@ -129,7 +130,7 @@ def refit(
     return repaired
 
 
-def _first(batches: Sequence[Tensor], samples: int) -> Tensor:
+def _first(batches: Iterable[Tensor], samples: int) -> Tensor:
     """The first samples, and no memory for the others."""
     taken, left = list[Tensor](), samples
     for batch in batches:

@@ -16,7 +16,7 @@ from onnxdistill.graph.pairmoments import Moments, Scheme, pair_moments
 from onnxdistill.graph.recalibrate import match_batch_norm
 from onnxdistill.graph.repair import layers_from, refit
 from onnxdistill.tasks.base import Objective, Task, TrainingBatch
-from onnxdistill.training.repaired import CALIBRATION_BATCH, scored_at_once
+from onnxdistill.training.repaired import CalibrationInputs, scored_at_once
 from onnxdistill.training.validation import best_on_validation
 
 FactorsByScheme = Mapping[Scheme, Factors]
@@ -78,12 +78,12 @@ def best_fitted(network: nn.Module, changed: nn.Module, pairs: Iterable[str], ta
         task: Gives calibration samples, and the score on validation.
         fit: Whether layers may be fitted by least squares.
     """
-    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
+    inputs = CalibrationInputs(task)
     forms = [changed, match_batch_norm(network, changed, {}, inputs)]
     if fit:
         stands_for = {f"{name}.1": name for name in pairs}
         firsts = {f"{name}.0" for name in stands_for.values()}
-        layers = [name for name in layers_from(changed, stands_for, inputs[0]) if name not in firsts]
+        layers = [name for name in layers_from(changed, stands_for, next(iter(inputs))) if name not in firsts]
         forms.append(refit(network, changed, layers, {}, inputs, stands_for))
     return best_on_validation(forms, task)
 

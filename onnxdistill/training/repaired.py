@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor, nn
@@ -40,6 +41,16 @@ def calibration_losses(network: nn.Module, task: Task) -> Iterator[Callable[[nn.
         yield partial(loss, batch)
 
 
+@dataclass(frozen=True)
+class CalibrationInputs:
+    """The inputs of all calibration samples, batch by batch, the same in every iteration; one is held at a time."""
+
+    task: Task
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (batch.inputs for batch in self.task.calibration_batches(CALIBRATION_BATCH))
+
+
 def best_repaired(
     network: nn.Module, smaller: nn.Module, removed: Removed, blocks: Sequence[str], task: Task, *, fit: bool
 ) -> nn.Module:
@@ -53,13 +64,13 @@ def best_repaired(
         task: Gives calibration samples, and the score on validation.
         fit: Whether layers may be fitted by least squares.
     """
-    inputs = [batch.inputs for batch in task.calibration_batches(CALIBRATION_BATCH)]
+    inputs = CalibrationInputs(task)
     forms = [
         smaller,
         recalibrate_batch_norm(smaller, inputs),
         match_batch_norm(network, smaller, removed, inputs),
     ]
     if fit:
-        layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, inputs[0])]
+        layers = [*layers_that_lost_inputs(smaller, removed), *layers_after(smaller, blocks, next(iter(inputs)))]
         forms.append(refit(network, smaller, list(dict.fromkeys(layers)), removed, inputs))
     return best_on_validation(forms, task)

@@ -462,6 +462,40 @@ def test_a_cut_that_cannot_be_deployed_leaves_those_before_it(
         Failing(digits, monkeypatch, [8.0, 4.0]).plan(trained, 2.0, steps=2)
 
 
+def test_files_on_the_way_do_not_pile_up(
+    digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    most = 0
+
+    class Writing(Scripted):
+        def deploy(self, network: nn.Module) -> Deployed:
+            nonlocal most
+            number = len(self.deployed)
+            files = tmp_path / f"{number}.onnx", tmp_path / f"{number}.int8.onnx"
+            for file in files:
+                file.touch()
+            most = max(most, len(list(tmp_path.iterdir())))
+            return Deployed(*files, super().deploy(network).latency_ms)
+
+    def layers(_planner: Planner, _network: nn.Module, deployed: Deployed) -> dict[str, object]:
+        assert deployed.exported.exists()
+        assert deployed.path.exists()
+        return {}
+
+    # Five cuts, the last of which is made again twice.
+    writing = Writing(digits, monkeypatch, [32.0, 16.0, 8.0, 6.0, 4.0, 1.6, 2.1, 1.96])
+    monkeypatch.setattr(Planner, "layers", layers)
+    assert writing.plan(trained, 2.0, steps=5).latency_ms == 1.96
+    assert most == 6  # of the last cut, of what it was made of, and of what comes next
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{number}{kind}" for number in (4, 7) for kind in (".onnx", ".int8.onnx")
+    }
+    # What later cuts do not make faster is gone back to, and looked at.
+    again = Writing(digits, monkeypatch, [4.0, 3.02, 2.99, 3.5, 3.5])
+    monkeypatch.setattr(Planner, "layers", layers)
+    assert again.plan(trained, 2.0, steps=1).latency_ms == 3.02
+
+
 def test_a_last_cut_is_not_made_again_for_nothing(
     digits: Classification, trained: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,11 @@ class Deployed:
     path: Path
     latency_ms: float
 
+    def discard(self) -> None:
+        """Removes its files: there may be many on the way, each as large as the network."""
+        for path in (self.exported, self.path):
+            path.unlink(missing_ok=True)
+
 
 @dataclass(frozen=True)
 class Seen:

@@ -222,6 +222,7 @@ class _Course:
             state = self._timed(step.network, "timing what is left")
             if tune is not None and state.deployed.latency_ms > self._budget_ms:
                 # The next cut reads the weights off this file.
+                state.deployed.discard()
                 state = self._timed(tune(step.network, len(self.cuts) + 1), "timing what was trained")
         except (EntangledError, *_UNUSABLE) as error:
             if self.cuts:
@@ -261,14 +262,18 @@ class _Course:
                 break
             if step is None or state is None or state.deployed.latency_ms > self._budget_ms:
                 wanted_ms = (allowed_ms * cut.predicted_ms) ** 0.5
+                if state is not None:
+                    state.deployed.discard()
                 continue
             if self._is_worse(state.network):
+                state.deployed.discard()
                 break
             unused = 1 - self.latency_ms / self._budget_ms
             self._afterwards.append(
                 f"plan made cut {len(self.cuts)} again, since it had left {unused:.0%} of the budget: from "
                 f"{cut.measured_ms:.3g} ms to {state.deployed.latency_ms:.3g} ms."
             )
+            self.states[-1].deployed.discard()
             del self.states[-1], self.cuts[-1], self.steps[-1]
             self._add(step, allowed_ms, state)
             wanted_ms = None
@@ -285,6 +290,11 @@ class _Course:
         self.states.append(state)
         self.steps.append(step)
         self.cuts.append(Cut(allowed_ms, step.predicted_ms, state.deployed.latency_ms, step.damage))
+        # Looked at again are the last one, what its cut was made of, and whatever is as fast as any; see `_kept`.
+        fastest_ms = min(one.deployed.latency_ms for one in self.states)
+        for one in self.states[:-2]:
+            if one.deployed.latency_ms > fastest_ms / _FASTER:
+                one.deployed.discard()
 
 
 def _kept(states: Sequence[_State], budget_ms: float, notes: list[str]) -> int:
