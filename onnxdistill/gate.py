@@ -97,7 +97,7 @@ class FileGate:
         """The median time of a call, of the file alone."""
         table = self._table
 
-        def measure() -> float:
+        def measure() -> dict[str, Any]:
             timed = self._place.bench(
                 {"model": path},
                 threads=table.threads,
@@ -107,11 +107,12 @@ class FileGate:
                 inputs=self._inputs,
                 seed=self._seed,
             )
-            self.doubts += timed.doubts()
-            return timed.cases[0].latency_ms.median.value
+            return {"ms": timed.cases[0].latency_ms.median.value, "doubts": timed.doubts()}
 
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        return float(self.remembered(f"latency {table.batch} {digest}", measure))
+        found = self.remembered(f"latency and doubts {table.batch} {digest}", measure)
+        self.doubts += found["doubts"]
+        return float(found["ms"])
 
     def remembered(self, key: str, decide: Callable[[], Any]) -> Any:
         """What was decided at this place with these settings before the run was ended; see `Journal.decision`."""

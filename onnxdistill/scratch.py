@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
-_PREFIX, _LOCK = "onnxdistill-run-", "lock"
+# Locks may hold on one machine alone, and several may share their temporary files.
+_PREFIX, _LOCK = f"onnxdistill-run-{re.sub(r'[^0-9A-Za-z.-]', '-', platform.node())}-", "lock"
 
 # A folder that was just made may not be locked yet.
 _NEW_SECONDS = 60.0
@@ -29,8 +33,12 @@ def scratch_folder() -> Iterator[Path]:
     _sweep()
     with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         lock = FileLock(Path(name) / _LOCK, timeout=0)
-        with contextlib.suppress(OSError, NotImplementedError):  # without locks, it stays after a kill
-            lock.acquire()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                lock.acquire()
+        except (OSError, NotImplementedError):  # without a lock, it stays after a kill, and nobody may take it away
+            Path(name, _LOCK).unlink(missing_ok=True)
         try:
             yield Path(name)
         finally:
@@ -42,7 +50,7 @@ def _sweep() -> None:
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*/{_LOCK}"):
         with contextlib.suppress(OSError, NotImplementedError):  # also a lock that somebody holds
             if _is_ours(path.parent) and time.time() - path.stat().st_mtime > _NEW_SECONDS:
-                with FileLock(path, timeout=0):
+                with warnings.catch_warnings(), FileLock(path, timeout=0):
                     shutil.rmtree(path.parent, ignore_errors=True)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxdistill.scratch import scratch_folder
+from onnxdistill.scratch import _PREFIX, scratch_folder
 
 CHILD = """
 import time
@@ -69,12 +69,15 @@ def test_what_a_killed_process_left_is_taken_away_and_what_another_uses_is_not()
 
 
 def test_a_folder_that_was_just_made_and_one_behind_a_link_stay(tmp_path: Path) -> None:
-    new, elsewhere = tmp_path / "onnxdistill-run-new", tmp_path / "elsewhere"
-    for folder in (new, elsewhere):
+    new, elsewhere = tmp_path / f"{_PREFIX}new", tmp_path / "elsewhere"
+    of_another_machine = tmp_path / "onnxdistill-run-another-old"
+    for folder in (new, elsewhere, of_another_machine):
         folder.mkdir()
         (folder / "lock").write_text("kept")
     age(elsewhere)
-    (tmp_path / "onnxdistill-run-link").symlink_to(elsewhere)
+    age(of_another_machine)
+    (tmp_path / f"{_PREFIX}link").symlink_to(elsewhere)
     with scratch_folder():
         assert (new / "lock").exists()
+        assert (of_another_machine / "lock").exists()
         assert (elsewhere / "lock").read_text() == "kept"

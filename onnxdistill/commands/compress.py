@@ -34,7 +34,8 @@ _BUDGETS = (("plan", "speedup"), ("plan", "latency_ms"))
     "--speedup",
     type=float,
     metavar="4",
-    help="Times faster than the teacher: planned for, in place of [prune] and [factorize], and a limit.",
+    help="Times faster than the teacher: planned for, in place of [prune] and [factorize], and a limit, in place of a "
+    "recipe's own on speed.",
 )
 @click.option("--latency-ms", type=float, metavar="2.5", help="The same by the latency of the student.")
 @click.option(

@@ -105,10 +105,11 @@ class Decoding:
             scale = self.resize / min(image.size)
             image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
         elif image.size != (self.size, self.size):
+            square = image.width == image.height
             raise DataError(
                 f"{path} has {image.width}x{image.height} pixels, but the network gets {self.size}x{self.size}.",
-                f"If all images are that large, set data.image_size = {min(image.size)}; or else data.resize to the "
-                f"shorter side before the centre crop, {self.size} at least.",
+                (f"If all images are that large, set data.image_size = {image.width}; or else " if square else "Set ")
+                + f"data.resize to the shorter side before the centre crop, {self.size} at least.",
             )
         left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
         image = image.crop((left, top, left + self.size, top + self.size))

@@ -174,7 +174,7 @@ def given_feeds(
         if given.shape != asked and not whole:
             raise UsageError(
                 f"The input {port.name!r} is given as {list(given.shape)}, and --shape asks for {list(asked)}.",
-                "Leave out one of the two.",
+                f"Add --batch {asked[0]}." if given.shape[1:] == asked[1:] else "Leave out one of the two.",
             )
     return feeds
 

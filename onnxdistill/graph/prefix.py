@@ -115,23 +115,26 @@ class Prefix:
                 call.output = None
 
     def _prove(self) -> None:
-        """Forgets what modules gave that are in one which does more than that."""
-        copied = copy.deepcopy(self._network)
+        """Forgets what modules gave that are in one which does more than that; or all, if that is not all of it."""
         for name in list(self._calls):
             inside = self._inside(name)
-            if inside and not self._gives_the_same(copied, name):
-                self._held -= inside
-                for one in inside:
-                    self._calls[one].output = None
+            if not (inside or _is_of_users(self._modules[name])) or self._gives_the_same(name):
+                continue
+            self._held -= inside
+            for one in inside:
+                self._calls[one].output = None
+            if not inside or not self._gives_the_same(name):  # it needs what others do when they run
+                self._calls = {}
+                return
 
-    def _gives_the_same(self, copied: nn.Module, running: str) -> bool:
+    def _gives_the_same(self, running: str) -> bool:
         """Whether all modules still get what they got, and the network gives what it gave, when few of them run.
 
         Args:
-            copied: Of the network.
             running: Name of the module that runs, with those that it is in; those beside and in it give what they gave.
         """
         expected = self._calls[""].output if "" in self._calls else None
+        copied = copy.deepcopy(self._network)
         outputs, others = self._around(running), list[str]()
 
         def given(name: str, *inputs: Any, **named: Any) -> Tensor:
@@ -283,6 +286,11 @@ def _outermost(calls: dict[str, _Call]) -> set[str]:
             held.add(name)
             left_bytes -= call.output_bytes
     return held
+
+
+def _is_of_users(module: nn.Module) -> bool:
+    """Whether its code is somebody's own."""
+    return not type(module).__module__.startswith("torch.nn.")
 
 
 def _is_usual(value: Any) -> bool:

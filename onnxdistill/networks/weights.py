@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -49,7 +50,7 @@ def load_weights(network: nn.Module, name: str, weights: str, new_head: bool = F
 def _from_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         fix = "Correct the path."
-        if "_Weights." in path.name:
+        if re.fullmatch(r"\w+_Weights\.[A-Z][A-Z0-9_]*", path.name):
             fix = f"Of torchvision's own weights, write the last part alone: {path.name.rpartition('.')[2]}."
         raise WeightsError(f"teacher.weights = {path} does not exist or is not a file.", fix)
     try:
@@ -133,8 +134,8 @@ def _refuse(source: str, missing: list[str], unexpected: list[str], shapes: list
         parts.append(f"{len(shapes)} shapes differ ({_some(shapes)})")
     raise WeightsError(
         f"{source} is for another architecture: {'; '.join(parts)}.",
-        "Set teacher.network to the network that the weights were saved from. If they are of other classes than the "
-        "data has, set teacher.new_head = true, and how the new layer is trained in [teacher.train].",
+        "Set teacher.network to the network that the weights were saved from, with as many outputs as the data has "
+        "classes. A teacher whose weights are of other classes needs new_head = true and [teacher.train].",
     )
 
 

@@ -136,6 +136,7 @@ class Ladder:
         self._on_progress = on_progress
         self._remembered = remembered
         self._numbers = itertools.count(1)
+        self._slower: Held | None = None
         self.rungs: list[Rung] = []
 
     def climb(self, form: Form, path: Path, *, any_ranges: bool, finetune: Finetune | None = None) -> Held:
@@ -163,7 +164,19 @@ class Ladder:
             best = self._mixed(best, narrow)
         if self._measures.refuses(best.loss) and finetune is not None:
             best = self._finetuned(best, finetune, narrow)
-        return best
+        return self._rather_slower(best)
+
+    def _rather_slower(self, best: Held) -> Held:
+        """If nothing else is accurate enough, what is slower than its limit is still faster than float32."""
+        slower = self._slower
+        if slower is None:
+            return best
+        if not self._measures.refuses(best.loss):
+            slower.path.unlink()
+            return best
+        self.rungs.append(Rung("operators in float all the same", slower.loss, True, 0.0, "slower than its limit"))
+        best.path.unlink()
+        return slower
 
     def _changes(self, form: Form, any_ranges: bool) -> Iterator[tuple[str, Callable[[Form], Form]]]:
         if any_ranges:
@@ -213,7 +226,7 @@ class Ladder:
                 self._drop(held, found, "not faster than float32")
                 enough = count  # more would be slower still
             elif better and promised and not self._measures.keeps_speed(held.path):
-                self._drop(held, found, "slower than its limit")
+                self._set_aside(held, accepted)
                 enough = count  # more would be slower still
             elif accepted:
                 found, enough = self._take(held, found), count
@@ -287,6 +300,16 @@ class Ladder:
         """What went before is what goes on."""
         self.rungs[-1] = replace(self.rungs[-1], kept=False, note=note)
         held.path.unlink()
+
+    def _set_aside(self, held: Held, accepted: bool) -> None:
+        """Not what goes on; but the last that was accurate enough, with the fewest operators in float, may ship."""
+        self.rungs[-1] = replace(self.rungs[-1], kept=False, note="slower than its limit")
+        if not accepted:
+            held.path.unlink()
+            return
+        if self._slower is not None:
+            self._slower.path.unlink()
+        self._slower = held
 
     def _refuse(self, name: str, path: Path, note: str, started: float) -> None:
         self.rungs.append(Rung(name, None, False, time.monotonic() - started, note))

@@ -123,7 +123,7 @@ def front_chart(front: StudentFront) -> str | None:
                 axes.axhline(value - front.max_drop, color=TEACHER, lw=1.0, ls="--")
         axes.margins(x=0.2, y=0.15)
         axes.set_xlim(left=0)
-        axes.set_xlabel("median latency, ms")
+        axes.set_xlabel("the teacher's median latency over the speed-up, ms")
         axes.set_ylabel(f"{front.metric}, {front.metric_unit}")
     return result[0]
 

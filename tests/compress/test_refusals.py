@@ -120,9 +120,7 @@ class TestRefusals:
     def test_weights_of_another_architecture(self, place: Path, refuse: Refuse) -> None:
         path = place / "images" / "other.pt"
         torch.save(build_network("cifar-resnet20", 10, 0).state_dict(), path)
-        refuse(
-            f"teacher.weights={path}", parts=(str(path), "is for another architecture", "set teacher.new_head = true")
-        )
+        refuse(f"teacher.weights={path}", parts=(str(path), "is for another architecture", "needs new_head = true"))
 
     def test_torchvision_weights_as_torchvision_writes_them(self, refuse: Refuse) -> None:
         refuse(

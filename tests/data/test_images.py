@@ -143,7 +143,10 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_resize_then_centre_crop(tmp_path: Path) -> None:
     root = make_folder(tmp_path, {"train": 8, "test": 3}, size=20)
-    with pytest.raises(DataError, match=r"20x20 pixels, but the network gets 8x8.* data\.image_size = 20; or .* 8 at"):
+    with pytest.raises(
+        DataError,
+        match=r"20x20 pixels, but the network gets 8x8.* data\.image_size = 20; or else data\.resize .*, 8 at",
+    ):
         load_images(table(root), seed=0)
     assert load_images(table(root, resize=10), seed=0).image_size == 8
 

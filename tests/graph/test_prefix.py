@@ -160,6 +160,36 @@ class Tapped(Layers):
         return self.third(self.second(self.first(seen)))
 
 
+class Handing(Layers):
+    """Parts hand something to each other that they neither get nor give."""
+
+    class First(nn.Module):
+        def __init__(self, hands: list[Tensor]) -> None:
+            super().__init__()
+            self.conv, self.hands = nn.Conv2d(3, 3, 1), hands
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            self.hands.append(x)
+            return torch.relu(x)
+
+    class Second(nn.Module):
+        def __init__(self, hands: list[Tensor]) -> None:
+            super().__init__()
+            self.hands = hands
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.hands.pop()
+
+    def __init__(self) -> None:
+        super().__init__()
+        hands: list[Tensor] = []
+        self.begin, self.end = self.First(hands), self.Second(hands)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.third(self.end(self.second(self.first(self.begin(x)))))
+
+
 class Inferring(Layers):
     """The tensors of a part do not count how often they are written to."""
 
@@ -180,7 +210,7 @@ class Scripted(Layers):
         return self.third(self.second(self.compiled(self.first(x))))
 
 
-KINDS = [WrittenTo, WrittenToByCode, Twice, Uncalled, ReadBefore, Tapped, Inferring, Scripted]
+KINDS = [WrittenTo, WrittenToByCode, Twice, Uncalled, ReadBefore, Tapped, Handing, Inferring, Scripted]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")

@@ -166,9 +166,9 @@ def load_verdict(load: CaseLoad, slo: Slo) -> Verdict:
     assert latency_ms is not None
     verdict = slo_verdict(load.case, latency_ms, slo)
     if isinstance(load.result, OpenLoopResult):
-        under = f"{slo} at {load.result.rate_per_s:g} requests/s"
+        under = f"{verdict.limit} at {load.result.rate_per_s:g} requests/s"
         outcome = "missed" if load.result.saturated else verdict.outcome
         return Verdict(load.case, under, verdict.measured, "ms", slo.bound_ms, outcome)
     clients = load.result.clients
-    under = f"{slo} with {clients} client{'s' if clients > 1 else ''}"
+    under = f"{verdict.limit} with {clients} client{'s' if clients > 1 else ''}"
     return Verdict(load.case, under, verdict.measured, "ms", slo.bound_ms, verdict.outcome)

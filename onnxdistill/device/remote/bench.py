@@ -10,6 +10,7 @@ from typing import Any
 from onnxdistill.device.bench import OnProgress
 from onnxdistill.device.remote.errand import run_remotely
 from onnxdistill.device.result import BenchResult
+from onnxdistill.device.verdicts import parse_slo
 
 
 def remote_bench(
@@ -30,4 +31,6 @@ def remote_bench(
         result = BenchResult.from_json(data)
         return replace(result, cases=tuple(replace(case, path=str(models[case.model])) for case in result.cases))
 
+    if isinstance(slo := options.get("slo"), str):
+        options = {**options, "slo": parse_slo(slo)}
     return run_remotely(target, "bench", models, options, read, on_progress, ssh=ssh)

@@ -141,7 +141,9 @@ def plan(
     current, deployed, cuts, steps = states[kept].network, states[kept].deployed, cuts[:kept], steps[:kept]
     if deployed.latency_ms > budget_ms:
         why = "it has made as many cuts as it makes"
-        if len(states) <= table.steps + _MOST_CORRECTIONS:
+        if course.gave_up:
+            why = "the next cut could not be made"
+        elif len(states) <= table.steps + _MOST_CORRECTIONS:
             why = "nothing is left to cut that would be faster"
         notes.append(f"plan stopped at {deployed.latency_ms:.3g} ms, above its budget of {budget_ms:.3g} ms: {why}.")
     layers = list[PlannedLayer]()
@@ -174,6 +176,7 @@ class _Course:
         states: The whole network, and what every cut has left.
         cuts: One less.
         steps: The same with their networks.
+        gave_up: Whether a cut could not be made, though there was one.
     """
 
     def __init__(
@@ -193,6 +196,7 @@ class _Course:
         self.states = [_State(network, deploy(network))]
         self.cuts: list[Cut] = []
         self.steps: list[Step] = []
+        self.gave_up = False
         self._afterwards: list[str] = []
 
     @property
@@ -222,11 +226,11 @@ class _Course:
             state = self._timed(step.network, "timing what is left")
             if tune is not None and state.deployed.latency_ms > self._budget_ms:
                 # The next cut reads the weights off this file.
-                state.deployed.discard()
-                state = self._timed(tune(step.network, len(self.cuts) + 1), "timing what was trained")
+                state = self._trained(state, tune)
         except (EntangledError, *_UNUSABLE) as error:
             if self.cuts:
                 self._afterwards.append(f"plan gave up its cut {len(self.cuts) + 1}, and kept those before it. {error}")
+                self.gave_up = True
                 return False
             if not isinstance(error, EntangledError):
                 raise
@@ -236,6 +240,17 @@ class _Course:
             ) from error
         self._add(step, allowed_ms, state)
         return True
+
+    def _trained(self, state: _State, tune: Callable[[nn.Module, int], nn.Module]) -> _State:
+        """The same, trained; or as it is, if that cannot be deployed."""
+        number = len(self.cuts) + 1
+        try:
+            trained = self._timed(tune(state.network, number), "timing what was trained")
+        except _UNUSABLE as error:
+            self._afterwards.append(f"plan goes on without the training after its cut {number}. {error}")
+            return state
+        state.deployed.discard()
+        return trained
 
     def take_back(self) -> None:
         """Makes the last cut again, less deep, if it went so much further than it had to that it can be told.
