@@ -167,14 +167,11 @@ def given_feeds(
         feeds[port.name] = array[begin : begin + batch]
     for port in session.inputs:
         asked, given = (shapes or {}).get(port.name), feeds.get(port.name)
-        if asked is None or given is None:
-            continue
-        # A shape may also be that of all items that are given.
-        whole = bool(port.shape) and isinstance(port.shape[0], str) and asked == inputs[port.name].shape
-        if given.shape != asked and not whole:
+        batched = 1 if port.shape and isinstance(port.shape[0], str) else 0  # how many is said by the batches
+        if asked is not None and given is not None and given.shape[batched:] != asked[batched:]:
             raise UsageError(
                 f"The input {port.name!r} is given as {list(given.shape)}, and --shape asks for {list(asked)}.",
-                f"Add --batch {asked[0]}." if given.shape[1:] == asked[1:] else "Leave out one of the two.",
+                "Leave out one of the two.",
             )
     return feeds
 

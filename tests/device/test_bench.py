@@ -219,8 +219,6 @@ def test_given_inputs_are_the_same_work_for_all_models(make_model: Callable[...,
         )
     with pytest.raises(UsageError, match=r"'x' is given as \[1, 3, 8, 8\], and --shape asks for \[1, 3, 9, 9\]"):
         bench([make_model("open.onnx")], runs=5, inputs=inputs, shapes={"x": (1, 3, 9, 9)})
-    with pytest.raises(UsageError, match=r"'x' is given as \[1, 3, 8, 8\], and --shape asks for \[2, 3, 8, 8\]"):
-        bench([make_model("open.onnx")], runs=5, inputs=inputs, shapes={"x": (2, 3, 8, 8)})
     # The shape of all items, and of a batch of them.
     for first in (8, 2):
         shapes = {"x": (first, 3, 8, 8)}
