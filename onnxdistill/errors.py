@@ -112,6 +112,15 @@ _WAYS_OUT = {
 }
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice, which says nothing of the code or the file that it was wanted for."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def memory_error(error: MemoryError | RuntimeError, keys: str = "") -> UsageError | None:
     """The paragraph for memory that does not suffice; None for errors of other kinds.
 
@@ -120,8 +129,7 @@ def memory_error(error: MemoryError | RuntimeError, keys: str = "") -> UsageErro
         keys: Of the recipe, that a smaller value may help of.
     """
     text = str(error)
-    of_torch = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
-    if not isinstance(error, MemoryError) and not of_torch:
+    if not is_of_memory(error):
         return None
     asked = text[text.find("you tried to allocate") :].partition(".")[0] if "you tried" in text else text
     smaller = f"Set a smaller {keys}" if keys else "Ask for a smaller batch or a smaller model"

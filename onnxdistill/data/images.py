@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from onnxdistill.errors import DataError
+from onnxdistill.errors import DataError, is_of_memory
 
 Indices = NDArray[np.int64]
 Mode = Literal["RGB", "L"]
@@ -126,6 +126,8 @@ def open_image(path: Path, mode: Mode) -> Image.Image:
         with Image.open(path) as opened:
             return _eight_bits(opened).convert(mode)
     except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
+        if is_of_memory(error):
+            raise
         raise DataError(
             f"{path} cannot be read as an image: {str(error).rstrip('.')}.", "Replace or remove the file."
         ) from error

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from onnxdistill.errors import is_of_memory
+
 # Outputs that are held, those of outer modules first.
 _HELD_BYTES = 2**30
 
@@ -146,9 +148,9 @@ class Prefix:
         try:
             with torch.no_grad(), self._replaying(dict(copied.named_modules()), outputs, forwards):
                 result = copied(self._inputs.clone())
-        except MemoryError:  # says nothing of the code
-            raise
-        except Exception:  # noqa: BLE001  # a user's code runs, which can raise anything
+        except Exception as error:  # a user's code runs, which can raise anything
+            if is_of_memory(error):
+                raise
             return False
         same = expected is not None and isinstance(result, Tensor) and torch.equal(result, expected)
         return same and not others

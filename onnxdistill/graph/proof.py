@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnxdistill.errors import is_of_memory
 from onnxdistill.graph.cores import core_of
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup, Channels
 from onnxdistill.graph.silence import difference, silent_outputs
@@ -133,9 +134,9 @@ def _raised(network: nn.Module, example: Tensor, outputs: list[Any], place: list
     with torch.no_grad(), _in_place(network, where):
         try:
             outputs.append(core_of(network)(example.clone()))
-        except MemoryError:  # says nothing of the code
-            raise
-        except Exception as error:  # noqa: BLE001  # a user's code runs, which can raise anything
+        except Exception as error:  # a user's code runs, which can raise anything
+            if is_of_memory(error):
+                raise
             return next(iter(str(error).strip().splitlines()), type(error).__name__)[:120]
     return None
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, is_of_memory
 from onnxdistill.graph.cores import core_of
 from onnxdistill.graph.groups import ChannelAnalysis, Channels, Removed, ScaledByWidth
 from onnxdistill.graph.rules.elementwise import scalar_factor
@@ -178,9 +178,9 @@ def _scalars(network: nn.Module, example: Tensor) -> dict[str, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(core_of(network).eval(), (example,), strict=False)
-    except MemoryError:  # says nothing of the code
-        raise
-    except Exception:  # noqa: BLE001  # a user's code runs, which can raise anything
+    except Exception as error:  # a user's code runs, which can raise anything
+        if is_of_memory(error):
+            raise
         return {}  # it does not run either, which the check will find
     return {node.name: factor for node in program.graph.nodes if (factor := scalar_factor(node)) is not None}
 
@@ -192,9 +192,9 @@ def _check(expected: Any, cut: nn.Module, example: Tensor) -> None:
     try:
         with torch.inference_mode():
             actual = core_of(cut.eval())(example.clone())
-    except MemoryError:  # says nothing of the code
-        raise
     except Exception as error:  # a user's code runs, which can raise anything
+        if is_of_memory(error):
+            raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(f"{name} does not run with fewer channels: {first[:200]}.", fix) from error
     finally:

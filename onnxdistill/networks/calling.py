@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, is_of_memory
 
 
 @contextmanager
@@ -21,6 +21,8 @@ def explained(what: str, fix: str) -> Iterator[None]:
     except NetworkError:
         raise
     except Exception as error:  # the block runs a user's code, which can raise anything
+        if is_of_memory(error):
+            raise
         raise NetworkError(f"{what}: {described(error)}.", fix) from error
 
 

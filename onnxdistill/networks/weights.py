@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.nn.parameter import is_lazy
 
-from onnxdistill.errors import WeightsError
+from onnxdistill.errors import WeightsError, is_of_memory
 from onnxdistill.networks.calling import described
 from onnxdistill.networks.published import is_published, published_state
 from onnxdistill.networks.torchvision_classifiers import rename_published
@@ -59,6 +59,8 @@ def _from_file(path: Path) -> dict[str, Any]:
             # weights_only: a checkpoint is data; unpickling it freely would run code from it.
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the reader raise anything
+        if is_of_memory(error):
+            raise
         # Without torch's own text, which advises to switch weights_only off.
         raise WeightsError(
             f"{path} cannot be read as a PyTorch state dict ({type(error).__name__}).",
@@ -113,6 +115,8 @@ def _load(network: nn.Module, state: dict[str, Any], source: str) -> None:
     try:
         result = network.load_state_dict(state, strict=False)
     except Exception as error:  # modules may have loaders of their own
+        if is_of_memory(error):
+            raise
         raise WeightsError(
             f"{source} cannot be loaded into the {type(network).__name__}: {described(error)}.",
             "Save it with torch.save(network.state_dict(), path), from the same network.",

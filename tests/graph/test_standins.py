@@ -59,9 +59,17 @@ class Full(nn.Module):
         raise MemoryError
 
 
+class Fuller(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.empty(2**55) + x
+
+
 def test_a_lack_of_memory_is_no_fault_of_the_code() -> None:
     network, example = nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), torch.randn(2, 3, 8, 8)
     with pytest.raises(MemoryError):
         replaceable(network, ["0"], example, lambda _: Full())
     with pytest.raises(MemoryError):
         _check(example, Full().eval(), example)
+    # torch's own, of the processor's memory.
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        replaceable(network, ["0"], example, lambda _: Fuller())
