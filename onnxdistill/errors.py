@@ -104,6 +104,9 @@ class ParityError(ResultError):
     """Two forms of a network that should agree do not."""
 
 
+# How torch's errors of the processor's memory begin, which have no kind of their own; the rest hangs on the system.
+_TORCHS_ALLOCATOR = "DefaultCPUAllocator: "
+
 _NO_ROOM = "Free space there, or choose another place."
 _WAYS_OUT = {
     errno.ENOSPC: _NO_ROOM,
@@ -114,11 +117,21 @@ _WAYS_OUT = {
 
 def is_of_memory(error: BaseException) -> bool:
     """Whether memory did not suffice, which says nothing of the code or the file that it was wanted for."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
-    )
+    return _of_memory(error) is not None
+
+
+def _of_memory(error: BaseException | None) -> BaseException | None:
+    """The error that is of memory: this one, or what it came from."""
+    found = None
+    while error is not None:
+        if (
+            isinstance(error, MemoryError)
+            or type(error).__name__ == "OutOfMemoryError"
+            or (isinstance(error, RuntimeError) and _TORCHS_ALLOCATOR in str(error))
+        ):
+            found = error
+        error = error.__cause__
+    return found
 
 
 def memory_error(error: MemoryError | RuntimeError, keys: str = "") -> UsageError | None:
@@ -128,9 +141,9 @@ def memory_error(error: MemoryError | RuntimeError, keys: str = "") -> UsageErro
         error: torch's are runtime errors, of the processor's memory without a kind of their own.
         keys: Of the recipe, that a smaller value may help of.
     """
-    text = str(error)
-    if not is_of_memory(error):
+    if (source := _of_memory(error)) is None:
         return None
+    text = str(source)
     asked = text[text.find("you tried to allocate") :].partition(".")[0] if "you tried" in text else text
     smaller = f"Set a smaller {keys}" if keys else "Ask for a smaller batch or a smaller model"
     return UsageError(

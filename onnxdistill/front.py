@@ -71,6 +71,7 @@ def compress_front(
             "A front needs to know how far it goes.", "Give the fastest student's --speedup, or plan.speedup."
         )
     speedups = _ratios(loaded.plan.speedup, count)
+    _check_limits(overrides)
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
     _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
     host = place_of(loaded.bench).host
@@ -185,6 +186,17 @@ def _ratios(speedup: float, count: int) -> list[float]:
 
 def _asked(speedup: float) -> list[str]:
     return [f"plan.speedup={speedup}", f"limits.min_speedup={speedup}", "limits.max_latency_ms="]
+
+
+def _check_limits(overrides: Sequence[str]) -> None:
+    """Refuses a limit that was asked for and would be left out; that of a recipe is for its one student."""
+    for item in overrides:
+        key, _, value = item.partition("=")
+        if value.strip() and key.strip() == "limits.max_latency_ms":
+            raise UsageError(
+                f"--set {item!r} has no effect on a front, whose students are each held to their own speed-up.",
+                "Leave it out.",
+            )
 
 
 def _check_places(target: Path, speedups: Sequence[float], *, is_trained: bool) -> None:

@@ -55,6 +55,11 @@ def _sweep() -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether nobody else can have put something there: among the temporary files, everybody may."""
+    """Whether nobody else, nor another machine, can have put it there: among the temporary files, everybody may."""
     found = folder.lstat()
-    return stat.S_ISDIR(found.st_mode) and (os.name == "nt" or found.st_uid == os.getuid())
+    # The name of another machine may begin with that of this one; what `tempfile` adds has no hyphen.
+    return (
+        re.fullmatch(r"\w+", folder.name.removeprefix(_PREFIX)) is not None
+        and stat.S_ISDIR(found.st_mode)
+        and (os.name == "nt" or found.st_uid == os.getuid())
+    )

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from onnxdistill.errors import is_of_memory
+
 
 def save_tensors(content: Any, path: Path) -> None:
     """Writes a file; whenever the process is ended, there is this one or the one before.
@@ -49,6 +51,7 @@ def load_tensors(path: Path) -> Any:
     Raises:
         ValueError: If it is damaged or something else; its text is the kind of error.
         OSError: If it cannot be read.
+        MemoryError: If there is no room for it; torch's is a RuntimeError.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -60,5 +63,7 @@ def load_tensors(path: Path) -> Any:
     except OSError:
         raise
     except Exception as error:  # a damaged file can make the reader raise anything
+        if is_of_memory(error):
+            raise
         raise ValueError(type(error).__name__) from error
     raise ValueError(f"checksum of {damaged}")

@@ -1,8 +1,9 @@
-"""Real data in small: one digits task for all tests that only read it."""
+"""What all tests share: the digits task for those that only read it, their surroundings and their order."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,11 +21,38 @@ settings.load_profile("suite")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the commands that the tests start
 torch.set_num_threads(1)
 
+# Side by side, whoever begins a long file last lets the others wait.
+LONGEST_FIRST = (
+    "stages/test_plan.py",
+    "compress/test_promises.py",
+    "compress/test_whole_runs.py",
+    "compress/test_surroundings.py",
+    "test_wheel.py",
+    "device/remote/test_bench.py",
+    "training/test_team.py",
+    "test_front.py",
+    "device/costs/test_deviceprofile.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The same order in every process, which several of them have to agree on."""
+    if gone := [name for name in LONGEST_FIRST if not (Path(__file__).parent / name).is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py names files first that are gone: {', '.join(gone)}")
+    places = {f"tests/{name}": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test finds what another run has left."""
     os.environ["ONNXDISTILL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def brief_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons end at the first look: for tests that need no closer ratio."""
+    monkeypatch.setattr("onnxdistill.device.measuring.compare.LOOKS", (4,))
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onnxdistill.errors import MissingPackageError, OutputError
 from onnxdistill.eventfiles import EventFilesProgress
 from onnxdistill.progress import SilentProgress
 from onnxdistill.training import TrainingStatus
+
+if TYPE_CHECKING:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 class Noting(SilentProgress):
@@ -28,6 +31,9 @@ def status(epoch: int, step: int, loss: float, epoch_done: bool = False, looked:
 
 
 def read(folder: Path) -> EventAccumulator:
+    # Importing it takes seconds, which everybody who collects this file would wait for.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     events = EventAccumulator(str(folder))
     events.Reload()
     return events

@@ -19,6 +19,7 @@ from onnxdistill.progress import SilentProgress
 from onnxdistill.recipe import Recipe
 from onnxdistill.record import Record
 from onnxdistill.tasks.classification import Classification
+from tests.training.small import small_network
 
 
 class Trainings:
@@ -42,7 +43,7 @@ class Trainings:
 
 
 def test_short_trainings_see_other_images_and_are_logged(digits: Classification, tmp_path: Path) -> None:
-    network = build_network("digits-resnet", 10, 0)
+    network = small_network()
     with Journal(tmp_path / "run") as journal:
         trainings = Trainings(digits, tmp_path, journal)
         first, second = (trainings.finetuning.after_cut(network, cut) for cut in (1, 2))
@@ -56,7 +57,7 @@ def test_short_trainings_see_other_images_and_are_logged(digits: Classification,
 
 def test_short_trainings_count_for_the_budget(digits: Classification, tmp_path: Path) -> None:
     """A budget that the first one uses up: the second is left out, and the long one does an epoch."""
-    network = build_network("digits-resnet", 10, 0)
+    network = build_network("digits-resnet", 10, 0)  # small ones do two epochs in the shortest time
     with Journal(tmp_path / "run") as journal:
         trainings = Trainings(digits, tmp_path, journal, minutes=1e-5)
         assert trainings.table is not None
@@ -74,13 +75,13 @@ def test_a_long_training_alone_has_all_of_the_budget(digits: Classification, tmp
     with Journal(tmp_path / "run") as journal:
         trainings = Trainings(digits, tmp_path, journal, minutes=1e-5)
         assert trainings.table is not None
-        trainings.finetuning.whole(build_network("digits-resnet", 10, 0), trainings.table)
+        trainings.finetuning.whole(small_network(), trainings.table)
     assert ["1e-05 minutes do not suffice" in note for note in trainings.record.notes] == [True]
 
 
 def test_a_short_training_that_diverges_leaves_what_was_cut(digits: Classification, tmp_path: Path) -> None:
-    network = build_network("digits-resnet", 10, 0)
-    nn.init.constant_(network.get_parameter("linear.weight"), torch.inf)
+    network = small_network()
+    nn.init.constant_(network.get_parameter("5.weight"), torch.inf)
     with Journal(tmp_path / "run") as journal:
         trainings = Trainings(digits, tmp_path, journal)
         assert trainings.finetuning.after_cut(network, 1) is network
@@ -90,15 +91,15 @@ def test_a_short_training_that_diverges_leaves_what_was_cut(digits: Classificati
 
 def test_a_short_training_that_diverges_counts_for_the_time(digits: Classification, tmp_path: Path) -> None:
     """After an interruption it counts as much, however long it takes then."""
-    network = build_network("digits-resnet", 10, 0)
-    nn.init.constant_(network.get_parameter("linear.weight"), torch.inf)
+    network = small_network()
+    nn.init.constant_(network.get_parameter("5.weight"), torch.inf)
     spent: list[str] = []
     with Journal(tmp_path / "run") as journal:
         for _ in range(2):
             trainings = Trainings(digits, tmp_path, journal, minutes=30.0)
             assert trainings.table is not None
             trainings.finetuning.after_cut(network, 1)
-            trainings.finetuning.whole(build_network("digits-resnet", 10, 0), trainings.table)
+            trainings.finetuning.whole(small_network(), trainings.table)
             spent += [note for note in trainings.record.notes if "went into trainings between cuts" in note]
     assert len(spent) == 2
     assert spent[0] == spent[1]
@@ -107,7 +108,7 @@ def test_a_short_training_that_diverges_counts_for_the_time(digits: Classificati
 @pytest.mark.parametrize("minutes", [None, 30.0])
 def test_what_was_trained_is_not_trained_again(digits: Classification, tmp_path: Path, minutes: float | None) -> None:
     """A run that is ended in the long training goes on with it, although it knows the time that was left no more."""
-    network = build_network("digits-resnet", 10, 0)
+    network = small_network()
 
     def states() -> list[dict[str, torch.Tensor]]:
         trainings = Trainings(digits, tmp_path, journal, minutes=minutes)

@@ -78,6 +78,7 @@ def test_a_float_student_that_misses_its_limit_leaves_int8_its_own(
         ({"max_latency_ms": 1e-6}, False),
     ],
 )
+@pytest.mark.usefixtures("brief_looks")
 def test_speeds_are_those_beside_the_teacher(
     digits: Classification, tmp_path: Path, limits: dict[str, float], keeps: bool
 ) -> None:

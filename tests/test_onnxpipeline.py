@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +36,6 @@ def npz(path: Path, **arrays: Array) -> Path:
 
 def is_quantized(path: Path) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
-
-
-@pytest.fixture(autouse=True)
-def _little_garbage() -> Iterator[None]:
-    """Every timing begins with a collection of garbage, which takes most of the time among so many modules."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

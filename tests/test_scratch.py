@@ -70,14 +70,16 @@ def test_what_a_killed_process_left_is_taken_away_and_what_another_uses_is_not()
 
 def test_a_folder_that_was_just_made_and_one_behind_a_link_stay(tmp_path: Path) -> None:
     new, elsewhere = tmp_path / f"{_PREFIX}new", tmp_path / "elsewhere"
-    of_another_machine = tmp_path / "onnxdistill-run-another-old"
-    for folder in (new, elsewhere, of_another_machine):
+    # Its name may begin with that of this one.
+    of_other_machines = [tmp_path / "onnxdistill-run-another-old", tmp_path / f"{_PREFIX}2-old"]
+    for folder in (new, elsewhere, *of_other_machines):
         folder.mkdir()
         (folder / "lock").write_text("kept")
     age(elsewhere)
-    age(of_another_machine)
+    for folder in of_other_machines:
+        age(folder)
     (tmp_path / f"{_PREFIX}link").symlink_to(elsewhere)
     with scratch_folder():
         assert (new / "lock").exists()
-        assert (of_another_machine / "lock").exists()
+        assert all((folder / "lock").exists() for folder in of_other_machines)
         assert (elsewhere / "lock").read_text() == "kept"

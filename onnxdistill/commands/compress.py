@@ -93,7 +93,7 @@ def compress_command(
     """Make a student from a RECIPE: prune, factorize, distill, export, quantize, verify; or quantize an ONNX file."""
     console = None if quiet else Console(highlight=False)
     if speedup is not None or latency_ms is not None:
-        _check_planned(overrides)
+        _check_planned(overrides, "limits.min_speedup" if latency_ms is None else "limits.max_latency_ms")
     asked = _asked(speedup, latency_ms, max_drop, plans=model is None)
     overrides = (*_replaced(speedup, latency_ms), *overrides, *asked)
     if targets:
@@ -127,8 +127,8 @@ def compress_command(
         )
 
 
-def _check_planned(overrides: Sequence[str]) -> None:
-    """Refuses what the budget's own options would undo."""
+def _check_planned(overrides: Sequence[str], limit: str) -> None:
+    """Refuses what the budget's own options would undo, such as another value of the limit that they set."""
     for item in overrides:
         key, _, value = item.partition("=")
         table, _, rest = key.strip().partition(".")
@@ -138,6 +138,9 @@ def _check_planned(overrides: Sequence[str]) -> None:
                 "of [prune] and [factorize].",
                 "Leave out one of them.",
             )
+        if value.strip() and key.strip() == limit:
+            option = "--speedup" if limit == "limits.min_speedup" else "--latency-ms"
+            raise UsageError(f"--set {item!r} has no effect beside {option}, which sets it.", "Leave out one of them.")
 
 
 def _replaced(speedup: float | None, latency_ms: float | None) -> list[str]:

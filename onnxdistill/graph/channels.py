@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, is_of_memory
 from onnxdistill.graph.cores import PREFIX, Core, core_of
 from onnxdistill.graph.groups import (
     ChannelAnalysis,
@@ -246,6 +246,8 @@ def _trace(core: Core, example: Tensor, training: bool) -> ExportedProgram:
             warnings.simplefilter("ignore")  # advice to authors of the traced code
             return torch.export.export(core.train(training), (example.clone(),), strict=False)
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, KeyError, IndexError) as error:
+        if is_of_memory(error):
+            raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(
             f"{type(network).__name__} cannot be traced by torch.export: {first[:200].rstrip('.')}.",

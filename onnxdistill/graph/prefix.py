@@ -70,10 +70,15 @@ class Prefix:
         self._uses: dict[int, int] = {}
         if any(isinstance(module, torch.jit.ScriptModule) for module in self._modules.values()):
             return  # they cannot be looked into
-        self._run(())
-        self._held = _outermost(self._calls)
-        self._run(self._held)
-        self._prove()
+        try:
+            self._run(())
+            self._held = _outermost(self._calls)
+            self._run(self._held)
+            self._prove()
+        except (MemoryError, RuntimeError) as error:  # it only saves time, and the memory is not for that
+            if not is_of_memory(error):
+                raise
+            self._calls = {}
 
     @contextmanager
     def given(self, changed: nn.Module) -> Iterator[None]:
@@ -118,25 +123,41 @@ class Prefix:
 
     def _prove(self) -> None:
         """Forgets what modules gave that are in one which does more than that; or all, if that is not all of it."""
+        used = self._used()
         for name in list(self._calls):
             inside = self._inside(name)
-            if not (inside or _is_of_users(self._modules[name])) or self._gives_the_same(name):
+            if not (inside or _is_of_users(self._modules[name])) or self._gives_the_same(used, name):
                 continue
             self._held -= inside
             for one in inside:
                 self._calls[one].output = None
-            if not inside or not self._gives_the_same(name):  # it needs what others do when they run
+            if not inside or not self._gives_the_same(used, name):  # it needs what others do when they run
                 self._calls = {}
                 return
 
-    def _gives_the_same(self, running: str) -> bool:
+    def _used(self) -> nn.Module | None:
+        """The network after other inputs, of which modules may keep something; None if it does not take them."""
+        used = copy.deepcopy(self._network)
+        try:
+            with torch.no_grad():
+                used(torch.zeros_like(self._inputs))
+        except Exception as error:  # a user's code runs, which can raise anything
+            if is_of_memory(error):
+                raise
+            return None
+        return used
+
+    def _gives_the_same(self, used: nn.Module | None, running: str) -> bool:
         """Whether all modules still get what they got, and the network gives what it gave, when few of them run.
 
         Args:
+            used: The network after other inputs; nothing is known without.
             running: Name of the module that runs, with those that it is in; those beside and in it give what they gave.
         """
+        if used is None:
+            return False
         expected = self._calls[""].output if "" in self._calls else None
-        copied = copy.deepcopy(self._network)
+        copied = copy.deepcopy(used)
         outputs, others = self._around(running), list[str]()
 
         def given(name: str, *inputs: Any, **named: Any) -> Tensor:

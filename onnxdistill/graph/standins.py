@@ -18,8 +18,9 @@ def replaceable(
 ) -> list[str]:
     """Those of the named modules in whose places stand-ins run, all at once, whatever they compute.
 
-    A forward like `x.view(-1, self.fc.in_features)`, or one that asks its blocks for an attribute, does not run with
-    every module in their place.
+    Of modules that lie in each other, only one can have a stand-in at a time. A forward like
+    `x.view(-1, self.fc.in_features)`, or one that asks its blocks for an attribute, does not run with every module in
+    their place.
 
     Args:
         network: In evaluation mode; not changed.
@@ -27,13 +28,27 @@ def replaceable(
         example: An input.
         stand_in: Makes another module from one.
     """
-    if not names or _runs(network, names, example, stand_in):
-        return list(names)
     found = list[str]()
-    for name in names:
-        if _runs(network, [*found, name], example, stand_in):
-            found.append(name)
-    return found
+    for level in _levels(names):
+        if _runs(network, [*_beside(found, level), *level], example, stand_in):
+            found += level
+            continue
+        for name in level:
+            if _runs(network, [*_beside(found, [name]), name], example, stand_in):
+                found.append(name)
+    return [name for name in names if name in found]
+
+
+def _levels(names: Sequence[str]) -> list[list[str]]:
+    """Those that lie in none of the others, then those that lie in one of them, and so on."""
+    depths = {name: sum(name.startswith(f"{other}.") for other in names) for name in names}
+    return [[name for name in names if depths[name] == depth] for depth in sorted(set(depths.values()))]
+
+
+def _beside(found: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those that are around none of some, nor in each other: the outer ones."""
+    apart = [one for one in found if not any(name.startswith(f"{one}.") for name in names)]
+    return _levels(apart)[0] if apart else []
 
 
 def _runs(

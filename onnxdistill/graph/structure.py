@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, is_of_memory
 
 Structure = dict[str, Any]
 """`replaced`: layers by path; `attributes`: values by path and name; `buffers`: those that no state dict has;
@@ -81,6 +81,8 @@ def rebuild(original: nn.Module, structure: Mapping[str, Any], state: Mapping[st
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in structure["frozen"] and parameter.is_floating_point())
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if is_of_memory(error):
+            raise
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise NetworkError(
             f"{type(original).__name__} cannot take the structure and the weights: {first[:200]}.", _REBUILD

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torchvision
 
-from onnxdistill.errors import WeightsError
+from onnxdistill.errors import WeightsError, is_of_memory
 from onnxdistill.networks.calling import described
 
 _PLACE = "torchvision:"
@@ -64,6 +64,8 @@ def published_state(network: str, weights: str) -> dict[str, Any]:
             'teacher.weights = "none" to measure latency only.',
         ) from error
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:  # a hash that differs, or a damaged copy
+        if is_of_memory(error):
+            raise
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
             f"The weights {weights} of torchvision's {model} arrived damaged ({type(error).__name__}).",

@@ -23,6 +23,7 @@ from onnxdistill.quantization.sensitivity import rank_operators
 from onnxdistill.quantization.workshop import Equalization, Form, Workshop
 
 _ROUNDING = 1e-9
+_SLOWER = "slower than its limit"
 _EQUALIZATIONS: tuple[Equalization, ...] = ("exact", "relu6 as relu")
 
 
@@ -46,7 +47,8 @@ class Rung:
     Attributes:
         name: What was done, in words.
         loss: What int8 costs then; None if it could not be done.
-        kept: Whether it went on from there: less was lost than before, or little enough with fewer operators in float.
+        kept: Whether it went on from there: less was lost than before, or little enough with fewer operators in float;
+            or nothing else was accurate enough.
         seconds: How long it took.
         note: Why it could not be done, or why it was not enough to lose less.
     """
@@ -117,7 +119,7 @@ class Ladder:
         remembered: Keeps the order in which operators go back to float, which hangs on times.
 
     Attributes:
-        rungs: What was tried, in order of time.
+        rungs: What was tried, in order of time; what is taken up again in the end comes last.
     """
 
     def __init__(
@@ -149,8 +151,8 @@ class Ladder:
             finetune: Trains the best form further, as the last rung; none if left out.
 
         Returns:
-            The first that loses little enough, or else what loses least of all that was tried. No other file is left
-            of what was tried.
+            The first that loses little enough and is fast enough; or else what loses little enough; or else what loses
+            least of all that is fast enough. No other file is left of what was tried.
         """
         best = self._judged("as it is", form, path, None, time.monotonic())
         for name, change in self._changes(form, any_ranges):
@@ -174,7 +176,8 @@ class Ladder:
         if not self._measures.refuses(best.loss):
             slower.path.unlink()
             return best
-        self.rungs.append(Rung("operators in float all the same", slower.loss, True, 0.0, "slower than its limit"))
+        rung = max(index for index, one in enumerate(self.rungs) if one.note == _SLOWER and one.loss == slower.loss)
+        self.rungs.append(replace(self.rungs.pop(rung), kept=True))
         best.path.unlink()
         return slower
 
@@ -303,7 +306,7 @@ class Ladder:
 
     def _set_aside(self, held: Held, accepted: bool) -> None:
         """Not what goes on; but the last that was accurate enough, with the fewest operators in float, may ship."""
-        self.rungs[-1] = replace(self.rungs[-1], kept=False, note="slower than its limit")
+        self.rungs[-1] = replace(self.rungs[-1], kept=False, note=_SLOWER)
         if not accepted:
             held.path.unlink()
             return

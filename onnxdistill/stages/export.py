@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxdistill.device.session import SessionSettings, open_session
-from onnxdistill.errors import NetworkError, ParityError
+from onnxdistill.errors import NetworkError, ParityError, is_of_memory
 from onnxdistill.onnxfile import SCOPES, save_checked
 from onnxdistill.recipe import ExportTable
 
@@ -80,6 +80,8 @@ def export(
                 verbose=False,
             )
         except torch.onnx.OnnxExporterError as error:
+            if is_of_memory(error):
+                raise
             raise NetworkError(
                 f"{type(network).__name__} cannot be exported to ONNX: {_cause(error)}",
                 "The network has to be traceable by torch.export with a dynamic batch.",

@@ -42,10 +42,15 @@ class Checkpoint:
         save_tensors({"fingerprint": self._fingerprint, "state": state}, self._path)
 
     def load(self) -> State | None:
-        """The state that was saved last; None if there is none, or it is damaged or that of another training."""
+        """The state that was saved last; None if there is none, or it is damaged or that of another training.
+
+        Raises:
+            OSError: If the file cannot be read: what it holds may be worth hours.
+            MemoryError: As `load_tensors` does.
+        """
         try:
             content = load_tensors(self._path)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return None
         if not isinstance(content, dict) or content.get("fingerprint") != self._fingerprint:
             self.replaces = True

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from onnxdistill.errors import NetworkError, OnnxDistillError, UsageError
+from onnxdistill.errors import NetworkError, OnnxDistillError, UsageError, is_of_memory
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective, Task
 from onnxdistill.training.checkpoint import Checkpoint
@@ -60,13 +61,9 @@ def train(
             "Set a larger batch_size, or start fewer processes.",
         )
     kept = None if checkpoint is None else Checkpoint(checkpoint, job.fingerprint(task, team.size))
-    try:
-        team.leaders(job)
-    except (AttributeError, TypeError, pickle.PicklingError) as error:
-        raise NetworkError(
-            f"{type(network).__name__} cannot be sent to the other processes: {str(error).rstrip('.')}.",
-            "Define its classes and functions at the top level of their file, without lambdas.",
-        ) from error
+    if team.size > 1:
+        _check_sendable(job)
+    team.leaders(job)
     return _run(job, task, on_status, kept)
 
 
@@ -89,6 +86,32 @@ def leading() -> Iterator[None]:
         current_team().leaders(None)
         raise
     current_team().leaders(None)
+
+
+class _Nowhere(io.RawIOBase):
+    """Takes what is written, and keeps nothing."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def _check_sendable(job: Job) -> None:
+    """Makes sure that other processes can get it.
+
+    Raises:
+        NetworkError: If its network cannot be pickled.
+    """
+    try:
+        pickle.Pickler(_Nowhere()).dump(job)
+    except (AttributeError, TypeError, pickle.PicklingError, RuntimeError) as error:  # the last of parametrizations
+        if is_of_memory(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise NetworkError(
+            f"{type(job.network).__name__} cannot be sent to the other processes: {reason}.",
+            "Define its classes and functions at the top level of their file, without lambdas and parametrizations; or "
+            "start one process.",
+        ) from error
 
 
 def _run(job: Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None) -> TrainingResult:

@@ -1,9 +1,10 @@
-"""What the tests of `onnxdistill compress` share: a quick recipe, and the command as a real process."""
+"""What the tests of `onnxdistill compress` share: a quick recipe, and the command as a process or in this one."""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from onnxdistill.cli import main
 
 EARLIER = json.dumps({"schema_version": 1, "onnxdistill_version": "0", "rows": [], "recipe": {}})
 
@@ -69,6 +73,36 @@ def run(
     command = [sys.executable, "-m", "onnxdistill", *map(str, arguments)]
     variables = {**os.environ, "COLUMNS": "120", **environment}
     return subprocess.run(command, capture_output=True, text=True, env=variables, check=False, preexec_fn=preexec_fn)
+
+
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, captured: pytest.CaptureFixture[str], *arguments: object
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command in this process, which has everything imported already.
+
+    What `main` does not explain is raised, and fails the test.
+
+    Args:
+        monkeypatch: For what the command sees of its surroundings.
+        captured: `capsys`; or `capfd` where what libraries write past Python counts, too.
+        arguments: Of the command.
+    """
+    command = ["onnxdistill", *map(str, arguments)]
+    # `main` takes these signals over, which are to end the tests afterwards as before.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    captured.readouterr()  # what was written before is not the command's
+    try:
+        with monkeypatch.context() as context:
+            context.setattr(sys, "argv", command)
+            context.setenv("COLUMNS", "120")
+            with pytest.raises(SystemExit) as ended:
+                main()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    code, shown = ended.value.code, captured.readouterr()
+    assert isinstance(code, int), code  # as `main` ends, whatever comes of it
+    return subprocess.CompletedProcess(command, code, shown.out, shown.err)
 
 
 def killed_at(awaited: Path, *arguments: object) -> None:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from onnxdistill import load_student
 from onnxdistill.recipe import load_recipe
 from onnxdistill.report import load_report
-from tests.compress.commands import EARLIER, QUICK, killed_at, run
+from tests.compress.commands import EARLIER, QUICK, killed_at, run, run_here
 
 
 def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> None:
-    """And a run that is killed in its training goes on with the same plan, whatever the times are then."""
+    """And a run that is killed in its trainings goes on with the same plan, whatever the times are then."""
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
     recipe.write_text(QUICK)
     asked = ("compress", recipe, "--out", out, "--speedup", 1.5, "--max-drop", 60, "--set", "quantize=")
     asked += ("--set", "plan.steps=2", "--set", "plan.epochs=1", "--set", "plan.pairs=false", "--time-budget", "30m")
-    killed_at(tmp_path / ".run.resume" / "distill.pt", *asked)
+    asked += ("--set", "plan.multiple_of=16", "--set", "teacher.train.epochs=1")
+    for state in ("plan-1.pt", "distill.pt"):
+        killed_at(tmp_path / ".run.resume" / state, *asked)
     process = run(*asked)
     assert process.returncode == 0, process.stderr
     # It fits that network, and the time that the training before has left, only.
@@ -38,11 +42,17 @@ def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> 
     assert load_student(out / "student.pt") is not None
 
 
-def test_a_latency_that_cannot_be_had_is_missed_with_the_numbers(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("brief_looks")
+def test_a_latency_that_cannot_be_had_is_missed_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(QUICK)
     few = ("--set", "teacher.train.epochs=1", "--set", "distill=", "--set", "quantize=", "--set", "plan.steps=1")
-    process = run("compress", recipe, "--out", tmp_path / "run", "--latency-ms", 1e-6, *few)
+    # Few widths and no pairs, so that little has to be timed until nothing is left to cut.
+    few += ("--set", "plan.pairs=false", "--set", "plan.multiple_of=16", "--set", "plan.minimum=32")
+    asked = ("compress", recipe, "--out", tmp_path / "run", "--latency-ms", 1e-6, *few)
+    process = run_here(monkeypatch, capsys, *asked)
     assert process.returncode == 1
     assert "max_latency_ms = 1e-06: " in process.stderr
     assert "max_latency_ms = 1e-06: the plan reached 0." in process.stderr
@@ -51,20 +61,23 @@ def test_a_latency_that_cannot_be_had_is_missed_with_the_numbers(tmp_path: Path)
     # Whoever asks for less need not train the teacher again.
     assert "What was trained is kept for another try" in process.stdout
     assert [path.name for path in (tmp_path / ".run.resume").glob("*.pt")] == ["teacher.pt"]
-    both = run("compress", recipe, "--speedup", 2, "--latency-ms", 1)
+    both = run_here(monkeypatch, capsys, "compress", recipe, "--speedup", 2, "--latency-ms", 1)
     assert both.returncode == 2
     assert "--speedup and --latency-ms exclude each other" in both.stderr
 
 
-def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("brief_looks")
+def test_missed_limits_exit_with_the_numbers_and_keep_the_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(QUICK.replace("[prune]\nratio = 0.5\nmultiple_of = 16\n", "").replace("epochs = 4", "epochs = 1"))
     earlier = tmp_path / "run"
     earlier.mkdir()
     (earlier / "report.json").write_text(EARLIER)
     log = tmp_path / "log.jsonl"
-    asked = ("--set", "limits.min_speedup=1000", "--log-file", log, "--quiet")
-    process = run("compress", recipe, "--out", earlier, *asked)
+    asked = ("--set=limits.min_speedup=1000", "--log-file", log, "--quiet")
+    process = run_here(monkeypatch, capfd, "compress", recipe, "--out", earlier, *asked)
     assert process.stdout == ""
     last = json.loads(log.read_text().splitlines()[-1])
     assert last["event"] == "failed"

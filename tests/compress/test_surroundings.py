@@ -10,10 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from onnxdistill.report import LimitCheck, load_report
-from tests.compress.commands import NETWORK, QUICK, image_folder, run
+from tests.compress.commands import NETWORK, QUICK, image_folder, run, run_here
 
 
 def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
@@ -22,7 +21,8 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
     command += ["--log-file", str(tmp_path / "log.jsonl"), "--time-budget", "2h"]
     command += ["--tensorboard", str(tmp_path / "curves")]
-    command += ["--set", "distill.views=2", "--set", "distill.crop_pad=1"]
+    # int8 is made by the process that leads, alone.
+    command += ["--set", "distill.views=2", "--set", "distill.crop_pad=1", "--set", "quantize="]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr
     report = load_report(tmp_path / "run" / "report.json")
@@ -33,6 +33,9 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     assert epochs == [(stage, epoch) for stage in ("teacher", "distill") for epoch in (1, 2, 3, 4)]
     assert process.stdout.count("teacher  ") == 2  # one line of progress and one of the table, by one process
     assert lines[-1]["event"] == "done"
+    # Importing it takes seconds, which everybody who collects this file would wait for.
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     curves = EventAccumulator(str(tmp_path / "curves"))
     curves.Reload()
     scores = [line["score"] for line in lines if line["event"] == "epoch" and line["stage"] == "distill"]
@@ -86,14 +89,17 @@ def test_a_run_that_is_ended_leaves_nothing_but_what_it_can_go_on_from(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) in (["recipe.toml"], [".run.resume", "recipe.toml"])
 
 
-def test_latency_only_without_weights_or_data(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("brief_looks")
+def test_latency_only_without_weights_or_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
         'name = "blind"\n[data]\nsource = "folder"\nroot = "nowhere"\nimage_size = 32\ncalibration = 8\n'
         '[teacher]\nnetwork = "cifar-resnet20"\n[distill]\nepochs = 3\n[quantize]\n[bench]\nseconds = 0.1\n'
         "[limits]\nmax_drop = 1.0\n"
     )
-    process = run("compress", recipe, "--out", tmp_path / "run")
+    process = run_here(monkeypatch, capsys, "compress", recipe, "--out", tmp_path / "run")
     assert process.returncode == 0, process.stderr
     assert "not measured" in process.stdout
     report = load_report(tmp_path / "run" / "report.json")
@@ -127,7 +133,9 @@ def test_a_limit_of_file_sizes_is_explained(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["net.py", "recipe.toml"]
 
 
-def test_downloadable_weights_without_a_network_say_so(tmp_path: Path) -> None:
+def test_downloadable_weights_without_a_network_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = image_folder(tmp_path / "images")
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(
@@ -135,14 +143,10 @@ def test_downloadable_weights_without_a_network_say_so(tmp_path: Path) -> None:
         '[teacher]\nnetwork = "torchvision:resnet18"\nweights = "DEFAULT"\n'
     )
     # A proxy that nobody listens at stands for the missing network; the cache is empty.
-    process = run(
-        "compress",
-        recipe,
-        "--out",
-        tmp_path / "run",
-        https_proxy="http://127.0.0.1:9",
-        TORCH_HOME=str(tmp_path / "cache"),
-    )
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("urllib.request._opener", None)  # it knows the proxies of when it was first used
+    process = run_here(monkeypatch, capsys, "compress", recipe, "--out", tmp_path / "run")
     assert process.returncode == 2
     assert "Traceback" not in process.stderr
     assert "cannot be downloaded" in process.stderr

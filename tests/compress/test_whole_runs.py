@@ -17,7 +17,7 @@ from onnxdistill.recipe import load_recipe
 from onnxdistill.report import load_report
 from onnxdistill.stages.teacher import teacher
 from onnxdistill.tasks import TASKS
-from tests.compress.commands import QUICK, killed_at, run
+from tests.compress.commands import QUICK, killed_at, run, run_here
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,10 @@ def test_a_run_that_is_killed_goes_on_to_the_same_student(
 
 
 def test_weights_that_a_run_reads_do_not_go_with_the_folder_that_it_replaces(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+    finished: tuple[Path, subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, _ = finished
     recipe, out = tmp_path / "recipe.toml", tmp_path / "run"
@@ -129,16 +132,18 @@ def test_weights_that_a_run_reads_do_not_go_with_the_folder_that_it_replaces(
     before = weights.read_bytes()
     table = f"[[distill.teachers]]\nnetwork = 'digits-resnet'\nweights = '{weights}'\n"
     recipe.write_text(QUICK.replace("epochs = 4", "epochs = 1") + table)
-    refused = run("compress", recipe, "--out", out)
+    refused = run_here(monkeypatch, capsys, "compress", recipe, "--out", out)
     assert refused.returncode == 2
     assert f"distill.teachers[0].weights = {weights} lies in a folder that this run replaces" in refused.stderr
     assert weights.read_bytes() == before
     recipe.write_text(QUICK)
     # What it trains on from would be gone, and the same command would do something else.
-    again = run("compress", recipe, "--out", out, "--set", f"teacher.weights={weights}")
+    again = run_here(monkeypatch, capsys, "compress", recipe, "--out", out, "--set", f"teacher.weights={weights}")
     assert f"teacher.weights = {weights} lies in a folder that this run replaces" in again.stderr
     fewer = [f"--set={key}" for key in ("teacher.train=", "prune=", "distill=", "quantize=", "limits.min_speedup=1000")]
-    missed = run("compress", recipe, "--out", out, "--set", f"teacher.weights={weights}", *fewer)
+    missed = run_here(
+        monkeypatch, capsys, "compress", recipe, "--out", out, "--set", f"teacher.weights={weights}", *fewer
+    )
     assert "min_speedup = 1000: measured" in missed.stderr
     assert torch.equal(
         torch.load(weights, weights_only=True)["conv1.weight"],

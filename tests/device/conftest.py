@@ -10,6 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 MakeModel = Callable[..., Path]
 
+SMALL, LARGE = (2, 40), (64, 40)  # width and size: many times the work
+
 
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
@@ -41,3 +43,13 @@ def make_model(tmp_path: Path) -> MakeModel:
         return path
 
     return make
+
+
+@pytest.fixture
+def pair(make_model: MakeModel) -> tuple[Path, Path]:
+    """A model, and one that is many times slower, with the same names."""
+    small, large = (
+        make_model(f"{name}.onnx", shape=("batch", 3, size, size), width=width)
+        for name, (width, size) in (("small", SMALL), ("large", LARGE))
+    )
+    return small, large

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import resource
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -19,15 +17,8 @@ from onnxdistill.device.feeds import random_feeds
 from onnxdistill.device.jsonfile import check_place, write_json
 from onnxdistill.device.session import SessionSettings, most_threads, open_session
 from onnxdistill.errors import OutputError, UsageError
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "onnxdistill", "bench", *map(str, arguments)]
-    return subprocess.run(  # type: ignore[call-overload,no-any-return]  # options of any kind
-        command, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT, **{"stdout": subprocess.PIPE, **options}
-    )
+from tests.compress.commands import run_here
+from tests.device.commands import run
 
 
 def test_more_threads_than_make_sense() -> None:
@@ -56,7 +47,9 @@ def test_a_shape_beyond_the_memory(make_model) -> None:
 
 
 @pytest.mark.parametrize("how", ["same", "relative", "symlink", "hardlink"])
-def test_json_does_not_replace_a_model(make_model, tmp_path: Path, how: str) -> None:
+def test_json_does_not_replace_a_model(
+    make_model, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = make_model()
     content = model.read_bytes()
     place = tmp_path / "other"
@@ -70,7 +63,7 @@ def test_json_does_not_replace_a_model(make_model, tmp_path: Path, how: str) -> 
             place.symlink_to(model)
         case "hardlink":
             place.hardlink_to(model)
-    done = run(model, "--runs", 5, "--json", place)
+    done = run_here(monkeypatch, capsys, "bench", model, "--runs", 5, "--json", place)
     assert done.returncode == 2
     assert "is to be read" in " ".join(done.stderr.split())
     assert done.stdout == ""

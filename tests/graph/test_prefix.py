@@ -190,6 +190,20 @@ class Handing(Layers):
         return self.third(self.end(self.second(self.first(self.begin(x)))))
 
 
+class Keeping(Handing):
+    """What one part leaves for the other stays there."""
+
+    class First(Handing.First):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            self.hands[:] = [x]
+            return torch.relu(x)
+
+    class Second(Handing.Second):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.hands[0]
+
+
 class Inferring(Layers):
     """The tensors of a part do not count how often they are written to."""
 
@@ -210,7 +224,7 @@ class Scripted(Layers):
         return self.third(self.second(self.compiled(self.first(x))))
 
 
-KINDS = [WrittenTo, WrittenToByCode, Twice, Uncalled, ReadBefore, Tapped, Handing, Inferring, Scripted]
+KINDS = [WrittenTo, WrittenToByCode, Twice, Uncalled, ReadBefore, Tapped, Handing, Keeping, Inferring, Scripted]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
@@ -265,6 +279,33 @@ def test_what_is_written_to_once_a_block_has_gone_is_made_again(images: Tensor) 
     with torch.no_grad():
         changed.get_parameter("3.conv.weight").mul_(2)
     compared(network, changed, images, prefix)
+
+
+def test_what_is_left_of_other_inputs_is_not_taken_for_these(images: Tensor) -> None:
+    """Whoever cuts channels looks whether the network still runs, on a few samples, and what they leave stays."""
+    torch.manual_seed(0)
+    network = Keeping().eval()
+    prefix = Prefix(network, images)
+    changed = copy.deepcopy(network)
+    with torch.no_grad():
+        changed.get_parameter("third.weight").mul_(-1)
+        changed(images[:1])
+    compared(network, changed, images, prefix)
+
+
+def test_without_memory_for_what_was_given_everything_runs(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(Block(), Block()).eval()
+
+    def copied(_: nn.Module) -> nn.Module:
+        raise MemoryError
+
+    monkeypatch.setattr("onnxdistill.graph.prefix.copy.deepcopy", copied)
+    prefix = Prefix(network, images)
+    monkeypatch.undo()
+    changed = copy.deepcopy(network)
+    with torch.no_grad():
+        changed.get_parameter("1.conv.weight").mul_(2)
+    assert compared(network, changed, images, prefix) == ["0.conv", "1.conv"]
 
 
 def test_numbers_that_code_reads_are_a_change(images: Tensor) -> None:

@@ -54,6 +54,32 @@ def test_what_runs_one_by_one_has_to_run_all_at_once() -> None:
     assert replaceable(Asking().eval(), names, torch.randn(3, 4), lambda _: nn.Identity()) == names[:2]
 
 
+class Outer(nn.Module):
+    """A block with one in it, which comes after something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.inner = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        return x + self.inner(x)
+
+
+@pytest.mark.parametrize("names", [["0", "0.inner", "1", "1.inner"], ["1.inner", "1", "0.inner", "0"]])
+def test_of_modules_in_each_other_each_can_be_replaced(names: list[str]) -> None:
+    network = nn.Sequential(Outer(), Outer()).eval()
+    assert replaceable(network, names, torch.randn(3, 4), lambda _: nn.Identity()) == names
+
+
+def test_what_cannot_be_replaced_leaves_the_others() -> None:
+    network = nn.Sequential(Outer(), Reading()).eval()
+    network[1].free = nn.Sequential(Outer(), nn.Linear(4, 6))
+    names = ["0", "0.inner", "1.free", "1.free.0", "1.free.0.inner", "1.free.1"]
+    found = replaceable(network, names, torch.randn(3, 4), lambda _: nn.Identity())
+    assert found == ["0", "0.inner", "1.free.0", "1.free.0.inner"]  # the rest changes the number of features
+
+
 class Full(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         raise MemoryError

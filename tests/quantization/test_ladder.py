@@ -169,6 +169,8 @@ def test_accuracy_is_not_bought_with_the_speed_that_was_promised(tmp_path: Path)
     assert held.form.scheme.float_nodes
     assert held.loss.points <= 10
     assert (len(tried), ladder.rungs[-1].loss) == (2, held.loss)
+    assert (ladder.rungs[-1].kept, ladder.rungs[-1].note) == (True, "slower than its limit")
+    assert len({rung.name for rung in ladder.rungs}) == len(ladder.rungs)  # none is told twice
     assert {path.name for path in (tmp_path / "slower").glob("*.onnx")} == {"float.onnx", held.path.name}
     # Where it is too slow in any case, what is more accurate is as good.
     (tmp_path / "missed").mkdir()

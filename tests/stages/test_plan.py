@@ -36,6 +36,8 @@ from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import train
 from onnxdistill.training.validation import validation_score
 
+pytestmark = pytest.mark.usefixtures("brief_looks")
+
 
 @pytest.fixture(scope="module")
 def trained(digits: Classification) -> nn.Module:

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 
 from onnxdistill.device.host import read_host
-from onnxdistill.device.session import SessionSettings
+from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.quantization.scheme import saturates
 from onnxdistill.stages.verify import verify
 from onnxdistill.tasks.base import Metric, Runner, Score, Split
@@ -29,6 +30,21 @@ class Output:
 
     def describe_data(self) -> dict[str, Any]:
         return {}
+
+
+def test_exact_sums_are_asked_of_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On processors with the instructions for it, they are exact in any case."""
+    path, asked = tmp_path / "model.onnx", []
+    onnx.save(layer_model("MatMul", np.full((2, 1), 127, np.int8), (1, 2)), path)
+
+    def opened(*parts: Any, config: dict[str, str] | None = None) -> Any:
+        asked.append(config)
+        return open_session(*parts, config=config)
+
+    monkeypatch.setattr("onnxdistill.stages.verify.open_session", opened)
+    verify(path, Output(), SessionSettings(), exact=True)
+    verify(path, Output(), SessionSettings())
+    assert asked == [{"session.x64quantprecision": "1"}, None]
 
 
 def test_sums_that_overflow_here_are_exact_where_that_is_asked_for(tmp_path: Path) -> None:

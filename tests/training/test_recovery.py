@@ -183,6 +183,24 @@ def test_memory_that_ends_while_a_file_is_made_is_told(tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), PermissionError(13, "Denied")])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_replaced(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It may hold hours: whoever has memory again, or the disk, goes on from it."""
+    file = tmp_path / "state.pt"
+    train(small_network(), digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    content = file.read_bytes()
+
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("onnxdistill.tensorfile.torch.load", load)
+    with pytest.raises(type(error)):
+        train(small_network(), digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    assert file.read_bytes() == content
+
+
 def test_buffers_that_are_not_saved_go_on_too(
     digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,8 @@ class Openings:
             UsageError: If the inputs do not fit.
         """
         self.sessions.clear()
+        if not self._done:  # what came before may have left much, and the timing collects none of it
+            gc.collect()
         order = list(self._cases)
         for count, name in enumerate(reversed(order) if self._done % 2 else order):
             if on_open is not None:

@@ -110,7 +110,7 @@ def time_interleaved(
         settling = {name: settling_calls(warmup[name].latency_ms) if len(names) > 1 else 0 for name in names}
         times_ns: dict[str, list[list[int]]] = {name: [] for name in names}
         progress = _progress(calls, seconds, per_turn, clock)
-        if len(names) == 1:  # caches are cold after the garbage collection; of several, every turn settles them
+        if len(names) == 1:  # other code may have run since the warm-up; of several, every turn settles the caches
             runners[names[0]]()
         for done, total in progress:
             for position in rng.permutation(len(names)):
@@ -185,9 +185,8 @@ def _is_settled(times: list[int]) -> bool:
 
 @contextlib.contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Collects once, and then not before the end of the block."""
+    """None within the block, nor before it: beside torch, looking for garbage takes 0.3 seconds."""
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -224,9 +224,6 @@ class _Course:
             if step is None:
                 return False
             state = self._timed(step.network, "timing what is left")
-            if tune is not None and state.deployed.latency_ms > self._budget_ms:
-                # The next cut reads the weights off this file.
-                state = self._trained(state, tune)
         except (EntangledError, *_UNUSABLE) as error:
             if self.cuts:
                 self._afterwards.append(f"plan gave up its cut {len(self.cuts) + 1}, and kept those before it. {error}")
@@ -238,14 +235,18 @@ class _Course:
                 f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
                 "Leave out [plan], and say how much goes with [prune].",
             ) from error
+        if tune is not None and state.deployed.latency_ms > self._budget_ms:
+            # The next cut reads the weights off this file.
+            state = self._trained(state, tune)
         self._add(step, allowed_ms, state)
         return True
 
     def _trained(self, state: _State, tune: Callable[[nn.Module, int], nn.Module]) -> _State:
         """The same, trained; or as it is, if that cannot be deployed."""
         number = len(self.cuts) + 1
+        network = tune(state.network, number)
         try:
-            trained = self._timed(tune(state.network, number), "timing what was trained")
+            trained = self._timed(network, "timing what was trained")
         except _UNUSABLE as error:
             self._afterwards.append(f"plan goes on without the training after its cut {number}. {error}")
             return state

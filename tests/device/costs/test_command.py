@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from onnxdistill.device.costs.deviceprofile import read_device_profile
+from tests.compress.commands import run_here
 from tests.device.costs.models import network
 
 RECIPE = """
@@ -78,12 +79,17 @@ def test_the_layers_of_a_recipe(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_get_one_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     network(tmp_path / "m.onnx", 16)
     (tmp_path / "r.toml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
-    process = run(tmp_path, *arguments)
+    monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path / "cache"))
+    process = run_here(monkeypatch, capfd, "profile", *arguments)
     assert process.returncode in (1, 2)
     assert message in process.stderr
     assert "Traceback" not in process.stderr

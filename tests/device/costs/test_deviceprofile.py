@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
+from onnxdistill.device.costs.coldness import Coldness, measure_coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device, read_device_profile
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
+from onnxdistill.device.costs.measuring import LayerClock
 from onnxdistill.device.costs.models import profile_models
 from onnxdistill.device.jsonfile import write_json
 from onnxdistill.device.onnxbytes import Node, Value, model_bytes
@@ -18,9 +21,21 @@ from tests.device.costs.models import network
 KIND = LayerKind("int8", (3, 3), (1, 1), 1, (1, 4, 4))
 
 
+@pytest.fixture(scope="module")
+def coldness() -> Coldness:
+    return measure_coldness(LayerClock(SessionSettings(), "uint8"))
+
+
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coldness: Coldness) -> Path:
+    """An empty one; what each profile begins with is measured once, and every time it is told from the last."""
+    numbers = count(1)
+
+    def measured(_: LayerClock) -> Coldness:
+        return replace(coldness, ms_per_byte=coldness.ms_per_byte + next(numbers) * 1e-15)
+
     monkeypatch.setenv("ONNXDISTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("onnxdistill.device.costs.deviceprofile.measure_coldness", measured)
     return tmp_path / "cache"
 
 

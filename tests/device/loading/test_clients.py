@@ -17,6 +17,7 @@ import pytest
 from onnxdistill.device.feeds import random_feeds
 from onnxdistill.device.loading.closedloop import closed_loop
 from onnxdistill.device.loading.openloop import OpenLoopResult, open_loop
+from onnxdistill.device.loading.search import highest_rate
 from onnxdistill.device.session import open_session
 from tests.device.loading.virtual import rng
 
@@ -128,3 +129,16 @@ def test_a_real_model(make_model, clients: int) -> None:
         assert data["clients"] == clients
         assert data["latency_ms"] == pytest.approx(result.latency_ms.tolist(), abs=1e-6)
         assert data["percentiles_ms"]["p50"] == result.percentile(50)
+
+
+def test_many_clients_of_a_server_that_takes_one_at_a_time() -> None:
+    """What one of them could do, times their number, says nothing of what they can do together."""
+    serving = threading.Lock()
+
+    def serve() -> None:
+        with serving:
+            time.sleep(0.004)
+
+    found = highest_rate(serve, percent=90.0, limit_ms=60.0, rng=rng(), clients=60, probe_seconds=0.5, tolerance=0.3)
+    assert found.rate_per_s is not None
+    assert 20 < found.rate_per_s < 500  # and nowhere near 60 times what one of them does

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,19 +89,6 @@ def test_a_search_ends_in_time_with_what_it_has() -> None:
     assert len(found.probes) == 2
     assert not found.resolved
     assert found.rate_per_s == max(probe.rate_per_s for probe in found.probes if probe.held)
-
-
-def test_many_clients_of_a_server_that_takes_one_at_a_time() -> None:
-    """What one of them could do, times their number, says nothing of what they can do together."""
-    serving = threading.Lock()
-
-    def serve() -> None:
-        with serving:
-            time.sleep(0.004)
-
-    found = highest_rate(serve, percent=90.0, limit_ms=60.0, rng=rng(), clients=60, probe_seconds=0.5, tolerance=0.3)
-    assert found.rate_per_s is not None
-    assert 20 < found.rate_per_s < 500  # and nowhere near 60 times what one of them does
 
 
 def test_a_probe_is_as_long_as_its_percentile_needs() -> None:
