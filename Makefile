@@ -6,7 +6,7 @@ DEMO_OUT ?= runs/digits
 # Tests that tell small differences in time want the processor to themselves; all others run side by side.
 COSTS := $(addprefix costs/test_,network.py probes.py)
 LOADING := $(addprefix loading/test_,clients.py closedloop.py traffic.py)
-TIMED := $(addprefix tests/device/,$(COSTS) $(LOADING) measuring/test_openings.py test_bench.py) tests/test_gate.py
+TIMED := $(addprefix tests/device/,$(COSTS) $(LOADING) measuring/test_openings.py profiling/test_trace.py test_bench.py) tests/test_gate.py
 
 .PHONY: demo test lint check-types venv tables clean
 

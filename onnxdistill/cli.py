@@ -83,6 +83,10 @@ def _run() -> int:
         return 1
     except (OnnxDistillError, OSError, MemoryError) as error:
         return _refuse(error)
+    except Exception as error:
+        if (known := memory_error(error)) is None:
+            raise
+        return _refuse(known)
     return int(code or 0)
 
 

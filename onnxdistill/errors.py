@@ -134,7 +134,7 @@ def _of_memory(error: BaseException | None) -> BaseException | None:
     return found
 
 
-def memory_error(error: MemoryError | RuntimeError, keys: str = "") -> UsageError | None:
+def memory_error(error: BaseException, keys: str = "") -> UsageError | None:
     """The paragraph for memory that does not suffice; None for errors of other kinds.
 
     Args:

@@ -71,7 +71,7 @@ def compress_front(
             "A front needs to know how far it goes.", "Give the fastest student's --speedup, or plan.speedup."
         )
     speedups = _ratios(loaded.plan.speedup, count)
-    _check_limits(overrides)
+    _check_limits(overrides, loaded.limits.min_speedup not in (None, loaded.plan.speedup))
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
     _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
     host = place_of(loaded.bench).host
@@ -188,11 +188,17 @@ def _asked(speedup: float) -> list[str]:
     return [f"plan.speedup={speedup}", f"limits.min_speedup={speedup}", "limits.max_latency_ms="]
 
 
-def _check_limits(overrides: Sequence[str]) -> None:
-    """Refuses a limit that was asked for and would be left out; that of a recipe is for its one student."""
+def _check_limits(overrides: Sequence[str], is_another: bool) -> None:
+    """Refuses a limit that was asked for and would be left out; those of a recipe are for its one student.
+
+    Args:
+        overrides: What was asked for.
+        is_another: Whether the speed-up that has to be is not the one that is planned for.
+    """
+    left_out = {"limits.max_latency_ms", *(["limits.min_speedup"] if is_another else [])}
     for item in overrides:
         key, _, value = item.partition("=")
-        if value.strip() and key.strip() == "limits.max_latency_ms":
+        if value.strip() and key.strip() in left_out:
             raise UsageError(
                 f"--set {item!r} has no effect on a front, whose students are each held to their own speed-up.",
                 "Leave it out.",

@@ -64,7 +64,7 @@ class Shell:
             if self.console is not None and self.journal.holds_trainings:
                 self.console.print("What was trained is kept for another try with the same --out.")
             raise
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:  # what a user's code raises may come from a lack of memory
             if (known := memory_error(error, self.memory_keys)) is None:
                 raise
             self._tell_how_to_go_on()

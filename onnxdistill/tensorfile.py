@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import warnings
@@ -60,7 +61,10 @@ def load_tensors(path: Path) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a place before its beginning, as a damaged one may name
+            raise ValueError(type(error).__name__) from error
+        error.filename = error.filename or str(path)  # an error in the middle of it names none
         raise
     except Exception as error:  # a damaged file can make the reader raise anything
         if is_of_memory(error):

@@ -246,6 +246,7 @@ def test_ratios() -> None:
         (("--pareto", 200, "--speedup", 2), "are too near to each other"),
         (("--pareto", 1, "--speedup", 2), "1 is not in the range"),
         (("--pareto", 2, "--speedup", 2, "--set", "limits.max_latency_ms=1"), "has no effect on a front"),
+        (("--pareto", 2, "--set", "plan.speedup=2", "--set", "limits.min_speedup=1"), "has no effect on a front"),
         (("--speedup", 2, "--set", "limits.min_speedup=1"), "has no effect beside --speedup, which sets it"),
         (("--latency-ms", 2, "--set", "limits.max_latency_ms=1"), "has no effect beside --latency-ms"),
         (("--pareto", 2, "--onnx", "a.onnx", "--data", "a.npz", "--speedup", 2), "--pareto is for recipes"),

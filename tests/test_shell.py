@@ -48,6 +48,20 @@ def test_memory_that_torch_does_not_get_is_explained(tmp_path: Path) -> None:
     assert "The same command goes on from here." in shown
 
 
+def told_otherwise() -> None:
+    """As a network of the user's own may."""
+    try:
+        raise MemoryError
+    except MemoryError as error:
+        raise ValueError("The images are too large.") from error
+
+
+def test_a_lack_of_memory_in_other_words_is_explained_too(tmp_path: Path) -> None:
+    error, shown = ended(tmp_path / "run", told_otherwise, UsageError)
+    assert str(error).startswith("The memory of this machine does not suffice.")
+    assert "The same command goes on from here." in shown
+
+
 def test_what_was_trained_for_limits_that_are_out_of_reach_is_kept(tmp_path: Path) -> None:
     _, shown = ended(tmp_path / "run", missed, LimitsMissedError)
     assert "What was trained is kept for another try with the same --out." in shown

@@ -30,12 +30,14 @@ def replaceable(
     """
     found = list[str]()
     for level in _levels(names):
-        if _runs(network, [*_beside(found, level), *level], example, stand_in):
-            found += level
-            continue
-        for name in level:
-            if _runs(network, [*_beside(found, [name]), name], example, stand_in):
-                found.append(name)
+        running = level
+        if not _runs(network, [*_beside(found, level), *level], example, stand_in):
+            running = []
+            for name in level:
+                tried = [*running, name]
+                if _runs(network, [*_beside(found, tried), *tried], example, stand_in):
+                    running = tried
+        found += running
     return [name for name in names if name in found]
 
 

@@ -25,7 +25,9 @@ def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> 
     process = run(*asked)
     assert process.returncode == 0, process.stderr
     # It fits that network, and the time that the training before has left, only.
-    assert "distill: it went on at epoch" in " ".join(process.stdout.split())
+    shown = " ".join(process.stdout.split())
+    assert "distill: it went on at epoch" in shown
+    assert "plan, cut 1: a run that was ended later had done it" in shown
     assert not (tmp_path / ".run.resume").exists()
     report = load_report(out / "report.json")
     assert [(log.stage, len(log.epochs)) for log in report.trainings if log.stage != "teacher"] == [

@@ -21,7 +21,7 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
     command += ["--log-file", str(tmp_path / "log.jsonl"), "--time-budget", "2h"]
     command += ["--tensorboard", str(tmp_path / "curves")]
-    # int8 is made by the process that leads, alone.
+    # Nothing is trained with int8 here, whose files the process that leads makes alone.
     command += ["--set", "distill.views=2", "--set", "distill.crop_pad=1", "--set", "quantize="]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode == 0, process.stderr

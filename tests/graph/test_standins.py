@@ -54,6 +54,26 @@ def test_what_runs_one_by_one_has_to_run_all_at_once() -> None:
     assert replaceable(Asking().eval(), names, torch.randn(3, 4), lambda _: nn.Identity()) == names[:2]
 
 
+class AskingInside(nn.Module):
+    """Asks for a parameter in its blocks, as long as one of them has something in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if all(isinstance(block, nn.Sequential) for block in self.blocks):
+            x = x.to(next(self.blocks.parameters()).dtype)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_inner_ones_of_several_have_to_run_all_at_once_too() -> None:
+    names = ["blocks.0", "blocks.0.0", "blocks.1", "blocks.1.0"]
+    assert replaceable(AskingInside().eval(), names, torch.randn(3, 4), lambda _: nn.Identity()) == names[:3]
+
+
 class Outer(nn.Module):
     """A block with one in it, which comes after something else."""
 

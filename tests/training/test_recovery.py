@@ -18,7 +18,7 @@ from onnxdistill.errors import TrainingError
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
-from onnxdistill.tensorfile import save_tensors
+from onnxdistill.tensorfile import load_tensors, save_tensors
 from onnxdistill.training import TrainingStatus, train
 from tests.training.small import Counting, small_network, table
 
@@ -183,6 +183,24 @@ def test_memory_that_ends_while_a_file_is_made_is_told(tmp_path: Path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_damage_of_the_list_of_contents_is_told_as_damage(tmp_path: Path) -> None:
+    """Wherever it makes the reader look."""
+    file = tmp_path / "state.pt"
+    save_tensors({"weight": torch.zeros(3)}, file)
+    content = file.read_bytes()
+    told = 0
+    for place in range(len(content) - 120, len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            file.write_bytes(damaged)
+            try:
+                assert torch.equal(load_tensors(file)["weight"], torch.zeros(3))
+            except ValueError:
+                told += 1
+    assert told > 100
+
+
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), PermissionError(13, "Denied")])
 def test_a_checkpoint_that_cannot_be_read_now_is_not_replaced(
     digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -196,8 +214,10 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_replaced(
         raise error
 
     monkeypatch.setattr("onnxdistill.tensorfile.torch.load", load)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as raised:
         train(small_network(), digits, table(epochs=1), 0, Objective(), checkpoint=file)
+    if isinstance(raised.value, OSError):
+        assert raised.value.filename == str(file)
     assert file.read_bytes() == content
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from onnxdistill.device.cases import Case
 from onnxdistill.device.feeds import random_feeds
@@ -35,3 +36,15 @@ def test_a_given_number_of_calls_is_made_in_every_opening(make_model: Callable[.
     openings.time(calls=10)
     openings.open()
     assert openings.warm_up()["model"].calls == 7
+
+
+def test_garbage_is_collected_once_and_not_in_every_opening(
+    make_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collected: list[None] = []
+    monkeypatch.setattr("onnxdistill.device.measuring.openings.gc.collect", lambda: collected.append(None))
+    openings = openings_of(make_model(), warmup_calls=1)
+    for _ in range(2):
+        openings.open()
+        openings.time(calls=2)
+    assert len(collected) == 1
