@@ -83,7 +83,7 @@ def _run() -> int:
         return 1
     except (OnnxDistillError, OSError, MemoryError) as error:
         return _refuse(error)
-    except Exception as error:
+    except Exception as error:  # what a user's code raises may come from a lack of memory
         if (known := memory_error(error)) is None:
             raise
         return _refuse(known)
