@@ -58,7 +58,7 @@ def compress_front(
         tensorboard: As for `compress`.
 
     Raises:
-        UsageError: If nothing is planned for, or as `compress` does.
+        UsageError: If nothing is planned for, if overrides set another limit on speed, or as `compress` does.
         LimitsMissedError: If no student keeps to its limits; what was made of the front is written all the same.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -128,7 +128,7 @@ def compress_command(
 
 
 def _check_planned(overrides: Sequence[str], limit: str) -> None:
-    """Refuses what the budget's own options would undo, such as another value of the limit that they set."""
+    """Refuses what the budget's own options would undo, such as the limit that they set."""
     for item in overrides:
         key, _, value = item.partition("=")
         table, _, rest = key.strip().partition(".")
