@@ -23,6 +23,7 @@ The command line prints the message as one paragraph and ends with `exit_code`.
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -104,8 +105,9 @@ class ParityError(ResultError):
     """Two forms of a network that should agree do not."""
 
 
-# How torch's errors of the processor's memory begin, which have no kind of their own; the rest hangs on the system.
-_TORCHS_ALLOCATOR = "DefaultCPUAllocator: "
+# In torch's errors of the processor's memory, which have no kind of their own; the rest hangs on the system. The second
+# is C++'s, of whatever else torch wants memory for.
+_OF_MEMORY = ("DefaultCPUAllocator: ", "bad_alloc")
 
 _NO_ROOM = "Free space there, or choose another place."
 _WAYS_OUT = {
@@ -120,17 +122,26 @@ def is_of_memory(error: BaseException) -> bool:
     return _of_memory(error) is not None
 
 
-def _of_memory(error: BaseException | None) -> BaseException | None:
-    """The error that is of memory: this one, or what it came from."""
+def origins(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it came from, and so on: what it was raised from, or else what was being handled then."""
+    seen = set[int]()  # nothing keeps a user's code from making a circle of them
+    following: BaseException | None = error
+    while following is not None and id(following) not in seen:
+        seen.add(id(following))
+        yield following
+        following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
+
+
+def _of_memory(error: BaseException) -> BaseException | None:
+    """The error that is of memory: the first of those that led to this one."""
     found = None
-    while error is not None:
+    for one in origins(error):
         if (
-            isinstance(error, MemoryError)
-            or type(error).__name__ == "OutOfMemoryError"
-            or (isinstance(error, RuntimeError) and _TORCHS_ALLOCATOR in str(error))
+            isinstance(one, MemoryError)
+            or type(one).__name__ == "OutOfMemoryError"
+            or (isinstance(one, RuntimeError) and any(text in str(one) for text in _OF_MEMORY))
         ):
-            found = error
-        error = error.__cause__
+            found = one
     return found
 
 

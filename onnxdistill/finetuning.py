@@ -22,7 +22,7 @@ from onnxdistill.training.records import TrainingStatus
 
 # Of the long training, where those before it have taken all of the time: it does one epoch.
 _SHORTEST_MINUTES = 0.01
-# Between the seeds of two trainings; the views of one have seeds that follow each other.
+# Between the seeds of two trainings of a run; other runs may have the seeds that follow.
 _SEEDS_APART = 100_003
 _SEEDS = 2**63
 

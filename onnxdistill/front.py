@@ -17,8 +17,9 @@ from onnxdistill.device.jsonfile import check_place, write_text
 from onnxdistill.errors import LimitsMissedError, ModelFileError, OutputError, ResultError, UsageError
 from onnxdistill.gate import place_of
 from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, foreign_file, has_settings, is_of
+from onnxdistill.overrides import keys_given
 from onnxdistill.pipeline import compress
-from onnxdistill.recipe import load_recipe
+from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.report import Report, load_report
 from onnxdistill.report.front import FrontPoint, StudentFront, point_of
 from onnxdistill.report.frontpage import render_front_page
@@ -72,6 +73,8 @@ def compress_front(
         )
     speedups = _ratios(loaded.plan.speedup, count)
     _check_limits(overrides, loaded.limits.min_speedup not in (None, loaded.plan.speedup))
+    overrides = (*overrides, *_places(loaded))
+    log_file, tensorboard = (None if place is None else Path(place).absolute() for place in (log_file, tensorboard))
     target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
     _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
     host = place_of(loaded.bench).host
@@ -171,6 +174,14 @@ class _Run:
                 yield folder, load_report(folder / "report.json")
 
 
+def _places(recipe: Recipe) -> list[str]:
+    """What a recipe reads, as overrides: relative ones are so to the folder of the command."""
+    tables = {"teacher": recipe.teacher, **recipe.further_teachers}
+    named = {name.replace("[", ".").replace("]", ""): table for name, table in tables.items()}
+    found = [f"{name}.{key}={getattr(table, key)}" for name, table in named.items() for key in ("network", "weights")]
+    return found if recipe.data.root is None else [*found, f"data.root={recipe.data.root}"]
+
+
 def _ratios(speedup: float, count: int) -> list[float]:
     """Speed-ups in equal ratios, the last one exact, and the others in three digits."""
     if count < 1:
@@ -197,8 +208,7 @@ def _check_limits(overrides: Sequence[str], is_another: bool) -> None:
     """
     left_out = {"limits.max_latency_ms", *(["limits.min_speedup"] if is_another else [])}
     for item in overrides:
-        key, _, value = item.partition("=")
-        if value.strip() and key.strip() in left_out:
+        if left_out.intersection(keys_given(item)):
             raise UsageError(
                 f"--set {item!r} has no effect on a front, whose students are each held to their own speed-up.",
                 "Leave it out.",

@@ -110,7 +110,7 @@ class FileGate:
             return {"ms": timed.cases[0].latency_ms.median.value, "doubts": timed.doubts()}
 
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found = self.remembered(f"latency and doubts {table.batch} {digest}", measure)
+        found = self.remembered(f"latency and doubts {table.batch} {table.seconds} {digest}", measure)
         self.doubts += found["doubts"]
         return float(found["ms"])
 

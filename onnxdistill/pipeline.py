@@ -19,15 +19,17 @@ from rich.console import Console
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.errors import LimitsMissedError
+from onnxdistill.errors import LimitsMissedError, UsageError
 from onnxdistill.finetuning import Finetuning
 from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
 from onnxdistill.journal import Journal
 from onnxdistill.judge import Int8Judge
 from onnxdistill.networks import build_network
+from onnxdistill.overrides import keys_given
 from onnxdistill.progress import Progress
 from onnxdistill.recipe import Recipe, load_recipe
+from onnxdistill.recipe.weights import NO_WEIGHTS, OWN_WEIGHTS
 from onnxdistill.record import Candidate, Record
 from onnxdistill.report import CutRow, DecisionRow, GroupCut, LayerRow, PlanLog, Report
 from onnxdistill.shell import opened
@@ -35,10 +37,18 @@ from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.plan import PlanResult, plan
 from onnxdistill.stages.prune import prune
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.stages.teacher import further_teachers, notes_on_images, notes_on_names, teacher
+from onnxdistill.stages.teacher import (
+    further_teachers,
+    notes_on_images,
+    notes_on_names,
+    notes_on_others,
+    notes_on_score,
+    teacher,
+)
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import follow, leading
+from onnxdistill.training.precision import notes_on_devices
 
 # Of what is asked for: the last measurement is another one than that which the plan was made by.
 PLAN_MARGIN = 0.97
@@ -75,6 +85,12 @@ def compress(
         LimitsMissedError: If the student misses a limit; the message names the measured numbers.
     """
     loaded = load_recipe(Path(recipe), overrides)
+    if loaded.latency_only and any("limits.max_drop" in keys_given(item) for item in overrides):
+        raise UsageError(
+            "limits.max_drop was asked for, and no accuracy can be measured: the teacher has neither weights nor "
+            "training.",
+            "Give teacher.weights, which is 'own' for a function that loads them itself; or a [teacher.train].",
+        )
     target = Path(out) if out is not None else Path("runs") / loaded.name
     log = None if log_file is None else Path(log_file)
     events = None if tensorboard is None else Path(tensorboard)
@@ -144,6 +160,8 @@ class _Run:
         self.gate = Gate(self.recipe, self.place, self.task, self.scratch, self.journal)
         self.record = Record(self.recipe, self.task, self.settings, self.place, self.gate, self.scratch, self.progress)
         self.record.note(*self.journal.notes, *self.task.data_notes())
+        if self.task.measurable and (self.recipe.distill is not None or self.recipe.teacher.train is not None):
+            self.record.note(*notes_on_devices())
         original = self._teacher()
         student = self._plan(original)
         student = self._prune(student)
@@ -174,21 +192,26 @@ class _Run:
         further_ones = further_teachers(further, "distill.teachers", self.task, self.recipe.seed)
         result = teacher(self.recipe, self.task, self.record.show_training, self.journal.checkpoint("teacher"))
         self.record.log("teacher", result.training)
+        self.record.note(*result.notes)
         fresh = "from scratch" if table.train is not None else "no weights"
-        source = fresh if table.weights == "none" else Path(table.weights).name
+        source = fresh if table.weights == NO_WEIGHTS else Path(table.weights).name
+        if table.weights == OWN_WEIGHTS:
+            source = "its own weights"
         trained = "" if result.training is None else f", trained {len(result.training.history)} epochs"
         teachers = [result.network, *further_ones]
         self.finetuning = Finetuning(self.recipe, self.task, teachers, self.record, self.journal)
         finished = self.record.finish("teacher", result.network, f"{table.network}, {source}{trained}")
         self.record.note(*notes_on_images(self.recipe), *notes_on_names(result.network))
-        score, classes = self.record.steps[-1].score, len(self.task.class_names)
-        if score is not None and score.interval[0] <= 100 / classes:
-            self.record.note(
-                f"teacher: {score.value:.2f} {self.task.metric.unit} is not surely more than guessing among {classes} "
-                "classes. Check that the class folders are in the order that its weights were trained with, and "
-                "data.mean and data.std."
-            )
+        if (score := self.record.steps[-1].score) is not None:
+            self.record.note(*notes_on_score("teacher", score, self.task))
+        self.record.note(*notes_on_others("distill.teachers", further_ones, self.task, result.network))
         return finished
+
+    @property
+    def _followed(self) -> list[str]:
+        """Layers of the student that are compared with the teacher's, and so have to be there."""
+        features = None if self.recipe.distill is None else self.recipe.distill.features
+        return [] if features is None else features.layers
 
     def _plan(self, original: Candidate) -> Candidate:
         table = self.recipe.plan
@@ -206,6 +229,7 @@ class _Run:
             self.place,
             settings_of(self.recipe.bench),
             self.recipe.bench.batch,
+            keep=self._followed,
             tune=self.finetuning.after_cut if table.epochs else None,
             remember=self.journal.decision,
             on_progress=self.progress.update,
@@ -257,7 +281,7 @@ class _Run:
         if self.recipe.prune is None:
             return student
         self.record.begin("prune", "reading the channel groups")
-        result = prune(student.module, self.task, self.recipe.prune)
+        result = prune(student.module, self.task, self.recipe.prune, self._followed)
         if not result.cuts and not result.blocks:
             self.record.note(*result.notes)  # they say which key leaves nothing to cut
             self.progress.end("left out: there is no channel to remove")

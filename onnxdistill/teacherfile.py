@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxdistill.recipe import Recipe, load_recipe
+from onnxdistill.recipe.weights import NO_WEIGHTS
 from onnxdistill.stages.export import export
 from onnxdistill.stages.teacher import teacher
 from onnxdistill.tasks import TASKS, Task
@@ -31,7 +32,7 @@ def export_untrained(recipe: Path | str, path: Path | str, overrides: Sequence[s
         UsageError: If the recipe cannot be used, or the network cannot be built.
     """
     loaded = load_recipe(Path(recipe), overrides)
-    untrained = loaded.teacher.model_copy(update={"weights": "none", "train": None, "new_head": False})
+    untrained = loaded.teacher.model_copy(update={"weights": NO_WEIGHTS, "train": None, "new_head": False})
     bare = loaded.model_copy(update={"teacher": untrained, "distill": None})
     task: Task = TASKS[bare.task](bare)
     example = task.example_input(_EXPORTED_BATCH)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from onnxdistill.errors import is_of_memory
+from onnxdistill.errors import is_of_memory, origins
 
 
 def save_tensors(content: Any, path: Path) -> None:
@@ -69,5 +69,9 @@ def load_tensors(path: Path) -> Any:
     except Exception as error:  # a damaged file can make the reader raise anything
         if is_of_memory(error):
             raise
+        for one in origins(error):  # zipfile takes a disk that fails for a file of another kind
+            if isinstance(one, OSError) and one.errno != errno.EINVAL:
+                one.filename = one.filename or str(path)
+                raise one from None
         raise ValueError(type(error).__name__) from error
     raise ValueError(f"checksum of {damaged}")

@@ -226,6 +226,26 @@ def test_a_student_that_diverges_does_not_end_the_front(
     assert "2 of 3 students" in (tmp_path / "front" / "front.html").read_text()
 
 
+def test_what_is_read_stays_in_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of the user's own may go to another one."""
+    path = tmp_path / "recipe.toml"
+    path.write_text('name = "x"\n[data]\nsource = "folder"\nroot = "there"\n[teacher]\nnetwork = "resnet18"\n')
+    overrides = (
+        "data.root=images",
+        "teacher.network=nets.py:make",
+        "teacher.weights=w",
+        'distill={epochs=1, teachers=[{network="more.py:make", weights="w.pt"}]}',
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    loaded = load_recipe(path, overrides)
+    assert loaded.data.root == f"{tmp_path}/images"
+    places = front._places(loaded)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_recipe(path, overrides) != loaded
+    assert load_recipe(path, (*overrides, *places)) == loaded
+
+
 def test_ratios() -> None:
     def asked(speedup: float, count: int) -> list[float]:
         return front._ratios(speedup, count)
@@ -249,6 +269,10 @@ def test_ratios() -> None:
         (("--pareto", 2, "--set", "plan.speedup=2", "--set", "limits.min_speedup=1"), "has no effect on a front"),
         (("--speedup", 2, "--set", "limits.min_speedup=1"), "has no effect beside --speedup, which sets it"),
         (("--latency-ms", 2, "--set", "limits.max_latency_ms=1"), "has no effect beside --latency-ms"),
+        (("--pareto", 2, "--speedup", 2, "--set", "limits={max_latency_ms=1}"), "has no effect on a front"),
+        (("--speedup", 2, "--set", "limits={max_drop=1.0, min_speedup=1}"), "has no effect beside --speedup"),
+        (("--speedup", 2, "--set", "plan={speedup=3}"), "has no effect beside --speedup"),
+        (("--speedup", 2, "--set", "prune={ratio=0.5}"), "has no effect beside --speedup"),
         (("--pareto", 2, "--onnx", "a.onnx", "--data", "a.npz", "--speedup", 2), "--pareto is for recipes"),
     ],
 )

@@ -48,6 +48,25 @@ def test_a_copy_is_not_faster_than_its_original(digits: Classification, tmp_path
         assert 0.8 < ratio.value < 1.25
 
 
+def test_a_latency_is_measured_anew_when_more_seconds_are_asked_for(digits: Classification, tmp_path: Path) -> None:
+    class Counting(Here):
+        asked = 0
+
+        def bench(self, *parts: Any, **options: Any) -> Any:
+            self.asked += 1
+            return super().bench(*parts, **options)
+
+    place, journal, original = Counting(), Journal(tmp_path / "run"), Path("models/digits/student.onnx")
+
+    def measured(seconds: float) -> float:
+        return Gate(recipe(bench={"seconds": seconds}), place, digits, tmp_path, journal).latency_ms(original)
+
+    assert measured(0.05) == measured(0.05)
+    assert place.asked == 1
+    measured(0.06)
+    assert place.asked == 2
+
+
 def test_only_a_whole_interval_above_the_margin_counts() -> None:
     assert measurably_faster(Estimate(1.2, NEEDED_SPEEDUP + 0.001, 1.4))
     assert not measurably_faster(Estimate(1.2, NEEDED_SPEEDUP, 1.4))

@@ -70,6 +70,9 @@ def test_unknown_key_is_refused_with_the_nearest_valid_one(tmp_path: Path) -> No
         ("views = 2", "distill.views = 2 has no effect without random changes to the images"),
         ("micro_batch = 128", "micro_batch = 128 is not less than batch_size = 128"),
         ("hard_weight = 0.0\nsoft_weight = 0.0", "there is nothing to learn from"),
+        ('soft_weight = 0.0\nloss = "dkd"', "distill.loss has no effect with distill.soft_weight = 0; leave it out"),
+        ("soft_weight = 0.0\ntemperature = 2.0", "distill.temperature has no effect with distill.soft_weight = 0"),
+        ('features = {layers = ["a"], weight = 0.0}', "distill.features.weight = 0.0"),
         ("temperature = 1e300", "distill.temperature = 1e+300"),
         ("minutes = 1.0\nlearning_rate = 1e300", "distill.learning_rate = 1e+300"),
     ],
@@ -84,6 +87,22 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, keys: str, part: s
 def test_views_that_differ_are_taken(tmp_path: Path, keys: str) -> None:
     recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
     assert recipe.distill is not None
+
+
+@pytest.mark.parametrize(
+    ("keys", "rate"),
+    [
+        ("", 0.05),
+        ('optimizer = "adam"', 0.001),
+        ('optimizer = "adamw"', 0.001),
+        ('optimizer = "adamw"\nlearning_rate = 0.02', 0.02),
+        ("learning_rate = 0.02", 0.02),
+    ],
+)
+def test_a_learning_rate_that_is_left_out_suits_the_optimizer(tmp_path: Path, keys: str, rate: float) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL + f"[distill]\nepochs = 1\n{keys}\n"))
+    assert recipe.distill is not None
+    assert recipe.distill.learning_rate == rate
 
 
 def test_a_time_budget_needs_something_to_distill(tmp_path: Path) -> None:
@@ -114,6 +133,28 @@ def test_paths_of_further_teachers_are_relative_to_the_recipe(tmp_path: Path) ->
     assert (second.network, second.weights) == ("torchvision:vgg16", "V1")
 
 
+def test_weights_are_a_file_whatever_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("digits-resnet", "nets.py:make") + 'weights = "checkpoint"\n')
+    assert load_recipe(path).teacher.weights == f"{tmp_path}/checkpoint"
+    for word in ("none", "own"):
+        assert load_recipe(path, [f"teacher.weights={word}"]).teacher.weights == word
+    assert load_recipe(path, ["teacher.weights=other"]).teacher.weights == f"{Path.cwd()}/other"
+    published = ["teacher.network=torchvision:vgg16", "teacher.weights=V1", "data.source=folder", "data.root=x"]
+    assert load_recipe(path, published).teacher.weights == "V1"
+
+
+def test_weights_that_a_function_loads(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    own = "teacher.weights=own"
+    recipe = load_recipe(path, ["teacher.network=nets.py:make", own])
+    assert not recipe.latency_only
+    assert "teacher.weights = 'own' is for a MODULE:FUNCTION" in refusal(path, own)
+    head = refusal(path, "teacher.network=nets.py:make", own, "teacher.new_head=true", "teacher.train.epochs=1")
+    assert "teacher.new_head is for weights of a file" in head
+    further = 'distill={epochs=1, teachers=[{network="digits-resnet", weights="own"}]}'
+    assert "teachers.weights = 'own' is for a MODULE:FUNCTION" in refusal(path, further)
+
+
 def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
     text = MINIMAL + "[teacher.train]\nepochs = 1\n"
     assert "teacher.train.views needs a network to learn from" in refusal(write(tmp_path, text + "views = 1\n"))
@@ -124,8 +165,8 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
     assert (followed.network, followed.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
     assert recipe.network_names == {recipe.teacher.network, followed.network}
     assert "teacher.train.views stores" in refusal(write(tmp_path, text + "views = 1\nmixup = 1.0\n"))
-    nothing = "hard_weight = 0.0\nsoft_weight = 0.0\n"
-    assert "teacher.train.hard_weight and .soft_weight are 0" in refusal(write(tmp_path, text + nothing))
+    unheard = "teacher.train.teachers has no effect with teacher.train.soft_weight = 0"
+    assert unheard in refusal(write(tmp_path, text + "soft_weight = 0.0\n"))
 
 
 @pytest.mark.parametrize(
@@ -337,6 +378,7 @@ def test_malformed_overrides(tmp_path: Path) -> None:
         assert "in a list of 2. They begin with 0." in refusal(path, two, f"distill.teachers.{key}=c.pt")
     assert "that is a list" in refusal(path, two, "distill.teachers.0=c.pt")
     assert "'weights' is a value" in refusal(path, two, "distill.teachers.0.weights.a=c.pt")
+    assert "there is no list that '0' could be of" in refusal(path, "teacher.train.teachers.0.weights=a.pt")
     assert "seed = -1" in refusal(path, "seed=-1")
 
 

@@ -13,8 +13,9 @@ from rich.console import Console
 import onnxdistill
 from onnxdistill.commands.options import Minutes
 from onnxdistill.errors import UsageError
+from onnxdistill.overrides import keys_given
 
-_BUDGETS = (("plan", "speedup"), ("plan", "latency_ms"))
+_BUDGETS = ("plan.speedup", "plan.latency_ms")
 
 
 @click.command("compress")
@@ -130,15 +131,14 @@ def compress_command(
 def _check_planned(overrides: Sequence[str], limit: str) -> None:
     """Refuses what the budget's own options would undo, such as the limit that they set."""
     for item in overrides:
-        key, _, value = item.partition("=")
-        table, _, rest = key.strip().partition(".")
-        if value.strip() and (table in ("prune", "factorize") or (table, rest) in _BUDGETS):
+        keys = keys_given(item)
+        if any(key.partition(".")[0] in ("prune", "factorize") or key in _BUDGETS for key in keys):
             raise UsageError(
                 f"--set {item!r} has no effect beside --speedup or --latency-ms, which plan for one budget in place "
                 "of [prune] and [factorize].",
                 "Leave out one of them.",
             )
-        if value.strip() and key.strip() == limit:
+        if limit in keys:
             option = "--speedup" if limit == "limits.min_speedup" else "--latency-ms"
             raise UsageError(f"--set {item!r} has no effect beside {option}, which sets it.", "Leave out one of them.")
 

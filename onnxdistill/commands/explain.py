@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from onnxdistill.errors import ModelFileError
 from onnxdistill.report import load_report
 from onnxdistill.report.explanation import render_explanation
 
@@ -18,5 +19,18 @@ def explain_command(run: Path) -> None:
 
     RUN is the folder that `onnxdistill compress` wrote, or its report.json.
     """
-    report = load_report(run / "report.json" if run.is_dir() else run)
+    path = run / "report.json" if run.is_dir() else run
+    if not path.exists():
+        _say_where_it_is(run)
+    report = load_report(path)
     Console(highlight=False).print(render_explanation(report))
+
+
+def _say_where_it_is(run: Path) -> None:
+    """Refuses what holds no report, if there is one nearby."""
+    missed = run.with_name(f"{run.name}.missed")
+    if (missed / "report.json").exists():
+        raise ModelFileError(f"The student of {run} missed its limits.", f"Name {missed}.")
+    if (run / "front.json").exists():
+        runs = sorted(str(one.parent) for one in run.glob("*/report.json"))
+        raise ModelFileError(f"{run} is the folder of a front.", f"Name one of its runs: {', '.join(runs) or 'none'}.")

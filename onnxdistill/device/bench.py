@@ -136,7 +136,7 @@ def bench(
                 f"Ask for at least {EARLIER_RUNS_NEEDED}.",
             )
         known = {name: matching_case(earlier, case) for name, case in cases.items()}
-    source = InputSource(shapes or {}, inputs, seed)
+    source = InputSource(shapes or {}, inputs, seed, several(batch))
     progress = on_progress or (lambda _phase, _done, _total: None)
     medians_ms = {name: one.medians_ms() for name, one in known.items()}
     measurement = Measurement(cases, compared, effort, source.feeds, progress, medians_ms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from zipfile import BadZipFile
@@ -31,9 +31,17 @@ class InputSource:
         shapes: Whole shapes by input name, where a model leaves more open than the batch.
         inputs: Arrays by input name, instead of random ones; None for random ones.
         seed: Of the random ones; every model gets the same.
+        batches: That are asked for; a shape that is of one of them stands for the others as well.
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]], inputs: Mapping[str, Array] | None, seed: int) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        inputs: Mapping[str, Array] | None,
+        seed: int,
+        batches: Collection[int] = (),
+    ) -> None:
+        self._batches = batches
         self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self._inputs = inputs
         self._seed = seed
@@ -55,9 +63,9 @@ class InputSource:
         if self._inputs is None:
             rng = np.random.default_rng(self._seed)
             for _ in range(max(1, _RANDOM_ITEMS // batch)):
-                yield random_feeds(session, batch, self._own_shapes(session), rng)
+                yield random_feeds(session, batch, self._own_shapes(session, batch), rng)
             return
-        shapes = self._own_shapes(session)
+        shapes = self._own_shapes(session, batch)
         yield given_feeds(session, batch, self._inputs, shapes)
         fewest = min(len(array) if array.ndim else 1 for array in self._inputs.values())
         for begin in range(batch, fewest - batch + 1, batch):
@@ -98,8 +106,13 @@ class InputSource:
                         "Ask for the --batch that one of them fixes.",
                     )
 
-    def _own_shapes(self, session: Session) -> dict[str, tuple[int, ...]]:
-        return {port.name: self._shapes[port.name] for port in session.inputs if port.name in self._shapes}
+    def _own_shapes(self, session: Session, batch: int) -> dict[str, tuple[int, ...]]:
+        found = {port.name: self._shapes[port.name] for port in session.inputs if port.name in self._shapes}
+        for port in session.inputs:
+            shape = found.get(port.name)
+            if shape and port.shape and isinstance(port.shape[0], str) and shape[0] in self._batches:
+                found[port.name] = (batch, *shape[1:])
+        return found
 
 
 def random_feeds(
@@ -167,8 +180,8 @@ def given_feeds(
         feeds[port.name] = array[begin : begin + batch]
     for port in session.inputs:
         asked, given = (shapes or {}).get(port.name), feeds.get(port.name)
-        batched = 1 if port.shape and isinstance(port.shape[0], str) else 0  # how many is said by the batches
-        if asked is not None and given is not None and given.shape[batched:] != asked[batched:]:
+        # All of an array from which batches are taken may be meant, too.
+        if asked is not None and given is not None and asked not in (given.shape, inputs[port.name].shape):
             raise UsageError(
                 f"The input {port.name!r} is given as {list(given.shape)}, and --shape asks for {list(asked)}.",
                 "Leave out one of the two.",

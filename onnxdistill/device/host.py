@@ -149,7 +149,7 @@ def read_host() -> HostFacts:
     """
     processor = read_processor()
     return HostFacts(
-        cpu=processor.name,
+        cpu=" ".join(processor.name.split()),  # some say it with several spaces, which no message keeps
         architecture=platform.machine(),
         physical_cores=processor.physical_cores,
         logical_cpus=os.cpu_count() or 1,

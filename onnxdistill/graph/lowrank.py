@@ -130,8 +130,8 @@ def low_rank_pair(layer: Layer, factors: Factors, rank: int, scheme: Scheme) -> 
         second.weight.copy_(left)
         if layer.bias is not None and second.bias is not None:
             second.bias.copy_(layer.bias)
-    pair = nn.Sequential(first, second).to(layer.weight.dtype).train(layer.training)
-    return pair.requires_grad_(layer.weight.requires_grad)
+    # It is trained even if the layer was frozen: it has to recover.
+    return nn.Sequential(first, second).to(layer.weight.dtype).train(layer.training)
 
 
 def _balanced(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

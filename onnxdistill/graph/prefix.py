@@ -68,6 +68,7 @@ class Prefix:
         self._modules = dict(network.named_modules())
         self._calls: dict[str, _Call] = {}
         self._uses: dict[int, int] = {}
+        self._stale = False
         if any(isinstance(module, torch.jit.ScriptModule) for module in self._modules.values()):
             return  # they cannot be looked into
         try:
@@ -75,10 +76,10 @@ class Prefix:
             self._held = _outermost(self._calls)
             self._run(self._held)
             self._prove()
-        except (MemoryError, RuntimeError) as error:  # it only saves time, and the memory is not for that
+        except Exception as error:  # which a user's code may have its own words for
             if not is_of_memory(error):
                 raise
-            self._calls = {}
+            self._calls = {}  # it only saves time, and the memory is not for that
 
     @contextmanager
     def given(self, changed: nn.Module) -> Iterator[None]:
@@ -87,6 +88,12 @@ class Prefix:
         Args:
             changed: A changed copy, in evaluation mode, which is to get the inputs.
         """
+        try:
+            self._refresh()
+        except Exception as error:  # which a user's code may have its own words for
+            if not is_of_memory(error):
+                raise
+            self._calls = {}
         modules = dict(changed.named_modules())
         outputs = self._before(self._changed_at(modules)) if self._calls else {}
         with self._replaying(modules, outputs, {name: partial(_given, output) for name, output in outputs.items()}):
@@ -107,7 +114,13 @@ class Prefix:
             # Where a block has gone, what follows it may write to what came before it.
             if any(output._version != self._calls[name].version for name, output in outputs.items()):
                 outputs.clear()
-                self._run(self._held)
+                self._stale = True
+
+    def _refresh(self) -> None:
+        """Runs again if outputs that are held were written to."""
+        if self._stale:
+            self._run(self._held)
+            self._stale = False
 
     def _run(self, held: Collection[str]) -> None:
         """Notes how all modules run, with the outputs of some, and when tensors are used first."""
@@ -156,6 +169,7 @@ class Prefix:
         """
         if used is None:
             return False
+        self._refresh()
         expected = self._calls[""].output if "" in self._calls else None
         copied = copy.deepcopy(used)
         outputs, others = self._around(running), list[str]()

@@ -145,15 +145,15 @@ def _seen_by_norms(network: nn.Module, inputs: Tensor) -> dict[str, Statistics]:
 def _showing_norms(network: nn.Module, see: Callable[[_BatchNorm, Tensor, str], None]) -> Iterator[None]:
     """While this is entered, the inputs of a network's batch norms are shown, each before it runs."""
 
-    def showing(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def before(norm: nn.Module, received: tuple[Any, ...]) -> None:
+    def showing(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def before(norm: nn.Module, received: tuple[Any, ...], named: dict[str, Any]) -> None:
             assert isinstance(norm, _BatchNorm)
-            see(norm, received[0], name)
+            see(norm, received[0] if received else named["input"], name)
 
         return before
 
     norms = [(name, module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
-    handles = [module.register_forward_pre_hook(showing(name)) for name, module in norms]
+    handles = [module.register_forward_pre_hook(showing(name), with_kwargs=True) for name, module in norms]
     try:
         yield
     finally:

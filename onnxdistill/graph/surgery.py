@@ -66,7 +66,8 @@ def _smaller_tensors(network: nn.Module, removed: Removed) -> dict[int, Any]:
         now = smaller.get(id(old), old)
         stay = torch.from_numpy(np.setdiff1d(np.arange(now.shape[dim]), indices))
         new = now.detach().index_select(dim, stay)
-        smaller[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        # What is cut has to recover, whether it was frozen or not.
+        smaller[id(old)] = nn.Parameter(new, new.is_floating_point()) if isinstance(old, nn.Parameter) else new
     return smaller
 
 

@@ -136,11 +136,13 @@ def weight_costs(network: nn.Module, analysis: ChannelAnalysis, example: Tensor)
     handles = []
     for name, layer in network.named_modules():
         if isinstance(layer, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
-            handles.append(layer.register_forward_hook(_counting(f"{name}.weight", positions, len(example))))
+            calls = _counting(f"{name}.weight", positions, len(example))
+            handles.append(layer.register_forward_hook(calls, with_kwargs=True))
         elif isinstance(layer, nn.MultiheadAttention):
             # It multiplies by its weights itself, without calling layers.
             used = [f"{name}.{weight}" for weight, _ in layer.named_parameters() if weight in ATTENTION_WEIGHTS]
-            handles += [layer.register_forward_hook(_tokens(weight, positions, len(example))) for weight in used]
+            tokens = [_tokens(weight, positions, len(example)) for weight in used]
+            handles += [layer.register_forward_hook(each, with_kwargs=True) for each in tokens]
     try:
         with torch.inference_mode(), layer_by_layer():
             core_of(network)(example.clone())
@@ -159,18 +161,20 @@ def weight_costs(network: nn.Module, analysis: ChannelAnalysis, example: Tensor)
     return costs
 
 
-def _tokens(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Any], None]:
-    def count(_layer: nn.Module, inputs: Any, _outputs: Any) -> None:
-        positions[name] = positions.get(name, 0) + inputs[0].numel() // inputs[0].shape[-1] // samples
+def _tokens(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Any, Any], None]:
+    def count(_layer: nn.Module, inputs: Any, named: Any, _outputs: Any) -> None:
+        query = inputs[0] if inputs else named["query"]
+        positions[name] = positions.get(name, 0) + query.numel() // query.shape[-1] // samples
 
     return count
 
 
-def _counting(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Tensor], None]:
-    def count(layer: nn.Module, inputs: Any, outputs: Tensor) -> None:
+def _counting(name: str, positions: dict[str, int], samples: int) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+    def count(layer: nn.Module, inputs: Any, named: Any, outputs: Tensor) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        applied = inputs[0] if isinstance(layer, TRANSPOSED) else outputs
+        received = inputs[0] if inputs else named["input"]
+        applied = received if isinstance(layer, TRANSPOSED) else outputs
         positions[name] = positions.get(name, 0) + applied.numel() // len(weight) // samples
 
     return count

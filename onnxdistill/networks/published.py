@@ -12,6 +12,7 @@ import torchvision
 
 from onnxdistill.errors import WeightsError, is_of_memory
 from onnxdistill.networks.calling import described
+from onnxdistill.recipe.weights import NO_WEIGHTS
 
 _PLACE = "torchvision:"
 
@@ -35,7 +36,7 @@ class Preprocessing:
 
 def is_published(network: str, weights: str) -> bool:
     """Whether the weights that a recipe names for a network are torchvision's, rather than a file."""
-    return network.startswith(_PLACE) and weights != "none" and "/" not in weights and "." not in weights
+    return network.startswith(_PLACE) and weights != NO_WEIGHTS and "/" not in weights and "." not in weights
 
 
 def published_state(network: str, weights: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -11,7 +12,7 @@ from types import ModuleType
 
 from torch import nn
 
-from onnxdistill.errors import NetworkError
+from onnxdistill.errors import NetworkError, is_of_memory
 from onnxdistill.networks.calling import described
 
 
@@ -50,7 +51,12 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
     path = Path(place) if Path(place).is_absolute() else (folder or Path()) / place
     if not path.is_file():
         raise NetworkError(f"teacher.network names the file {path}, which does not exist.", "Correct the path.")
-    name = f"onnxdistill_user_{path.stem}"
+    # The same file is one module however often it is named, and another file of that name is another one: pickled
+    # networks have to find their classes.
+    digest = hashlib.sha256(f"{path.resolve()}\n".encode(errors="surrogateescape") + path.read_bytes()).hexdigest()
+    name = f"onnxdistill_user_{path.stem}_{digest[:16]}"
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise NetworkError(f"{path} cannot be loaded as a Python module.", "Give a file that ends in .py.")
@@ -63,7 +69,7 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
 
     try:
         return _imported(str(path), load, "Correct the file; it has to be importable by itself.")
-    except NetworkError:
+    except BaseException:
         sys.modules.pop(name, None)
         raise
 
@@ -72,6 +78,8 @@ def _imported(place: str, load: Callable[[], ModuleType], fix: str) -> ModuleTyp
     try:
         return load()
     except (Exception, SystemExit) as error:  # a user's module raises anything, and one that is a script may exit
+        if is_of_memory(error):
+            raise
         raise NetworkError(
             f"teacher.network names the module {place!r}, which cannot be imported: {described(error)}.", fix
         ) from error

@@ -6,8 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from onnxdistill.recipe.base import NotNegative, Table
+from onnxdistill.recipe.base import NotNegative, Positive, Table
 from onnxdistill.recipe.training import TrainingTable
+from onnxdistill.recipe.weights import NO_WEIGHTS, check_own_weights
 
 
 class FeaturesTable(Table):
@@ -19,7 +20,7 @@ class FeaturesTable(Table):
         description="Where a layer is active (Zagoruyko and Komodakis 2017), or all of its values, by a 1x1 adapter "
         "where the student is narrower (Romero et al. 2014).",
     )
-    weight: NotNegative = Field(1.0, description="Weight of their differences in the loss.")
+    weight: Positive = Field(1.0, description="Weight of their differences in the loss.")
 
 
 class FurtherTeacherTable(Table):
@@ -30,7 +31,8 @@ class FurtherTeacherTable(Table):
 
     @model_validator(mode="after")
     def _knows_something(self) -> FurtherTeacherTable:
-        if self.weights == "none":
+        check_own_weights("teachers", self.network, self.weights)
+        if self.weights == NO_WEIGHTS:
             raise ValueError("teachers: a network without weights has nothing to teach; give it weights")
         return self
 
@@ -46,9 +48,15 @@ class GuidedTable(TrainingTable):
         description="How the teacher's logits are followed: Hinton et al. 2015, decoupled (Zhao et al. 2022), or by "
         "correlation (Huang et al. 2022).",
     )
-    temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(2.0, description="Softens both distributions.")
+    temperature: Annotated[float, Field(ge=0.01, le=10_000)] | None = Field(
+        None,
+        description="Softens both distributions; if it is left out, 2 for z-scored logits, 4 for others, 1 with "
+        "`dist`.",
+    )
     soft_weight: NotNegative | None = Field(
-        None, description="Weight of the teacher's logits; if it is left out, 9 with `kd`, 1 with `dkd`, 2 with `dist`."
+        None,
+        description="Weight of the teacher's logits; if it is left out, 9 for z-scored ones, 1 for others, 2 with "
+        "`dist`.",
     )
     target_weight: NotNegative = Field(1.0, description="Of `dkd`: weight of the right class against the rest.")
     others_weight: NotNegative = Field(8.0, description="Of `dkd`: weight of the other classes among themselves.")
@@ -63,10 +71,10 @@ class GuidedTable(TrainingTable):
         "training has these alone. The loss is the mean over all.",
     )
     hard_weight: NotNegative = Field(1.0, description="Weight of the labels.")
-    standardise: bool = Field(
-        True,
+    standardise: bool | None = Field(
+        None,
         description="Of `kd` and `dkd`: z-score the logits first (Sun et al. 2024); not with two classes, where only a "
-        "sign is left.",
+        "sign is left. If it is left out, with `kd` only.",
     )
 
     @model_validator(mode="after")
@@ -90,6 +98,12 @@ class GuidedTable(TrainingTable):
         for key in without[self.loss]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.place}.{key} has no effect on {self.place}.loss = {self.loss!r}; leave it out")
+        if self.soft_weight == 0:
+            for key in ("teachers", "loss", "temperature", "standardise", *dkd):
+                if getattr(self, key) != type(self).model_fields[key].get_default():
+                    raise ValueError(
+                        f"{self.place}.{key} has no effect with {self.place}.soft_weight = 0; leave it out"
+                    )
         if self.optimizer != "sgd" and self.momentum != type(self).model_fields["momentum"].default:
             raise ValueError(
                 f"{self.place}.momentum has no effect on {self.place}.optimizer = {self.optimizer!r}; leave it out"
@@ -137,6 +151,4 @@ class TeacherTrainingTable(GuidedTable):
                     raise ValueError(
                         f"teacher.train.{key} needs a network to learn from: add [[teacher.train.teachers]]"
                     )
-        elif self.hard_weight == 0 and self.soft_weight == 0:
-            raise ValueError("teacher.train.hard_weight and .soft_weight are 0: there is nothing to learn from")
         return self

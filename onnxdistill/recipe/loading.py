@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from onnxdistill.errors import RecipeError
 from onnxdistill.recipe.messages import explained
 from onnxdistill.recipe.onnxalone import OnnxRecipe
+from onnxdistill.recipe.weights import NO_WEIGHTS, OWN_WEIGHTS
 from onnxdistill.recipe.whole import Recipe
 
 Checked = TypeVar("Checked", bound=BaseModel)
@@ -90,7 +91,7 @@ def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
     for network in (teacher, *chain.from_iterable(further)):
         for key in ("weights", "network"):
             value = _inner(network, key)
-            if isinstance(value, str) and _is_path(key, value):
+            if isinstance(value, str) and _is_path(key, value, _inner(network, "network")):
                 network[key] = _anchored(value, folder)
 
 
@@ -110,10 +111,13 @@ def _anchored(path: str, folder: Path) -> str:
         raise RecipeError(f"The path {path} starts with a home folder that isn't known.", "Write it out.") from error
 
 
-def _is_path(key: str, value: str) -> bool:
+def _is_path(key: str, value: str, network: Any) -> bool:
     if key == "network":
         return ".py:" in value
-    return value != "none" and ("/" in value or "." in value)
+    if value in (NO_WEIGHTS, OWN_WEIGHTS):
+        return False
+    is_torchvisions = isinstance(network, str) and network.startswith("torchvision:")
+    return not is_torchvisions or "/" in value or "." in value
 
 
 def _override(tables: dict[str, Any], item: str) -> None:
@@ -145,6 +149,11 @@ def _within(table: Any, key: str, item: str) -> Any:
         if not key.isdecimal() or int(key) >= len(table):
             raise RecipeError(f"--set {item!r}: there is no {key!r} in a list of {len(table)}.", "They begin with 0.")
         child = table[int(key)]
+    elif key.isdecimal() and key not in table:
+        raise RecipeError(
+            f"--set {item!r}: there is no list that {key!r} could be of.",
+            'Write all of it, as in distill.teachers=[{network="n.py:build", weights="a.pt"}].',
+        )
     else:
         child = table.setdefault(key, {})
     if not isinstance(child, dict | list):

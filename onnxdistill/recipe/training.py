@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ Alpha = Annotated[float, Field(ge=0, le=1000)]
 TrainingBatchSize = Annotated[int, Field(ge=2, le=65536)]  # batch norm cannot train on one image
 
 SMALLEST_ALPHA = 0.001
+ADAPTIVE_LEARNING_RATE = 0.001
+"""Kingma and Ba 2014, "Adam", algorithm 1; SGD's would make them diverge."""
 
 
 class TrainingTable(Table):
@@ -25,16 +27,18 @@ class TrainingTable(Table):
     micro_batch: TrainingBatchSize | None = Field(
         None,
         description="Images at once, where a step's do not fit into memory; gradients are summed up, and batch norms "
-        "see these alone.",
+        "and the loss `dist` see these alone.",
     )
     optimizer: Literal["sgd", "adam", "adamw"] = Field("sgd", description="SGD is with Nesterov momentum.")
-    learning_rate: Annotated[float, Field(gt=0, le=10_000)] = Field(0.05, description="Highest learning rate.")
+    learning_rate: Annotated[float, Field(gt=0, le=10_000)] = Field(
+        0.05, description="Highest learning rate; 0.001 if it is left out with `adam` or `adamw`."
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Momentum of SGD.")
     weight_decay: Annotated[float, Field(ge=0, le=10_000)] = Field(
         5e-4, description="Weight decay; not on biases and normalisation."
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="Each outer layer learns at so many times the rate of the next (Howard and Ruder 2018)."
+        1.0, description="Each layer or block learns at so many times the rate of the next (Howard and Ruder 2018)."
     )
     schedule: Literal["cosine", "one_cycle", "linear", "step", "constant"] = Field(
         "cosine",
@@ -61,6 +65,12 @@ class TrainingTable(Table):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 autocast where the processor has it."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_the_optimizer(cls, values: Any) -> Any:  # not validated yet
+        adaptive = isinstance(values, dict) and values.get("optimizer") in ("adam", "adamw")
+        return {"learning_rate": ADAPTIVE_LEARNING_RATE, **values} if adaptive else values
 
     @model_validator(mode="after")
     def _has_sense(self) -> TrainingTable:

@@ -12,6 +12,7 @@ from onnxdistill.recipe.data import DataTable
 from onnxdistill.recipe.deployment import BenchTable, ExportTable, LimitsTable
 from onnxdistill.recipe.distillation import DistillTable, FurtherTeacherTable
 from onnxdistill.recipe.teacher import TeacherTable
+from onnxdistill.recipe.weights import NO_WEIGHTS
 
 
 class Recipe(Table):
@@ -87,4 +88,4 @@ class Recipe(Table):
     @property
     def latency_only(self) -> bool:
         """True if the teacher has neither weights nor training, so that no accuracy can be measured."""
-        return self.teacher.weights == "none" and self.teacher.train is None
+        return self.teacher.weights == NO_WEIGHTS and self.teacher.train is None

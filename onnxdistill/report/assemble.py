@@ -78,7 +78,11 @@ def assemble(
     median_ms = by_name[student.stage].latency_ms.median
     limits = _check_limits(recipe.limits, scoring.metric, steps[0], student, rows[steps.index(student)], median_ms)
     if not scoring.measurable:
-        notes = ["Accuracy was not measured: the teacher has neither weights nor training.", *notes]
+        unmeasured = (
+            "Accuracy was not measured: the teacher has neither weights nor training. If its function loads weights, "
+            "set teacher.weights = 'own'."
+        )
+        notes = [unmeasured, *notes]
     return Report(
         schema_version=SCHEMA_VERSION,
         onnxdistill_version=__version__,

@@ -78,6 +78,10 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         if report.quantization.rungs:
             title = f"For its accuracy: {report.quantization.limit:g} points may be lost"
             yield from _titled(title, _rungs(report.quantization))
+    if report.notes:
+        yield Text()
+        yield Text("Notes", "bold")
+        yield from (Text(f"- {note}") for note in report.notes)
 
 
 def _titled(title: str, table: Table) -> Iterator[RenderableType]:

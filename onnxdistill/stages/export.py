@@ -160,8 +160,9 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _cause(error: BaseException) -> str:
-    root = error
-    while root.__cause__ is not None:
+    root, seen = error, set[int]()
+    while root.__cause__ is not None and id(root) not in seen:  # a user's code may make a circle
+        seen.add(id(root))
         root = root.__cause__
     lines = [line.strip() for line in str(root).splitlines() if line.strip()]
     return (lines[0][:300] if lines else type(root).__name__).rstrip(".") + "."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class PruneResult:
     notes: list[str]
 
 
-def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
+def prune(network: nn.Module, task: Task, table: PruneTable, keep: Sequence[str] = ()) -> PruneResult:
     """Removes blocks, then channels, and repairs what took them.
 
     Of the ways to repair, the one is taken that scores best on some of the validation samples.
@@ -53,11 +54,12 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
         network: Not changed.
         task: Gives calibration samples, and the score on validation.
         table: The recipe's `[prune]`.
+        keep: Names of modules that stay, with the blocks that they are in.
 
     Raises:
         NetworkError: If the network cannot be traced, or does not run with fewer channels.
     """
-    shorter, blocks, notes = _without_blocks(network, task, table)
+    shorter, blocks, notes = _without_blocks(network, task, table, keep)
     if table.ratio is None and table.macs_ratio is None:
         return PruneResult(shorter, [], blocks, notes)
     example = task.example_input(2)
@@ -87,11 +89,13 @@ def prune(network: nn.Module, task: Task, table: PruneTable) -> PruneResult:
     return PruneResult(smaller, cuts, blocks, notes)
 
 
-def _without_blocks(network: nn.Module, task: Task, table: PruneTable) -> tuple[nn.Module, list[str], list[str]]:
+def _without_blocks(
+    network: nn.Module, task: Task, table: PruneTable, keep: Sequence[str]
+) -> tuple[nn.Module, list[str], list[str]]:
     """The network without the blocks that matter least, their names, and notes."""
     if table.blocks == 0:
         return network, [], []
-    names = removable_blocks(network, task.example_input(2), table.skip)
+    names = removable_blocks(network, task.example_input(2), [*table.skip, *keep])
     losses = list(calibration_losses(network, task)) if task.measurable else []
 
     def damage(shorter: nn.Module) -> float:

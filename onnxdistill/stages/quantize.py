@@ -69,7 +69,7 @@ class QuantizeResult:
         form: How it was made.
         loss: What it costs on validation; None if that was not measured.
         variants: The schemes that were timed, in order of time.
-        rungs: What was tried for its accuracy, in order of time.
+        rungs: What was tried for its accuracy, in order of time; what was taken up again in the end comes last.
         refusal: Why it must not ship; empty if it may.
     """
 

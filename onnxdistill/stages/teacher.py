@@ -17,23 +17,30 @@ from onnxdistill.networks import build_network, probe
 from onnxdistill.networks.published import Preprocessing, published_preprocessing
 from onnxdistill.networks.weights import load_weights
 from onnxdistill.recipe import FOLDER_IMAGE_SIZE, DataTable, FurtherTeacherTable, Recipe, TeacherTable
+from onnxdistill.recipe.weights import NO_WEIGHTS, OWN_WEIGHTS
 from onnxdistill.tasks import Task
+from onnxdistill.tasks.base import Score
 from onnxdistill.training import OnStatus, TrainingResult, train_guided
 from onnxdistill.training.features import check_layers
+from onnxdistill.training.validation import ENOUGH, module_runner
 
 PROBED_BATCH = 2
 # Of a network in training mode, which may ask for more.
 _TRAINED_BATCH = 16
+
+# Below the teacher, for sure: another size of the same kind of network is nearer.
+_FAR_POINTS = 10
 
 _TEACHER_KEY = re.compile(r"(?<![\w./])teacher\.(?=(?:weights|network)\b)")
 
 
 @dataclass(frozen=True)
 class TeacherResult:
-    """The teacher in evaluation mode, and its training, if it was trained here."""
+    """The teacher in evaluation mode; its training, if it was trained here; and what is to say of those it followed."""
 
     network: nn.Module
     training: TrainingResult | None
+    notes: tuple[str, ...] = ()
 
 
 def teacher(
@@ -63,8 +70,9 @@ def teacher(
     if table.train is None:
         return TeacherResult(network, None)
     followed = further_teachers(table.train.teachers, "teacher.train.teachers", task, recipe.seed)
+    notes = notes_on_others("teacher.train.teachers", followed, task)
     training = train_guided(network, followed, task, table.train, recipe.seed, on_status, checkpoint)
-    return TeacherResult(training.network, training)
+    return TeacherResult(training.network, training, tuple(notes))
 
 
 def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Task, seed: int) -> list[nn.Module]:
@@ -111,6 +119,54 @@ def notes_on_images(recipe: Recipe) -> list[str]:
     return found
 
 
+def notes_on_score(place: str, score: Score, task: Task) -> list[str]:
+    """A sentence if a network may as well be guessing.
+
+    Args:
+        place: Names the network.
+        score: What it reaches.
+        task: Has the classes.
+    """
+    classes = len(task.class_names)
+    if score.interval[0] > 100 / classes:
+        return []
+    return [
+        f"{place}: {score.value:.2f} {task.metric.unit} is not surely more than guessing among {classes} classes. "
+        "Check that the class folders are in the order that its weights were trained with, and data.mean and data.std."
+    ]
+
+
+def notes_on_others(
+    place: str, networks: Sequence[nn.Module], task: Task, teacher: nn.Module | None = None
+) -> list[str]:
+    """A sentence for every network that is followed but knows little, on some validation samples.
+
+    Args:
+        place: Their key in the recipe.
+        networks: What is followed beside the teacher, as much as it.
+        task: Gives the samples; if it has none, nothing is known.
+        teacher: What they should come near; None if it is still to be trained.
+    """
+    if not networks or not task.measurable:
+        return []
+    best = None if teacher is None else _validated(teacher, task)
+    found = []
+    for number, network in enumerate(networks):
+        name, score = f"{place}[{number}]", _validated(network, task)
+        guessing = notes_on_score(name, score, task)
+        found += guessing
+        if not guessing and best is not None and best.interval[0] - score.interval[1] > _FAR_POINTS:
+            found.append(
+                f"{name}: it has {score.value:.2f} {task.metric.unit} on validation where the teacher has "
+                f"{best.value:.2f}, and is followed as much. Check what its weights were trained with, or leave it out."
+            )
+    return found
+
+
+def _validated(network: nn.Module, task: Task) -> Score:
+    return task.score(module_runner(network, task), "validation", most=ENOUGH)
+
+
 def notes_on_names(network: nn.Module) -> list[str]:
     """A sentence if layers have two names: what is exported knows one of them, and the network may use the other."""
     first: dict[int, str] = {}
@@ -141,8 +197,10 @@ def _other_keys(wanted: Preprocessing, data: DataTable) -> dict[str, object]:
 
 def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = False) -> nn.Module:
     network = build_network(name, len(task.class_names), seed)
-    if weights != "none":
+    if weights not in (NO_WEIGHTS, OWN_WEIGHTS):
         load_weights(network, name, weights, new_head)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        network.requires_grad_(True)  # it was made for inference, and says nothing of what is to be trained
     for batch in (PROBED_BATCH, 1):  # where code squeezes, one sample has a dimension less
         task.check_output(probe(name, network, task.example_input(batch)), batch)
     return network

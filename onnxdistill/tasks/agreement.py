@@ -40,7 +40,8 @@ def fixed_batch(session: Session) -> int | None:
             "Export the model with a batch dimension in every input.",
         )
     sizes = {port.shape[0] for port in session.inputs if isinstance(port.shape[0], int)}
-    if len(sizes) > 1:
+    is_mixed = max(sizes, default=1) > 1 and any(isinstance(port.shape[0], str) for port in session.inputs)
+    if len(sizes) > 1 or is_mixed:
         raise ModelFileError(
             f"{session.label} takes {', '.join(map(str, session.inputs))}: the first dimension of every input has to "
             "be that of the samples, and these differ.",

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from onnxdistill.errors import UsageError, is_of_memory
 from onnxdistill.tensorfile import load_tensors, save_tensors
 
 State = dict[str, Any]
@@ -24,13 +25,13 @@ class Checkpoint:
         fingerprint: Of everything that decides what the training comes to; see `fingerprint`.
 
     Attributes:
-        replaces: Whether the file was found to hold the state of another training, which `save` replaces.
+        refused: Why what the file was found to hold is not gone on with, and is replaced by `save`; None if it is.
     """
 
     def __init__(self, path: Path, fingerprint: str) -> None:
         self._path = path
         self._fingerprint = fingerprint
-        self.replaces = False
+        self.refused: str | None = None
 
     def save(self, state: State) -> None:
         """Writes the state; whenever the process is ended, the file holds this state or the one before.
@@ -46,14 +47,27 @@ class Checkpoint:
 
         Raises:
             OSError: If the file cannot be read: what it holds may be worth hours.
-            MemoryError: As `load_tensors` does.
+            UsageError: If there is no room for it in memory.
         """
         try:
             content = load_tensors(self._path)
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return None
+        except ValueError as error:
+            self.refused = f"what was kept here is damaged ({error}), and it began anew"
+            return None
+        except (MemoryError, RuntimeError) as error:
+            if not is_of_memory(error):
+                raise
+            raise UsageError(
+                f"{self._path}, where a training was left, does not fit into memory.",
+                "Close other programs; or delete it, and that training begins anew.",
+            ) from error
         if not isinstance(content, dict) or content.get("fingerprint") != self._fingerprint:
-            self.replaces = True
+            self.refused = (
+                "what was kept here is of a training with other settings, data or weights, of another version, or "
+                "on other processors; it does not fit, and it began anew"
+            )
             return None
         state = content.get("state")
         return state if isinstance(state, dict) else None

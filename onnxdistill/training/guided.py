@@ -13,8 +13,17 @@ from onnxdistill.training.job import Guidance
 from onnxdistill.training.records import OnStatus, TrainingResult
 from onnxdistill.training.run import train
 
-SOFT_WEIGHTS = {"kd": 9.0, "dkd": 1.0, "dist": 2.0}
-"""Those of the papers: Sun et al. 2024 for standardised logits, Zhao et al. 2022, Huang et al. 2022."""
+PUBLISHED = {
+    ("kd", True): (9.0, 2.0),
+    ("kd", False): (1.0, 4.0),
+    ("dkd", True): (9.0, 2.0),
+    ("dkd", False): (1.0, 4.0),
+    ("dist", False): (2.0, 1.0),
+}
+"""Weight and temperature by loss, and by whether logits are standardised, where a recipe leaves them out.
+
+Sun et al. 2024 for standardised logits, Hinton et al. 2015 and Zhao et al. 2022 for others, Huang et al. 2022.
+"""
 
 
 def train_guided(
@@ -47,17 +56,24 @@ def train_guided(
         return train(
             network, task, table, seed, Objective(label_smoothing=table.label_smoothing), None, on_status, checkpoint
         )
-    objective = Objective(
-        hard_weight=table.hard_weight,
-        label_smoothing=table.label_smoothing,
-        soft_weight=SOFT_WEIGHTS[table.loss] if table.soft_weight is None else table.soft_weight,
-        soft_loss=table.loss,
-        temperature=table.temperature,
-        standardise=table.standardise,
-        target_weight=table.target_weight,
-        others_weight=table.others_weight,
-    )
+    objective = objective_of(table)
     # One that nobody listens to need not speak; layers follow the first one.
     heard = len(teachers) if objective.soft_weight > 0 else int(features is not None)
     guidance = Guidance(tuple(teachers[:heard]), table.views, features)
     return train(network, task, table, seed, objective, guidance, on_status, checkpoint)
+
+
+def objective_of(table: GuidedTable) -> Objective:
+    """How a training that follows networks weighs labels and logits."""
+    standardise = table.loss == "kd" if table.standardise is None else table.standardise
+    weight, temperature = PUBLISHED[table.loss, standardise]
+    return Objective(
+        hard_weight=table.hard_weight,
+        label_smoothing=table.label_smoothing,
+        soft_weight=weight if table.soft_weight is None else table.soft_weight,
+        soft_loss=table.loss,
+        temperature=temperature if table.temperature is None else table.temperature,
+        standardise=standardise,
+        target_weight=table.target_weight,
+        others_weight=table.others_weight,
+    )

@@ -44,7 +44,7 @@ class Job:
     def fingerprint(self, task: Task, processes: int) -> str:
         """Of all that decides the weights. What networks compute and real inputs stand for code and for files."""
         settings = (
-            f"state 2 {onnxdistill.__version__} {self.seed} {self.objective} {training_dtype(self.table.precision)}"
+            f"state 3 {onnxdistill.__version__} {self.seed} {self.objective} {training_dtype(self.table.precision)}"
         )
         following = f"{self.guidance.views} {self.guidance.features}"
         data = f"{task.describe_data()} {task.metadata()}"

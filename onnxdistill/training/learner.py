@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
 
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.training.checkpoint import State
 from onnxdistill.training.features import Follower
+from onnxdistill.training.layout import channels_last
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
 
 
@@ -37,7 +39,7 @@ class Learner:
         steps: int,
         follow: Callable[[nn.Module], Follower] | None = None,
     ) -> None:
-        self.network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+        self.network = channels_last(copy.deepcopy(network))
         self.notes = _thawed(self.network)
         self._table = table
         self._average = None
@@ -63,6 +65,14 @@ class Learner:
         """The learning rate of the next step, of the layers that learn fastest."""
         return max(float(group["lr"]) for group in self._optimizer.param_groups)
 
+    def start_training(self) -> None:
+        """Brings the network into training mode, but for normalisation that is frozen: its statistics stay as well."""
+        self.network.train()
+        for layer in self.network.modules():
+            parameters = list(layer.parameters(recurse=False))
+            if isinstance(layer, _BatchNorm) and parameters and not any(one.requires_grad for one in parameters):
+                layer.eval()
+
     def reschedule(self, steps: int) -> None:
         """Starts the schedule of the learning rate again, over so many steps."""
         self._schedule = build_schedule(self._optimizer, self._table, steps)
@@ -85,6 +95,8 @@ class Learner:
         self._optimizer.step()
         self._schedule.step()
         if self._average is not None:
+            # Those that are made anew in every call may have another size, or come from a scoring.
+            _set_unsaved_buffers(self._average.module, _unsaved_buffers(self.network))
             self._average.update_parameters(self.network)
 
     def is_finite(self) -> bool:
@@ -167,8 +179,9 @@ def _set_unsaved_buffers(network: nn.Module, values: Mapping[str, Tensor]) -> No
     """The inverse of `_unsaved_buffers`; what is there may have been made in a forward, and cannot be written to."""
     known = dict(network.named_buffers())
     for name, value in values.items():
-        there = known[name]
-        if there.shape == value.shape and there.dtype == value.dtype and not there.is_inference():
+        there = known.get(name)  # before the first call there may be none
+        as_before = there is not None and there.shape == value.shape and there.dtype == value.dtype
+        if there is not None and as_before and not there.is_inference():
             there.copy_(value)  # others may hold the same tensor
             continue
         place, _, leaf = name.rpartition(".")

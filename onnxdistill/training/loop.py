@@ -54,7 +54,9 @@ class Loop:
         steps, dtype = len(self._cuts) + 1, training_dtype(table.precision)
         inside = guidance.features is not None
         views = min(guidance.views, table.epochs)
-        self._teaching = Teaching(guidance.teachers, task, self._augmentation, views, job.seed, dtype, inside)
+        self._teaching = Teaching(
+            guidance.teachers, task, self._augmentation, views, job.seed, dtype, table.micro_batch, every_step=inside
+        )
         self._learner = Learner(job.network, table, table.epochs * steps, self._follow(guidance.features))
         self._state = TrainingState(self._learner, table.epochs, steps, job.seed)
         self._steps = Steps(self._learner, task, job.objective, self._teaching, team, table.micro_batch, dtype)
@@ -101,7 +103,7 @@ class Loop:
         with self._reporter.looking():
             self._teaching.prepare(at.epoch, lambda share: self._reporter.report(looked=share))
         stored = self._teaching.seed(at.epoch)
-        self._learner.network.train()
+        self._learner.start_training()
         # Those before `at.step` were done before this process.
         for batch in self._batches(order, fresh if stored is None else stored, at.step):
             self._team.reseed((self._seed, at.epoch, at.step))
@@ -123,7 +125,7 @@ class Loop:
     def _fit_into_budget(self, minutes: float, validation_s: float) -> None:
         """Sets the epochs to those that the budget of time allows, as real steps show, which are then taken back."""
         budget_s, before = 60.0 * minutes, self._state.saved()
-        self._learner.network.train()
+        self._learner.start_training()
         costs = measured_costs(
             self._batches(np.arange(self._task.training_samples, dtype=np.int64), 0),
             lambda batch: self._teaching.computed(batch.inputs),

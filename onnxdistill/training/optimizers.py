@@ -17,8 +17,8 @@ def build_optimizer(network: nn.Module, table: TrainingTable, further: Iterable[
 
     Decaying them only slows training (He et al. 2019, "Bag of Tricks", section 3.1). They are the parameters with one
     dimension at most, those of normalisation layers, and those that are named a bias. With `layer_decay`, the last
-    outer layer learns at the full rate and each one before it at so many times the rate of the next (Howard and Ruder
-    2018, "ULMFiT", section 3.2).
+    layer or block learns at the full rate and each one before it at so many times the rate of the next (Howard and
+    Ruder 2018, "ULMFiT", section 3.2).
 
     Args:
         network: What is trained.
@@ -86,14 +86,44 @@ def _layers(
     """What is trained, layer by layer, and the highest rate of each."""
     if table.layer_decay == 1.0:
         return [([*(p for p in network.parameters() if p.requires_grad), *further], table.learning_rate)]
-    # A parameter of the network itself, such as a class token, goes with the first layer.
-    own, *outer = [list(network.parameters(recurse=False)), *(list(child.parameters()) for child in network.children())]
     seen: set[nn.Parameter] = set()
     layers = []
-    for parameters in [own + outer[0], *outer[1:]] if outer else [own]:
+    for parameters in _in_order(network):
         fresh = [p for p in dict.fromkeys(parameters) if p.requires_grad and p not in seen]
         seen.update(fresh)
         if fresh:
             layers.append(fresh)
     rates = [table.learning_rate * table.layer_decay**place for place in range(len(layers))][::-1]
     return [*zip(layers, rates, strict=True), (list(further), table.learning_rate)]
+
+
+def _in_order(network: nn.Module) -> list[list[nn.Parameter]]:
+    """The parameters of each layer or block, in the order in which the network lists them.
+
+    Blocks are what containers hold: `torchvision`'s ResNet has its in `layer1` to `layer4`. What holds most of a
+    network is looked into as well, since it is a network that was wrapped, or the body of one.
+    """
+    most = sum(parameter.numel() for parameter in network.parameters()) / 2
+    layers: list[list[nn.Parameter]] = []
+    # Parameters of what is looked into itself, such as a class token, go with the layer that follows.
+    waiting: list[nn.Parameter] = []
+
+    def look(module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        holds_most = sum(parameter.numel() for parameter in parameters) > most and any(module.children())
+        if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) or module is network or holds_most:
+            waiting.extend(module.parameters(recurse=False))
+            for child in module.children():
+                look(child)
+        elif any(parameter.ndim > 1 for parameter in parameters):
+            layers.append([*waiting, *parameters])
+            waiting.clear()
+        else:
+            # Normalisation is no layer by itself: it goes with what it follows.
+            (layers[-1] if layers else waiting).extend(parameters)
+
+    look(network)
+    if not layers:
+        return [waiting]
+    layers[-1].extend(waiting)
+    return layers

@@ -21,6 +21,13 @@ def training_dtype(wanted: Literal["auto", "float32", "bfloat16"]) -> torch.dtyp
     return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
+def notes_on_devices() -> list[str]:
+    """A sentence where there is something that trainings leave idle."""
+    if not torch.cuda.is_available():
+        return []
+    return ["trainings run on the processor; the GPU of this machine is left to what is timed on it."]
+
+
 def autocast(dtype: torch.dtype) -> torch.autocast:
     """Activations in `dtype` within the block; nothing changes for float32."""
     return torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32)

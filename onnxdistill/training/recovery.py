@@ -44,11 +44,8 @@ class Recovery:
         """Goes on to where a process was that has been ended; False if nothing is left of one."""
         found = self._team.leaders(None if self._checkpoint is None else self._checkpoint.load())
         if found is None:
-            if self._checkpoint is not None and self._checkpoint.replaces:
-                self.notes.append(
-                    "what was kept here is of a training with other settings, data or weights, of another version, or "
-                    "on other processors; it does not fit, and it began anew"
-                )
+            if self._checkpoint is not None and self._checkpoint.refused is not None:
+                self.notes.append(self._checkpoint.refused)
             return False
         self._good = found["good"]
         self._last_saved = time.monotonic()
@@ -97,6 +94,7 @@ class Recovery:
             ) from error
         self._state.restore(self._good)
         self._state.at.halvings, self._state.at.notes = halvings, notes
+        self._state.at.seconds = at.seconds  # what was lost took time, too
         self._state.learner.halve_rate(halvings)
         self.keep()
 

@@ -99,19 +99,20 @@ def _check_sendable(job: Job) -> None:
     """Makes sure that other processes can get it.
 
     Raises:
-        NetworkError: If its network cannot be pickled.
+        NetworkError: If one of its networks cannot be pickled.
     """
-    try:
-        pickle.Pickler(_Nowhere()).dump(job)
-    except (AttributeError, TypeError, pickle.PicklingError, RuntimeError) as error:  # the last of parametrizations
-        if is_of_memory(error):
-            raise
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise NetworkError(
-            f"{type(job.network).__name__} cannot be sent to the other processes: {reason}.",
-            "Define its classes and functions at the top level of their file, without lambdas and parametrizations; or "
-            "start one process.",
-        ) from error
+    for network in (job.network, *job.guidance.teachers):
+        try:
+            pickle.Pickler(_Nowhere()).dump(network)
+        except (AttributeError, TypeError, pickle.PicklingError, RuntimeError) as error:  # the last of parametrizations
+            if is_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise NetworkError(
+                f"{type(network).__name__} cannot be sent to the other processes: {reason}.",
+                "Define its classes and functions at the top level of their file, without lambdas and "
+                "parametrizations; or start one process.",
+            ) from error
 
 
 def _run(job: Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None) -> TrainingResult:

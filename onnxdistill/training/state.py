@@ -92,7 +92,9 @@ class TrainingState:
     def result(self) -> TrainingResult:
         """What has come of it; the learner's network is given away."""
         at, network = self.at, self.learner.finished(self._best)
-        return TrainingResult(network, tuple(at.history), at.best_epoch, at.start_score, at.best_score, tuple(at.notes))
+        useless = ["no epoch came up to the score before it, and those weights are kept; learning_rate may be too high"]
+        notes = [*at.notes, *([] if at.best_epoch else useless)]
+        return TrainingResult(network, tuple(at.history), at.best_epoch, at.start_score, at.best_score, tuple(notes))
 
     def saved(self) -> State:
         """A copy of everything. The order is that of the epoch's start, from where it is drawn again."""

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from onnxdistill.data.augment import Augmentation
 from onnxdistill.errors import OnnxDistillError
 from onnxdistill.tasks.base import Task, TrainingBatch
+from onnxdistill.training.layout import channels_last
 from onnxdistill.training.precision import autocast
 from onnxdistill.training.team import current_team
 
 TEACHING_BATCH = 256
 STORED_BYTES = 2**31
 """The most that stored outputs may take."""
+
+MOST_SEEDS = 2**62
+"""Those of augmentations are below."""
 
 OnShare = Callable[[float], None]
 
@@ -36,6 +40,7 @@ class Teaching:
         views: Stored views of every image; 0 for new ones in every epoch. Without random changes, one is enough.
         seed: Seeds the stored views.
         dtype: Type of activations.
+        at_once: Samples that they look at together, at the most; None for all that they are given.
         every_step: Store nothing, since more than the outputs is looked at.
     """
 
@@ -47,15 +52,20 @@ class Teaching:
         views: int,
         seed: int,
         dtype: torch.dtype,
+        at_once: int | None = None,
+        *,
         every_step: bool = False,
     ) -> None:
-        self.networks = [copy.deepcopy(net).to(memory_format=torch.channels_last).eval() for net in teachers]
+        self.networks = [channels_last(copy.deepcopy(net)).eval() for net in teachers]
         self._task = task
         self._augmentation = augmentation
         self._dtype = dtype
+        self._at_once = at_once
         unchanging = augmentation == Augmentation()
         stored = 0 if every_step else 1 if unchanging else views
-        self._seeds = [seed + view for view in range(stored)]
+        # Those of another seed share no view with these.
+        drawn = [np.random.SeedSequence((seed, view)).generate_state(1, np.uint64)[0] for view in range(stored)]
+        self._seeds = [int(word) % MOST_SEEDS for word in drawn]
         self._stored: dict[int, list[Tensor]] = {}
         self.notes: list[str] = []
         if self.networks and self._seeds:
@@ -72,8 +82,11 @@ class Teaching:
         return len(self._stored)
 
     def seed(self, epoch: int) -> int | None:
-        """Seeds the views of an epoch, from 1; None if they should be new ones."""
-        return self._seeds[(epoch - 1) % self.stored_views] if self.stored_views else None
+        """Seeds the views of an epoch, from 1; None if they should be new ones.
+
+        They are the same where nobody teaches: what labels alone would come to is compared with on the same images.
+        """
+        return self._seeds[(epoch - 1) % len(self._seeds)] if self._seeds else None
 
     def prepare(self, epoch: int, on_share: OnShare | None = None) -> None:
         """Lets the teachers look at the views of an epoch, if these are stored and haven't been looked at yet.
@@ -81,10 +94,11 @@ class Teaching:
         In a fixed order and in fixed batches, so that the outputs are the same bits in every process.
         """
         seed = self.seed(epoch)
-        if seed is None or seed in self._stored:
+        if seed is None or seed in self._stored or not self.networks:
             return
         count = self._task.training_samples
-        cuts = np.split(np.arange(count), range(TEACHING_BATCH, count, TEACHING_BATCH))
+        size = min(TEACHING_BATCH, self._at_once or TEACHING_BATCH)
+        cuts = np.split(np.arange(count), range(size, count, size))
         parts: list[list[Tensor]] = []
         team, failed = current_team(), None
         mine = cuts[team.rank :: team.size]
@@ -110,8 +124,10 @@ class Teaching:
 
     def computed(self, inputs: Tensor) -> list[Tensor]:
         """What every teacher returns for inputs `[B, ...]`, now."""
+        parts = torch.split(inputs, self._at_once or len(inputs))
         with torch.no_grad(), autocast(self._dtype):
-            return [network(inputs.clone()) for network in self.networks]  # one may work in place on what it gets
+            # One may work in place on what it gets.
+            return [torch.cat([network(part.clone()) for part in parts]) for network in self.networks]
 
     def _check_size(self) -> None:
         sample = sum(output.nbytes for output in self.computed(self._task.example_input(1)))

@@ -9,9 +9,8 @@ from torch import nn
 
 from onnxdistill.tasks.base import Feeds, Runner, Task
 
-# Validation samples that tell forms of a network apart, which often differ by many points: more would take longer than
-# making the forms.
-_ENOUGH = 1000
+ENOUGH = 1000
+"""Validation samples that tell forms of a network apart, which often differ by many points, or good ones from bad."""
 
 
 def module_runner(network: nn.Module, task: Task) -> Runner:
@@ -32,7 +31,7 @@ def validation_score(network: nn.Module, task: Task, most: int | None = None) ->
 
 def best_on_validation(forms: Sequence[nn.Module], task: Task) -> nn.Module:
     """The form of a network that scores best on validation, of which some samples tell; of equal ones, the first."""
-    scores = [validation_score(form, task, _ENOUGH) for form in forms]
+    scores = [validation_score(form, task, ENOUGH) for form in forms]
     best = 0
     for index, score in enumerate(scores):
         if task.metric.drop(score, scores[best]) > 0:

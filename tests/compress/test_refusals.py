@@ -145,5 +145,10 @@ class TestRefusals:
         for setting in ("prune.ratio=0.3", "plan.latency_ms=3", "factorize.macs_ratio=0.5"):
             refuse(setting, options=("--speedup", "4"), parts=(setting, "has no effect beside --speedup"))
 
+    def test_accuracy_that_cannot_be_measured(self, refuse: Refuse) -> None:
+        for asked in ((), ("--max-drop", "0.5")):
+            settings = ("teacher.train=", "limits.max_drop=0.5")[: 1 if asked else 2]
+            refuse(*settings, options=asked, parts=("limits.max_drop was asked for, and no accuracy can be measured",))
+
     def test_somebody_elses_folder(self, refuse: Refuse) -> None:
         refuse(out="images", parts=("images", "not the folder of an earlier run"))

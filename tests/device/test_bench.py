@@ -19,6 +19,15 @@ from onnxdistill.errors import UsageError
 from tests.device.commands import run
 
 
+def test_openings_and_runs(pair: tuple[Path, Path]) -> None:
+    result = bench(pair[:1], runs=103)
+    (case,) = result.cases
+    assert [len(times) for times in case.times_ms] == [21, 21, 21, 20, 20]
+    assert len(result.settings.calls_per_round) == 5
+    (few,) = bench(pair[:1], runs=7).cases
+    assert [len(times) for times in few.times_ms] == [7]
+
+
 def test_every_setting_of_every_model(pair: tuple[Path, Path]) -> None:
     result = bench(pair, threads=[1, 2], batch=[1, 3], optimization_level=["all", "disabled"], runs=5)
     assert len(result.cases) == 2 * 2 * 2 * 2

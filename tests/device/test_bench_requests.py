@@ -22,7 +22,7 @@ from onnxdistill.device.bench import bench
 from onnxdistill.device.cases import Case
 from onnxdistill.device.earlier import read_result
 from onnxdistill.device.feeds import InputSource, random_feeds, read_inputs
-from onnxdistill.device.host import CpuTimes, read_host
+from onnxdistill.device.host import CpuTimes, Processor, read_host
 from onnxdistill.device.jsonfile import json_text
 from onnxdistill.device.measuring import doubts
 from onnxdistill.device.measuring.openings import Openings
@@ -35,13 +35,11 @@ from tests.compress.commands import run_here
 from tests.device.commands import ROOT, run
 
 
-def test_openings_and_runs(pair: tuple[Path, Path]) -> None:
-    result = bench(pair[:1], runs=103)
-    (case,) = result.cases
-    assert [len(times) for times in case.times_ms] == [21, 21, 21, 20, 20]
-    assert len(result.settings.calls_per_round) == 5
-    (few,) = bench(pair[:1], runs=7).cases
-    assert [len(times) for times in few.times_ms] == [7]
+def test_the_name_of_the_processor_has_no_double_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages would not keep them, and what is kept is found by the name."""
+    named = Processor("Intel(R) Atom(TM) CPU  E3845  @ 1.91GHz", 4, ())
+    monkeypatch.setattr("onnxdistill.device.host.read_processor", lambda: named)
+    assert read_host().cpu == "Intel(R) Atom(TM) CPU E3845 @ 1.91GHz"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 2}'])
@@ -93,6 +91,8 @@ def test_given_inputs_are_the_same_work_for_all_models(make_model: Callable[...,
         shapes = {"x": (first, 3, 8, 8)}
         result = bench([make_model("open.onnx")], batch=2, runs=5, inputs=inputs, shapes=shapes)
         assert result.cases[0].inputs["x"][0] == 2
+    with pytest.raises(UsageError, match=r"'x' is given as \[2, 3, 8, 8\], and --shape asks for \[3, 3, 8, 8\]"):
+        bench([make_model("open.onnx")], batch=2, runs=5, inputs=inputs, shapes={"x": (3, 3, 8, 8)})
     # A first dimension that is not the batch.
     assert bench([fixed], batch=2, runs=5, inputs=inputs, shapes={"x": (8, 3, 8, 8)}).cases[0].inputs["x"][0] == 8
     result = bench([make_model("open.onnx"), fixed], batch=8, runs=5, inputs=inputs)
@@ -287,3 +287,11 @@ def test_the_command_refuses(
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_a_shape_of_one_batch_stands_for_the_others(make_model: Callable[..., Path]) -> None:
+    model = make_model("open.onnx", shape=("batch", 3, "height", "width"))
+    result = bench([model], batch=[1, 4], runs=5, shapes={"x": (1, 3, 16, 8)})
+    assert [case.inputs["x"] for case in result.cases] == [(1, 3, 16, 8), (4, 3, 16, 8)]
+    with pytest.raises(UsageError, match="has a batch of 2, and a batch of 1 was asked for"):
+        bench([model], batch=[1, 4], runs=5, shapes={"x": (2, 3, 16, 8)})

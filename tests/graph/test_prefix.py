@@ -308,6 +308,29 @@ def test_without_memory_for_what_was_given_everything_runs(images: Tensor, monke
     assert compared(network, changed, images, prefix) == ["0.conv", "1.conv"]
 
 
+def test_without_memory_in_a_users_words_everything_runs(images: Tensor) -> None:
+    class Full(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Block(), Block()
+
+        def forward(self, x: Tensor) -> Tensor:
+            try:
+                if x.abs().sum() == 0:  # as it is tried on
+                    raise MemoryError
+            except MemoryError as error:
+                raise ValueError("too large") from error
+            result: Tensor = self.second(self.first(x))
+            return result
+
+    network = Full().eval()
+    prefix = Prefix(network, images)
+    changed = copy.deepcopy(network)
+    with torch.no_grad():
+        changed.get_parameter("second.conv.weight").mul_(2)
+    assert compared(network, changed, images, prefix) == ["first.conv", "second.conv"]
+
+
 def test_numbers_that_code_reads_are_a_change(images: Tensor) -> None:
     class Scaled(Layers):
         def __init__(self) -> None:

@@ -85,6 +85,28 @@ def test_outputs_have_the_means_and_variances_that_they_had() -> None:
     assert (deviation / expected).max() > 1.5
 
 
+def test_norms_may_get_their_inputs_by_name() -> None:
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = two_layers()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, norm, relu, *rest = self.inner
+            x = relu(norm(input=first(x)))
+            for layer in rest:
+                x = layer(x)
+            return x
+
+    network, changed = Named().eval(), Named().eval()
+    with torch.no_grad():
+        changed.inner[0].weight.mul_(3.0).add_(0.3)
+    matched = match_batch_norm(network, changed, {}, batches())
+    plain = match_batch_norm(network.inner, changed.inner, {}, batches())
+    for name, values in plain.state_dict().items():
+        assert torch.equal(values, matched.state_dict()[f"inner.{name}"])
+
+
 def test_channels_that_went_are_left_out() -> None:
     network = two_layers()
     narrow = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), *two_layers()[3:]).eval()

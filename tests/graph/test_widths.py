@@ -131,6 +131,31 @@ def test_uniform_widths_leave_out_what_keeps_its_width() -> None:
     assert uniform_widths(analysis, 0.5, Steps(4, 4)) == {"conv1": 4}
 
 
+def test_costs_of_layers_that_get_their_inputs_by_name() -> None:
+    class Named(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = torch.nn.ConvTranspose2d(3, 8, 2)
+            self.attention = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+            self.named = False
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            given = self.convolution(input=x) if self.named else self.convolution(x)
+            tokens = given.flatten(2).mT
+            if self.named:
+                result: torch.Tensor = self.attention(query=tokens, key=tokens, value=tokens, need_weights=False)[0]
+            else:
+                result = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            return result.mean(1)
+
+    network, example = Named().eval(), torch.randn(2, 3, 4, 4)
+    analysis = analyse_channels(network, example)
+    expected = weight_costs(network, analysis, example)
+    network.named = True
+    assert weight_costs(network, analysis, example) == expected
+    assert {cost.name for cost in expected} >= {"convolution.weight", "attention.in_proj_weight"}
+
+
 def test_costs_of_heads_and_of_dimensions_within_them() -> None:
     """Half of the dimensions of a third of the heads: a sixth of the projections."""
     network, example = tiny.Attention().eval(), torch.randn(2, 3, 8, 8)

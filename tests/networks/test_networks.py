@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from pathlib import Path
 
@@ -94,7 +95,22 @@ def test_files_that_do_not_import_are_explained(tmp_path: Path, code: str, part:
     message = refusal("broken_nets.py:make", tmp_path)
     assert str(tmp_path / "broken_nets.py") in message
     assert part in message
-    assert "onnxdistill_user_broken_nets" not in sys.modules
+    assert not any(name.startswith("onnxdistill_user_broken_nets") for name in sys.modules)
+
+
+def test_a_file_is_one_module_until_it_changes(tmp_path: Path) -> None:
+    """Networks that are built from one file can be pickled, all of them, and so can those of another of its name."""
+    code = "from torch import nn\n\n\nclass Net(nn.Flatten):\n    pass\n"
+    folders = tmp_path, tmp_path / "other", tmp_path
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        (folder / "nets.py").write_text(code)
+    networks = [build_network(f"{folder}/nets.py:Net", 7, 0) for folder in folders]
+    kinds = [type(pickle.loads(pickle.dumps(network))) for network in networks]
+    assert kinds == [type(network) for network in networks]
+    assert kinds[0] is kinds[2] is not kinds[1]
+    (tmp_path / "nets.py").write_text(f"{code}\n# another version\n")
+    assert type(build_network(f"{tmp_path}/nets.py:Net", 7, 0)) is not kinds[0]
 
 
 def test_a_probe_says_what_the_network_raises() -> None:

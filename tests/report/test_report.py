@@ -317,6 +317,23 @@ def test_the_command_explains_a_run(report: Report, tmp_path: Path) -> None:
         assert "How 0.250 ms were spent" in result.output
 
 
+def test_notes_are_reasons_too(report: Report) -> None:
+    noted = replace(report, notes=["distill was left out: there is [nothing] to learn."])
+    assert "- distill was left out: there is [nothing] to learn." in explained(noted, 100)
+    assert "Notes" not in explained(replace(report, notes=[]), 100)
+
+
+def test_runs_that_lie_elsewhere_are_named(report: Report, tmp_path: Path) -> None:
+    for run in (tmp_path / "run.missed", tmp_path / "front" / "2x"):
+        run.mkdir(parents=True)
+        (run / "report.json").write_text(report.to_json())
+    (tmp_path / "front" / "front.json").write_text("{}")
+    for run, part in (("run", f"missed its limits. Name {tmp_path}/run.missed"), ("front", f"{tmp_path}/front/2x")):
+        with pytest.raises(ModelFileError) as caught:
+            cli.main(["explain", str(tmp_path / run)], standalone_mode=False)
+        assert part in str(caught.value)
+
+
 def test_what_is_no_run_cannot_be_explained(tmp_path: Path) -> None:
     for run in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(ModelFileError, match="cannot be read as a report"):

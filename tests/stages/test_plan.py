@@ -537,7 +537,7 @@ def test_a_second_cut_of_a_network_is_appraised_by_the_first(
     setting = Setting(digits, tmp_path)
     said: list[str] = []
     table = PlanTable(speedup=2.0, blocks=False, pairs=False)
-    planner = Planner(digits, table, Here(), SessionSettings(), 1, lambda _key, decide: decide(), said.append)
+    planner = Planner(digits, table, Here(), SessionSettings(), 1, (), lambda _key, decide: decide(), said.append)
     names: dict[str, Any] = {"input_name": digits.input_name, "output_name": digits.output_name}
     export(trained, digits.example_input(3), tmp_path / "teacher.onnx", ExportTable(), **names)
 

@@ -51,6 +51,18 @@ def test_a_frozen_teacher_is_pruned_as_any_other(digits: Classification, teacher
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_what_is_cut_is_trained_even_if_it_was_frozen(digits: Classification, teacher: nn.Module) -> None:
+    body = copy.deepcopy(teacher).requires_grad_(False)
+    body.get_submodule("linear").requires_grad_(True)
+    cut = prune(body, digits, PruneTable(ratio=0.5, skip=["conv1", "block2.*"])).network
+    trained = {name for name, parameter in cut.named_parameters() if parameter.requires_grad}
+    assert {"block1.conv1.weight", "block1.bn1.bias", "block3.conv2.weight", "linear.weight"} <= trained
+    assert not any(name.startswith(("conv1.", "block2.")) for name in trained)
+    factorized = factorize(body, digits, FactorizeTable(macs_ratio=0.6, skip=["linear"]), 0, lambda *_: FASTER).network
+    pairs = [layer for layer in factorized.modules() if isinstance(layer, nn.Sequential) and len(layer) == 2]
+    assert any(all(one.requires_grad for one in pair.parameters()) for pair in pairs)
+
+
 def test_what_is_skipped_stays(digits: Classification, teacher: nn.Module) -> None:
     result = prune(teacher, digits, PruneTable(ratio=0.5, skip=["conv1", "block2.*"]))
     assert {cut.name for cut in result.cuts} == {"block1.conv1", "block3.conv1", "block3.conv2"}
@@ -207,6 +219,14 @@ def test_a_layer_that_runs_twice_counts_twice(digits: Classification) -> None:
     smaller = factorize(network, digits, table, 0, lambda *_: FASTER).network
     share = count_macs(smaller, example) / count_macs(network, example)
     assert 0.57 < share <= 0.6
+
+
+def test_blocks_with_layers_that_are_followed_stay(digits: Classification, teacher: nn.Module) -> None:
+    free = prune(teacher, digits, PruneTable(blocks=1))
+    (gone,) = free.blocks
+    kept = prune(teacher, digits, PruneTable(blocks=1), keep=[f"{gone}.conv2"])
+    assert gone not in kept.blocks
+    assert kept.network.get_submodule(f"{gone}.conv2")
 
 
 def test_what_is_repaired_after_blocks_have_gone_is_nearer_to_the_network(

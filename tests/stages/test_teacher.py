@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,14 @@ import torch
 from torch import nn
 
 from onnxdistill.errors import NetworkError, WeightsError
-from onnxdistill.recipe import Recipe
-from onnxdistill.stages.teacher import notes_on_images, notes_on_names, teacher
+from onnxdistill.recipe import FurtherTeacherTable, Recipe
+from onnxdistill.stages.teacher import (
+    further_teachers,
+    notes_on_images,
+    notes_on_names,
+    notes_on_others,
+    teacher,
+)
 from onnxdistill.tasks.classification import Classification, build_classification
 from onnxdistill.training import TrainingResult
 
@@ -122,6 +129,43 @@ def test_a_network_that_is_followed_is_heard(digits: Classification, nets: Path,
     assert not torch.equal(*(result.network.state_dict()["linear.weight"] for result in (alone, following)))
     with pytest.raises(WeightsError, match=r"teacher\.train\.teachers\.0\.weights = .*/teacher\.pt does not exist"):
         trained(str(tmp_path / "none" / "teacher.pt"))
+
+
+def test_networks_that_know_little_are_told_of(digits: Classification, nets: Path, tmp_path: Path) -> None:
+    good = teacher(recipe(f"{nets}:right"), digits).network
+    weight, bias = good.state_dict()["linear.weight"], good.state_dict()["linear.bias"]
+    order = [1, 0, 3, 2, 4, 5, 6, 7, 8, 9]
+    states = {"good": (weight, bias), "swapped": (weight[order], bias[order]), "none": (0 * weight, 0 * bias)}
+    for name, tensors in states.items():
+        torch.save(dict(zip(("linear.weight", "linear.bias"), tensors, strict=True)), tmp_path / f"{name}.pt")
+    followed = [{"network": f"{nets}:right", "weights": str(tmp_path / f"{name}.pt")} for name in states]
+    train = {"epochs": 1, "teachers": followed}
+    trained = teacher(recipe("", teacher={"network": f"{nets}:right", "train": train}), digits)
+    (note,) = trained.notes
+    assert note.startswith("teacher.train.teachers[2]: ")
+    assert "not surely more than guessing among 10 classes" in note
+    tables = [FurtherTeacherTable.model_validate(table) for table in followed]
+    others = further_teachers(tables, "distill.teachers", digits, 0)
+    swapped, guessing = notes_on_others("distill.teachers", others, digits, good)
+    assert re.match(r"distill\.teachers\[1\]: it has .* where the teacher has .*, and is followed as much\.", swapped)
+    assert guessing.startswith("distill.teachers[2]: ")
+    assert notes_on_others("distill.teachers", others[:1], digits, good) == []
+
+
+def test_a_network_that_was_made_for_inference_is_trained_as_a_whole(digits: Classification, nets: Path) -> None:
+    nets.write_text(f"{NETS}\ndef frozen(): return right().requires_grad_(False)\n")
+    network = teacher(recipe("", teacher={"network": f"{nets}:frozen"}), digits).network
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_function_may_load_its_weights(digits: Classification, nets: Path, tmp_path: Path) -> None:
+    state = teacher(recipe(f"{nets}:right"), digits).network.state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    file = str(tmp_path / "w.pt")
+    loads = f"def loads():\n    net = right()\n    net.load_state_dict(torch.load({file!r}))\n    return net\n"
+    nets.write_text(f"{NETS}\n{loads}")
+    loaded = teacher(recipe("", teacher={"network": f"{nets}:loads", "weights": "own"}), digits).network
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_weights_are_loaded(digits: Classification, nets: Path, tmp_path: Path) -> None:

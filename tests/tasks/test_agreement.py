@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx.parser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxdistill.data.samples import ArraySamples
-from onnxdistill.device.session import Array, open_session
+from onnxdistill.device.session import Array, SessionSettings, open_session
 from onnxdistill.errors import DataError, ModelFileError
-from onnxdistill.tasks.agreement import FloatAgreement, _same, _squares, split_samples
+from onnxdistill.tasks.agreement import FloatAgreement, _same, _squares, fixed_batch, split_samples
 from onnxdistill.tasks.base import Feeds, paired_interval
 from tests.onnxfiles import normal, saved
 
@@ -186,6 +187,19 @@ def test_several_outputs_count_alike(tmp_path: Path) -> None:
 def test_another_number_of_boxes_agrees_nowhere(tmp_path: Path) -> None:
     task = agreement(tmp_path, "float[N,2]", normal(16, 2))
     assert task.score(lambda feeds: {"y": np.zeros((3, 2), np.float32)}, "test").value == 0.0
+
+
+@pytest.mark.parametrize("inputs", ["float[N,3] x, float[2,3] h", "float[4,3] x, float[2,3] h"])
+def test_a_first_dimension_that_is_not_the_samples_is_refused(tmp_path: Path, inputs: str) -> None:
+    (tmp_path / "a.onnx").write_bytes(
+        onnx.parser.parse_model(
+            f'<ir_version: 9, opset_import: ["": 20]> a ({inputs}) => (float[N] y) {{ '
+            "s = ReduceSum <keepdims = 0> (x) t = ReduceSum <keepdims = 0> (h) u = Add (s, t) "
+            "i = Constant <value_ints = [-1]> () y = Reshape (u, i) }"
+        ).SerializeToString()
+    )
+    with pytest.raises(ModelFileError, match=r"h float32\[2, 3\].*the first dimension of every input"):
+        fixed_batch(open_session(tmp_path / "a.onnx", SessionSettings()))
 
 
 def test_a_fixed_batch_is_kept_everywhere(tmp_path: Path) -> None:

@@ -134,11 +134,52 @@ def test_what_is_frozen_in_a_network_stays_as_it_is(digits: Classification) -> N
     assert result.best_score > 80
 
 
-def test_a_buffer_may_be_made_anew_in_every_call(digits: Classification) -> None:
+def test_statistics_of_frozen_normalisation_stay_as_they_are(digits: Classification) -> None:
+    network = small_network()
+    network.get_submodule("1").requires_grad_(False)
+    for average in (0.0, 0.9):
+        result = train(network, digits, table(average=average), 0, Objective()).network
+        assert torch.equal(result.get_buffer("1.running_mean"), network.get_buffer("1.running_mean"))
+    network.get_parameter("1.weight").requires_grad_(True)
+    result = train(network, digits, table(), 0, Objective()).network
+    assert not torch.equal(result.get_buffer("1.running_mean"), network.get_buffer("1.running_mean"))
+
+
+def test_tensors_of_five_dimensions_are_trained(digits: Classification) -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = nn.Conv3d(1, 4, (1, 3, 3))
+            self.linear = nn.Linear(144, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.linear(self.convolution(x[:, :, None]).relu().flatten(1))
+            return result
+
+    torch.manual_seed(0)
+    teacher = Deep().eval()
+    result = train(Deep().eval(), digits, table(), 0, Objective(soft_weight=0.1), Guidance((teacher,)))
+    assert result.best_score > 80
+
+
+def test_a_training_that_helps_nothing_says_so(digits: Classification) -> None:
+    trained = train(small_network(), digits, table(epochs=3), 0, Objective()).network
+    worse = table(epochs=1, optimizer="adam", learning_rate=1.0, schedule="constant", warmup=0.0)
+    result = train(trained, digits, worse, 0, Objective())
+    assert result.best_epoch == 0
+    assert result.notes == (
+        "no epoch came up to the score before it, and those weights are kept; learning_rate may be too high",
+    )
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), result.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+@pytest.mark.parametrize("first", [torch.zeros(1), None], ids=["another size", "none"])
+def test_a_buffer_may_be_made_anew_in_every_call(digits: Classification, first: Tensor | None, average: float) -> None:
     class Grid(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("grid", torch.zeros(1), persistent=False)
+            self.register_buffer("grid", first, persistent=False)
             self.linear = nn.Linear(64, 10)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +187,7 @@ def test_a_buffer_may_be_made_anew_in_every_call(digits: Classification) -> None
             result: Tensor = self.linear(x.flatten(1)) + 0 * self.grid[:, None]
             return result
 
-    assert train(Grid().eval(), digits, table(), 0, Objective()).best_score > 80
+    assert train(Grid().eval(), digits, table(average=average), 0, Objective()).best_score > 80
 
 
 def test_buffers_are_those_of_the_weights_that_are_kept(digits: Classification) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
@@ -64,7 +67,7 @@ def test_biases_and_norms_of_more_dimensions_do_not_decay() -> None:
     assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 1), (0.0, 3)]
 
 
-def test_outer_layers_learn_at_rates_of_their_own() -> None:
+def test_layers_learn_at_rates_of_their_own() -> None:
     class Tokens(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -78,11 +81,37 @@ def test_outer_layers_learn_at_rates_of_their_own() -> None:
     optimizer = build_optimizer(network, table(learning_rate=1.0, layer_decay=0.5, weight_decay=0.1), [extra])
     found = [(g["lr"], g["weight_decay"], [tuple(p.shape) for p in g["params"]]) for g in optimizer.param_groups]
     assert found == [
-        (0.5, 0.1, [(3, 3), (3, 3)]),
-        (0.5, 0.0, [(3,), (3,), (3,)]),
+        (0.25, 0.1, [(3, 3)]),
+        (0.25, 0.0, [(3,), (3,)]),
+        (0.5, 0.1, [(3, 3)]),
+        (0.5, 0.0, [(3,)]),
         (1.0, 0.1, [(2, 3)]),
         (1.0, 0.0, [(2,)]),
         (1.0, 0.1, [(2, 2)]),
     ]
     schedule = build_schedule(optimizer, table(schedule="constant", warmup=0.0), 10)
-    assert schedule.get_last_lr() == [0.5, 0.5, 1.0, 1.0, 1.0]
+    assert schedule.get_last_lr() == [0.25, 0.25, 0.5, 0.5, 1.0, 1.0, 1.0]
+
+
+def test_blocks_of_a_wrapped_network_learn_at_rates_of_their_own() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = torchvision.models.resnet18(num_classes=2)
+
+    network = Wrapped()
+    layer_of = {
+        parameter: round(-math.log2(group["lr"]))
+        for group in build_optimizer(network, table(learning_rate=1.0, layer_decay=0.5)).param_groups
+        for parameter in group["params"]
+    }
+    inner = network.network
+    # Eight blocks between the first convolution and the head; nothing in them is a layer by itself.
+    found = [inner.fc, *[block for name in "4321" for block in reversed(getattr(inner, f"layer{name}"))], inner.conv1]
+    assert [{layer_of[parameter] for parameter in layer.parameters()} for layer in found] == [{x} for x in range(10)]
+    assert layer_of[inner.bn1.weight] == 9
+
+
+def test_a_network_of_scales_alone_learns_at_the_full_rate() -> None:
+    groups = build_optimizer(nn.Sequential(nn.PReLU()), table(learning_rate=1.0, layer_decay=0.5)).param_groups
+    assert [(group["lr"], len(group["params"])) for group in groups] == [(1.0, 1)]

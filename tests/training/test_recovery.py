@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import re
 from collections.abc import Callable
 from math import inf
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from onnxdistill.errors import TrainingError
+from onnxdistill.errors import TrainingError, UsageError
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
@@ -41,14 +43,15 @@ def test_divergence_is_an_error_that_names_the_place(digits: Classification) -> 
 class Fragile(nn.Module):
     """Gives NaN, for good, from the first step on that changes its weights too much."""
 
-    def __init__(self, inner: nn.Module, most: float) -> None:
+    def __init__(self, inner: nn.Module, most: float, seconds: float = 0.0) -> None:
         super().__init__()
-        self.inner, self.most = inner, most
+        self.inner, self.most, self.seconds = inner, most, seconds
         self.start = [parameter.detach().clone() for parameter in inner.parameters()]
 
     def forward(self, x: Tensor) -> Tensor:
         pairs = zip(self.inner.parameters(), self.start, strict=True)
         moved = max(float((now.detach() - before).abs().max()) for now, before in pairs)
+        sleep(self.seconds)
         result: Tensor = self.inner(x)
         return result if moved < self.most else result * float("nan")
 
@@ -58,11 +61,15 @@ def test_after_divergence_it_goes_on_from_the_last_good_state_with_half_the_rate
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
     settings = table(optimizer="adam", learning_rate=0.01, schedule="constant", warmup=0.0, epochs=2)
     # Adam moves a weight by at most about the rate in a step, and there are 34: only at 0.01 does one get that far.
-    result = train(Fragile(network, 0.27).eval(), digits, settings, 0, Objective())
+    result = train(Fragile(network, 0.27, seconds=0.01).eval(), digits, settings, 0, Objective())
     assert len(result.notes) == 1
     assert "the loss is nan at epoch 2" in result.notes[0]
     assert "a learning rate of 0.01; it went on with half of it" in result.notes[0]
     assert [record.learning_rate for record in result.history] == [0.01, 0.005]
+    # The second epoch took what was lost, at least a step, and its 17 steps and more.
+    lost = int(re.findall(r"step (\d+)", result.notes[0])[0])
+    steps = -(-digits.training_samples // 64)
+    assert result.history[1].seconds >= 0.01 * (lost + steps - 1)
     assert result.best_score > result.start_score
 
 
@@ -201,9 +208,10 @@ def test_damage_of_the_list_of_contents_is_told_as_damage(tmp_path: Path) -> Non
     assert told > 100
 
 
+@pytest.mark.parametrize("reader", ["torch.load", "zipfile._EndRecData"])
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), PermissionError(13, "Denied")])
 def test_a_checkpoint_that_cannot_be_read_now_is_not_replaced(
-    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reader: str
 ) -> None:
     """It may hold hours: whoever has memory again, or the disk, goes on from it."""
     file = tmp_path / "state.pt"
@@ -211,13 +219,17 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_replaced(
     content = file.read_bytes()
 
     def load(*_: object, **__: object) -> None:
-        raise error
+        raise type(error)(*error.args)  # a new one each time: its file is noted on it
 
-    monkeypatch.setattr("onnxdistill.tensorfile.torch.load", load)
-    with pytest.raises(type(error)) as raised:
+    monkeypatch.setattr(reader, load)
+    with pytest.raises((OSError, UsageError)) as raised:
         train(small_network(), digits, table(epochs=1), 0, Objective(), checkpoint=file)
-    if isinstance(raised.value, OSError):
+    if isinstance(error, OSError):
+        assert type(raised.value) is type(error)
+        assert isinstance(raised.value, OSError)
         assert raised.value.filename == str(file)
+    else:
+        assert str(raised.value).startswith(f"{file}, where a training was left, does not fit into memory.")
     assert file.read_bytes() == content
 
 
@@ -262,7 +274,8 @@ def test_the_state_of_another_training_or_a_damaged_one_is_not_taken(digits: Cla
     flipped[len(flipped) // 2] ^= 64
     for damaged in (b"", b"text", content[: len(content) // 2], bytes(flipped)):
         file.write_bytes(damaged)
-        assert train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file).notes == ()
+        (note,) = train(network, digits, table(epochs=1), 0, Objective(), checkpoint=file).notes
+        assert re.fullmatch(r"what was kept here is damaged \(.+\), and it began anew", note)
 
 
 def test_a_resumed_training_has_the_epochs_that_were_measured(

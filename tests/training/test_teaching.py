@@ -68,6 +68,37 @@ def test_stored_answers_are_those_to_the_same_views(few: Classification, counted
     assert teaching.seed(1) == teaching.seed(3) != teaching.seed(2)
 
 
+def test_views_are_those_of_one_seed_alone(few: Classification, counted: Counted) -> None:
+    seeds = [
+        {Teaching([counted], few, AUGMENTATION, 8, seed, torch.float32).seed(epoch) for epoch in range(1, 17)}
+        for seed in (0, 1)
+    ]
+    assert [len(one) for one in seeds] == [8, 8]
+    assert not seeds[0] & seeds[1]
+    # Labels alone are learned from the same images.
+    alone = Teaching([], few, AUGMENTATION, 8, 0, torch.float32)
+    assert {alone.seed(epoch) for epoch in range(1, 17)} == seeds[0]
+    alone.prepare(1)
+    assert (alone.stored_views, alone.looks) == (0, 0)
+
+
+def test_teachers_look_at_no_more_images_at_once_than_the_student(few: Classification, counted: Counted) -> None:
+    sizes = set()
+    counted.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    teaching = Teaching([counted], few, AUGMENTATION, 1, 0, torch.float32, 32)
+    plain = Teaching([counted], few, AUGMENTATION, 1, 0, torch.float32)
+    teaching.prepare(1)
+    answers = teaching.computed(few.example_input(100))[0]
+    assert max(sizes) == 32
+    plain.prepare(1)
+    assert max(sizes) == 256
+    assert torch.allclose(answers, plain.computed(few.example_input(100))[0], atol=1e-5)
+    seed = teaching.seed(1)
+    assert seed is not None
+    batch = next(few.training_batches([np.arange(300)], AUGMENTATION, seed))
+    assert torch.allclose(teaching.outputs(1, batch)[0], plain.outputs(1, batch)[0], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("views", "changes", "looks"),
     [(2, {}, 2 * 300), (0, {}, 5 * 300), (0, {"crop_pad": 0, "flip": False}, 300)],

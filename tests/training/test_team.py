@@ -92,6 +92,8 @@ def test_a_network_that_cannot_be_sent_is_refused(digits: Classification, monkey
         NetworkError, match=r"Sequential cannot be sent to .*state_dict.* without .* parametrizations; or"
     ):
         train(normed, digits, settings, 0, Objective())
+    with pytest.raises(NetworkError, match="Local cannot be sent to the other processes"):
+        train(network(8, 0), digits, settings, 0, Objective(soft_weight=1.0), Guidance((Local(64, 10),)))
 
 
 @pytest.mark.parametrize("case", TRAINED)

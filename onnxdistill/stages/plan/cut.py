@@ -114,6 +114,7 @@ class Planner:
         place: Where the deployed student will run.
         settings: How deployed files run.
         batch: Items a call.
+        keep: Names of modules that stay, with the blocks that they are in.
         remember: See `Remember`.
         on_progress: Told what is being done.
     """
@@ -125,10 +126,12 @@ class Planner:
         place: Place,
         settings: SessionSettings,
         batch: int,
+        keep: Sequence[str],
         remember: Remember,
         on_progress: Callable[[str], None],
     ) -> None:
         self._task = task
+        self._keep = keep
         self._table = table
         self._place = place
         self._settings = settings
@@ -178,9 +181,9 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 7 {onnxdistill.__version__}"
+        version = f"plan 8 {onnxdistill.__version__}"
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
-        return f"{version} {table} {settings} {data} {budget_ms!r} {' '.join(digests)}"
+        return f"{version} {table} {self._keep} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
     def _decided(self, subject: _Subject, deployed: Deployed, budget_ms: float) -> dict[str, Any]:
         """Widths, blocks and pairs, with what they cost, as plain values; nothing, if nothing is faster."""
@@ -231,8 +234,8 @@ class Planner:
             for scheme in schemes.get(graph.weights.get(layer.name, "").removesuffix(".weight"), ())
             for part in pair_of(layer, min(layer.inputs, layer.outputs), spatial=scheme == "spatial")
         ]
-        example, skip = self._task.example_input(2), self._table.skip
-        blocks = removable_blocks(network, example, skip) if self._table.blocks else []
+        example, stay = self._task.example_input(2), [*self._table.skip, *self._keep]
+        blocks = removable_blocks(network, example, stay) if self._table.blocks else []
         steps = Steps(self._table.multiple_of, self._table.minimum, tuple(self._table.skip))
         choices = choices_of(analysis, steps, blocks)
         # Before anything is timed.

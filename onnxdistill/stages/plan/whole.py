@@ -94,6 +94,7 @@ def plan(
     place: Place,
     settings: SessionSettings,
     batch: int = 1,
+    keep: Sequence[str] = (),
     tune: Callable[[nn.Module, int], nn.Module] | None = None,
     remember: Remember = lambda _key, decide: decide(),
     on_progress: Callable[[str], None] = lambda _text: None,
@@ -109,6 +110,7 @@ def plan(
         place: Where the deployed student will run.
         settings: How deployed files run.
         batch: Items a call.
+        keep: Names of modules that stay, with the blocks that they are in.
         tune: Trains a network that more is to be cut from, after the cut of that number; None for no training.
         remember: Returns what was decided before under a key, or else decides.
         on_progress: Told what is being done.
@@ -117,7 +119,7 @@ def plan(
         NetworkError: If the network cannot be traced, does not run with fewer channels, or has choices that depend on
             each other in too many ways.
     """
-    planner = Planner(task, table, place, settings, batch, remember, on_progress)
+    planner = Planner(task, table, place, settings, batch, keep, remember, on_progress)
     course = _Course(network, task, planner, deploy, budget_ms, on_progress)
     for number in range(table.steps + _MOST_CORRECTIONS):
         latency_ms = course.latency_ms
