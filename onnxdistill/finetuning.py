@@ -112,7 +112,7 @@ class Finetuning:
         except UnsupportedOperatorError as error:
             return error.what
         # Batch norms are folded into layers, which then need small steps. Layers have other names in the ONNX file, and
-        # the time was meant for the float student.
+        # the time was meant for the float student. Scales are exact on the processor, where they ship.
         table = (
             (self._recipe.distill or DistillTable(epochs=1))
             .without_features()
@@ -120,7 +120,7 @@ class Finetuning:
                 update={
                     "epochs": self._recipe.quantize.epochs,
                     "learning_rate": self._recipe.quantize.learning_rate,
-                    **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "minutes": None},
+                    **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "minutes": None, "device": "cpu"},
                 }
             )
         )

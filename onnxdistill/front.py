@@ -25,7 +25,7 @@ from onnxdistill.report.front import FrontPoint, StudentFront, point_of
 from onnxdistill.report.frontpage import render_front_page
 from onnxdistill.report.fronttable import render_front
 from onnxdistill.stages.ship import RunFolder
-from onnxdistill.tasks import TASKS
+from onnxdistill.tasks import TASKS, Task
 
 FRONT_JSON, FRONT_PAGE = "front.json", "front.html"
 
@@ -79,8 +79,9 @@ def compress_front(
     _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
     host = place_of(loaded.bench).host
     # Not kept: every run reads the data again.
-    described = TASKS[loaded.task](loaded).describe_data()
-    teacher = SharedTeacher(target, loaded, described)
+    task: Task = TASKS[loaded.task](loaded)
+    teacher = SharedTeacher(target, loaded, task.describe_data(), len(task.class_names))
+    del task
     points: list[FrontPoint] = []
     front: StudentFront | None = None
     for speedup in speedups:

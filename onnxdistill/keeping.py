@@ -13,9 +13,12 @@ import onnxdistill
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import read_json, write_json
 from onnxdistill.errors import DataError, NetworkError, cannot_write
+from onnxdistill.networks import build_network
 from onnxdistill.networks.user import user_builder
 from onnxdistill.recipe import FurtherTeacherTable, Recipe, TeacherTable
+from onnxdistill.recipe.weights import OWN_WEIGHTS
 from onnxdistill.report import Report
+from onnxdistill.training.checkpoint import fingerprint
 
 TEACHER, ORIGIN = "teacher.pt", "teacher.json"
 """Weights of a teacher that was trained in a run, and what it was made of."""
@@ -28,18 +31,21 @@ class SharedTeacher:
         folder: The front's.
         recipe: As it was asked for.
         data: The task's splits, as `describe_data` gives them.
+        classes: How many there are.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, data: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, data: Mapping[str, Any], classes: int) -> None:
         self._folder = folder
         tables = recipe.model_dump(mode="json", exclude_none=True)
         further = recipe.further_teachers
-        self._read = _digests({name: table for name, table in further.items() if name.startswith("distill.")})
+        self._read = _digests(
+            {name: table for name, table in further.items() if name.startswith("distill.")}, classes, recipe.seed
+        )
         of_teacher: dict[str, TeacherTable | FurtherTeacherTable] = {"teacher": recipe.teacher}
         of_teacher |= {name: table for name, table in further.items() if not name.startswith("distill.")}
         self._origin = {
             "onnxdistill": onnxdistill.__version__,
-            "read": _digests(of_teacher),
+            "read": _digests(of_teacher, classes, recipe.seed),
             "splits": dict(data),
             **{key: tables[key] for key in ("teacher", "data", "task", "seed")},
         }
@@ -104,16 +110,28 @@ def foreign_file(folder: Path, names: Iterable[str], *, is_trained: bool) -> str
     return next((name for name in found if (folder / name).exists()), None)
 
 
-def _digests(tables: Mapping[str, TeacherTable | FurtherTeacherTable]) -> dict[str, dict[str, str | None]]:
+def _digests(
+    tables: Mapping[str, TeacherTable | FurtherTeacherTable], classes: int, seed: int
+) -> dict[str, dict[str, str | None]]:
     """Of what networks are built from, by their place in the recipe."""
     return {
         name: {
             "network": table.network,
             "network_sha256": _digest(_source_of(table.network)),
-            "weights_sha256": _digest(Path(table.weights)),
+            "weights_sha256": _own_weights(table.network, classes, seed)
+            if table.weights == OWN_WEIGHTS
+            else _digest(Path(table.weights)),
         }
         for name, table in tables.items()
     }
+
+
+def _own_weights(network: str, classes: int, seed: int) -> str | None:
+    """What a function has loaded, whatever it was from."""
+    try:
+        return fingerprint(build_network(network, classes, seed))
+    except NetworkError:  # the run refuses it, too, and knows by which key it was named
+        return None
 
 
 def _source_of(network: str) -> Path:

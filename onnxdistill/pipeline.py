@@ -48,7 +48,7 @@ from onnxdistill.stages.teacher import (
 from onnxdistill.tasks import TASKS, Task
 from onnxdistill.tasks.base import Feeds
 from onnxdistill.training import follow, leading
-from onnxdistill.training.precision import notes_on_devices
+from onnxdistill.training.hardware import notes_on_devices
 
 # Of what is asked for: the last measurement is another one than that which the plan was made by.
 PLAN_MARGIN = 0.97
@@ -113,7 +113,9 @@ def _reads_replaced_weights(recipe: Recipe, folder: RunFolder) -> bool:
         UsageError: If anything else is that the run learns from, and that would go with the folder.
     """
     read = {f"{name}.weights": table.weights for name, table in recipe.further_teachers.items()}
-    keeps = recipe.teacher.train is None and folder.holds(Path(recipe.teacher.weights), "teacher.pt")
+    # What a function reads is not known, and may be just that.
+    is_own = recipe.teacher.weights == OWN_WEIGHTS
+    keeps = recipe.teacher.train is None and (is_own or folder.holds(Path(recipe.teacher.weights), "teacher.pt"))
     if not keeps:
         read["teacher.weights"] = recipe.teacher.weights
     for key, path in read.items():
@@ -160,8 +162,9 @@ class _Run:
         self.gate = Gate(self.recipe, self.place, self.task, self.scratch, self.journal)
         self.record = Record(self.recipe, self.task, self.settings, self.place, self.gate, self.scratch, self.progress)
         self.record.note(*self.journal.notes, *self.task.data_notes())
-        if self.task.measurable and (self.recipe.distill is not None or self.recipe.teacher.train is not None):
-            self.record.note(*notes_on_devices())
+        if self.task.measurable:
+            trainings = [one for one in (self.recipe.teacher.train, self.recipe.distill) if one is not None]
+            self.record.note(*notes_on_devices(trainings))
         original = self._teacher()
         student = self._plan(original)
         student = self._prune(student)

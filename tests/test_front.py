@@ -8,8 +8,10 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 import onnxdistill
@@ -17,7 +19,7 @@ from onnxdistill import compress_front, front
 from onnxdistill.device.host import read_host
 from onnxdistill.errors import LimitsMissedError, TrainingError, UsageError
 from onnxdistill.keeping import SharedTeacher, has_settings, is_of
-from onnxdistill.recipe import load_recipe
+from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.report import Artifact, Report, StageRow, load_report
 from tests.compress.commands import run_here
 
@@ -93,10 +95,10 @@ def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
-    first = SharedTeacher(tmp_path, recipe_of(), {})
+    first = SharedTeacher(tmp_path, recipe_of(), {}, 10)
     assert (first.overrides, first.made(made, tmp_path / "run")) == ([], False)
     first.remember(made, tmp_path / "run")
-    later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]), {})
+    later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]), {}, 10)
     assert later.made(made, tmp_path / "run")
     assert later.overrides == [f"teacher.weights={tmp_path / 'teacher.pt'}", "teacher.train=", "teacher.new_head="]
     assert (tmp_path / "teacher.pt").read_bytes() == b"weights"
@@ -104,9 +106,9 @@ def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report
     assert not later.made(made, tmp_path / "run 2")
     # A teacher that was trained otherwise, or on other data, is another one.
     for change in ("teacher.train.epochs=4", "seed=1", "data.validation=0.2"):
-        other = SharedTeacher(tmp_path, recipe_of([change]), {})
+        other = SharedTeacher(tmp_path, recipe_of([change]), {}, 10)
         assert (other.overrides, other.made(made, tmp_path / "run")) == ([], False)
-    assert not SharedTeacher(tmp_path, recipe_of(), {"test": {"sha256": "of other images"}}).made(
+    assert not SharedTeacher(tmp_path, recipe_of(), {"test": {"sha256": "of other images"}}, 10).made(
         made, tmp_path / "run"
     )
     shared = recipe_of(["plan.speedup=2", *later.overrides])
@@ -122,11 +124,11 @@ def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: 
     weights.write_bytes(b"one")
     loaded = load_recipe(recipe, [f"teacher.weights={weights}", "teacher.train="])
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
-    assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
-    assert SharedTeacher(tmp_path, loaded, {}).overrides == []  # each run reads them itself
+    SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
+    assert SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
+    assert SharedTeacher(tmp_path, loaded, {}, 10).overrides == []  # each run reads them itself
     weights.write_bytes(b"two")
-    assert not SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
+    assert not SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
 
 
 def test_what_students_learn_from_beside_counts_as_well(
@@ -141,19 +143,19 @@ def test_what_students_learn_from_beside_counts_as_well(
     )
     loaded = load_recipe(recipe, ["teacher.train="])
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
-    assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
+    SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
+    assert SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
     broken = load_recipe(recipe, ["teacher.train=", "teacher.network=no_such_module:make"])
-    assert SharedTeacher(tmp_path, broken, {}).overrides == []  # to be refused by the run
+    assert SharedTeacher(tmp_path, broken, {}, 10).overrides == []  # to be refused by the run
     for path in (weights, module):
         before = path.read_bytes()
         path.write_bytes(b"# two")
-        other = SharedTeacher(tmp_path, loaded, {})
+        other = SharedTeacher(tmp_path, loaded, {}, 10)
         assert not other.made(made, tmp_path / "run")
         other.remember(made, tmp_path / "run 2")
         assert other.made(made, tmp_path / "run 2")
         path.write_bytes(before)
-        assert SharedTeacher(tmp_path, loaded, {}).made(made, tmp_path / "run")
+        assert SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
 
 
 def test_a_front_goes_on_without_the_weights_of_its_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:
@@ -162,9 +164,9 @@ def test_a_front_goes_on_without_the_weights_of_its_teacher(recipe: Path, tmp_pa
     (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
     made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
     loaded = load_recipe(recipe)
-    SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
+    SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
     (tmp_path / "teacher.pt").unlink()
-    later = SharedTeacher(tmp_path, loaded, {})
+    later = SharedTeacher(tmp_path, loaded, {}, 10)
     later.remember(made, tmp_path / "run without")
     assert later.overrides == []
     later.remember(made, tmp_path / "run")
@@ -183,8 +185,8 @@ def test_weights_are_never_those_of_another_origin(
     with monkeypatch.context() as context:
         context.setattr("onnxdistill.keeping.shutil.copyfile", lambda *_: sys.exit())
         with pytest.raises(SystemExit):
-            SharedTeacher(tmp_path, loaded, {}).remember(made, tmp_path / "run")
-    later = SharedTeacher(tmp_path, loaded, {})
+            SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
+    later = SharedTeacher(tmp_path, loaded, {}, 10)
     assert later.overrides == []
     later.remember(made, tmp_path / "run")
     assert (tmp_path / "teacher.pt").read_bytes() == b"new"
@@ -244,6 +246,48 @@ def test_what_is_read_stays_in_the_folder_of_the_command(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert load_recipe(path, overrides) != loaded
     assert load_recipe(path, (*overrides, *places)) == loaded
+
+
+def test_runs_of_a_front_get_places_that_do_not_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[dict[str, Any]] = []
+
+    def refused(_recipe: Path, **settings: Any) -> None:
+        asked.append(settings)
+        raise LimitsMissedError("1 x is the most.")
+
+    monkeypatch.setattr(front, "compress", refused)
+    with pytest.raises(LimitsMissedError):
+        front.compress_front(
+            recipe, 2, overrides=["plan.speedup=2"], out="front", log_file="log.jsonl", tensorboard="curves"
+        )
+    (settings,) = asked
+    assert "teacher.network=digits-resnet" in settings["overrides"]
+    assert settings["log_file"] == tmp_path / "log.jsonl"
+    assert settings["out"].parent == tmp_path / "front"
+    assert settings["tensorboard"].parent == tmp_path / "curves"
+
+
+def test_weights_that_a_function_loads_are_part_of_what_a_teacher_is_made_of(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef make():\n    net = nn.Linear(2, 2)\n"
+        f"    net.load_state_dict(torch.load({str(tmp_path / 'w.pt')!r}))\n    return net\n"
+    )
+    loaded = Recipe.model_validate(
+        {
+            "name": "x",
+            "data": {"source": "digits"},
+            "teacher": {"network": f"{tmp_path}/nets.py:make", "weights": "own"},
+        }
+    )
+    origins = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
+        origins.append(SharedTeacher(tmp_path, loaded, {}, 2)._origin)
+    assert origins[0] == origins[1] != origins[2]
 
 
 def test_ratios() -> None:

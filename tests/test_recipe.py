@@ -141,6 +141,8 @@ def test_weights_are_a_file_whatever_its_name(tmp_path: Path) -> None:
     assert load_recipe(path, ["teacher.weights=other"]).teacher.weights == f"{Path.cwd()}/other"
     published = ["teacher.network=torchvision:vgg16", "teacher.weights=V1", "data.source=folder", "data.root=x"]
     assert load_recipe(path, published).teacher.weights == "V1"
+    # Of the network that it comes to be of.
+    assert load_recipe(path, ["teacher.network=torchvision:vgg16", *published[2:]]).teacher.weights == "checkpoint"
 
 
 def test_weights_that_a_function_loads(tmp_path: Path) -> None:
@@ -165,6 +167,8 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
     assert (followed.network, followed.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
     assert recipe.network_names == {recipe.teacher.network, followed.network}
     assert "teacher.train.views stores" in refusal(write(tmp_path, text + "views = 1\nmixup = 1.0\n"))
+    nothing = "hard_weight = 0.0\nsoft_weight = 0.0\n"
+    assert "teacher.train.hard_weight and .soft_weight are 0" in refusal(write(tmp_path, text + nothing))
     unheard = "teacher.train.teachers has no effect with teacher.train.soft_weight = 0"
     assert unheard in refusal(write(tmp_path, text + "soft_weight = 0.0\n"))
 
@@ -409,5 +413,5 @@ def test_what_cannot_follow_layers_follows_what_else_there_is() -> None:
     features = FeaturesTable(layers=["layer1"])
     both = DistillTable(epochs=1, hard_weight=0.0, soft_weight=2.0, features=features).without_features()
     assert (both.features, both.soft_weight) == (None, 2.0)
-    layers_alone = DistillTable(epochs=1, hard_weight=0.0, soft_weight=0.0, features=features)
+    layers_alone = DistillTable(epochs=1, hard_weight=0.0, soft_weight=0.0, features=features, loss="dkd")
     assert layers_alone.without_features().soft_weight is None

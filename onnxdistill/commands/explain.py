@@ -28,9 +28,11 @@ def explain_command(run: Path) -> None:
 
 def _say_where_it_is(run: Path) -> None:
     """Refuses what holds no report, if there is one nearby."""
-    missed = run.with_name(f"{run.name}.missed")
+    run = run.absolute()
+    missed = run.parent / f"{run.name}.missed"
     if (missed / "report.json").exists():
         raise ModelFileError(f"The student of {run} missed its limits.", f"Name {missed}.")
     if (run / "front.json").exists():
         runs = sorted(str(one.parent) for one in run.glob("*/report.json"))
-        raise ModelFileError(f"{run} is the folder of a front.", f"Name one of its runs: {', '.join(runs) or 'none'}.")
+        advice = f"Name one of its runs: {', '.join(runs)}." if runs else "None of its runs has left a student."
+        raise ModelFileError(f"{run} is the folder of a front.", advice)

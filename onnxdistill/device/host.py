@@ -90,6 +90,7 @@ class HostFacts:
         values: dict[str, Any] = {field.name: data[field.name] for field in dataclasses.fields(cls)}
         for name, value in values.items():
             values[name] = tuple(value) if isinstance(value, list) else value
+        values["cpu"] = _on_one_line(str(values["cpu"]))
         return cls(**values)
 
 
@@ -149,7 +150,7 @@ def read_host() -> HostFacts:
     """
     processor = read_processor()
     return HostFacts(
-        cpu=" ".join(processor.name.split()),  # some say it with several spaces, which no message keeps
+        cpu=_on_one_line(processor.name),
         architecture=platform.machine(),
         physical_cores=processor.physical_cores,
         logical_cpus=os.cpu_count() or 1,
@@ -164,6 +165,11 @@ def read_host() -> HostFacts:
         int8_features=processor.int8_features,
         load_average=load_average(),
     )
+
+
+def _on_one_line(name: str) -> str:
+    """Some processors' names have several spaces in a row, which no message keeps."""
+    return " ".join(name.split())
 
 
 def read_processor() -> Processor:

@@ -8,6 +8,7 @@ the module back, without a trace and without unpickling code.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from onnxdistill.errors import NetworkError, is_of_memory
 Structure = dict[str, Any]
 """`replaced`: layers by path; `attributes`: values by path and name; `buffers`: those that no state dict has;
 `frozen`: parameters that are not trained."""
+
+# At the end of the name of a module that is a user's file: which version of it.
+_HASHES = re.compile(r"(_[0-9a-f]{16}){1,2}$")
 
 _REBUILD = "Rebuild it with the version of the network that it was made from."
 
@@ -106,8 +110,8 @@ def _resize(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _class_of(module: nn.Module) -> tuple[str, str]:
-    """By name: a file that is imported twice makes its classes twice."""
-    return type(module).__module__, type(module).__qualname__
+    """By name: a file that is imported twice, or that has changed since, makes its classes twice."""
+    return _HASHES.sub("", type(module).__module__), type(module).__qualname__
 
 
 def _changed_attributes(before: nn.Module, after: nn.Module) -> dict[str, Any]:

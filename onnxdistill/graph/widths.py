@@ -173,7 +173,7 @@ def _counting(name: str, positions: dict[str, int], samples: int) -> Callable[[n
     def count(layer: nn.Module, inputs: Any, named: Any, outputs: Tensor) -> None:
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        received = inputs[0] if inputs else named["input"]
+        received = (*inputs, *named.values())[0]
         applied = received if isinstance(layer, TRANSPOSED) else outputs
         positions[name] = positions.get(name, 0) + applied.numel() // len(weight) // samples
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,10 @@ BUILT_IN: dict[str, Builder] = {
 }
 
 
+_BUILT = WeakSet[nn.Module]()
+"""What was built before, with all modules in it, as long as it is used."""
+
+
 def build_network(name: str, class_count: int, seed: int, folder: Path | None = None) -> nn.Module:
     """Builds an untrained network with `class_count` outputs, in evaluation mode.
 
@@ -53,6 +59,8 @@ def build_network(name: str, class_count: int, seed: int, folder: Path | None = 
     with torch.random.fork_rng(devices=[]), explained(f"teacher.network = {name!r} cannot be built", fix):
         torch.manual_seed(seed)
         network = builder(**arguments)
+        if isinstance(network, nn.Module):
+            network = _of_its_own(network)
     if not isinstance(network, nn.Module):
         raise NetworkError(
             f"teacher.network = {name!r} returned a {type(network).__name__}, not a torch.nn.Module.",
@@ -78,6 +86,14 @@ def probe(name: str, network: nn.Module, inputs: Tensor, mode: str = "") -> obje
     # Not inference mode: what a network makes or keeps in its first call may have to be trained later.
     with torch.no_grad(), explained(f"teacher.network = {name!r} does not run on float32 images [{shape}]{mode}", fix):
         return network(inputs)
+
+
+def _of_its_own(network: nn.Module) -> nn.Module:
+    """A network that shares nothing with those before it, such as layers that its file makes once."""
+    if any(module in _BUILT for module in network.modules()):
+        network = copy.deepcopy(network)
+    _BUILT.update(network.modules())
+    return network
 
 
 def _takes(builder: Builder, parameter: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import nn
 
 from onnxdistill.errors import NetworkError, is_of_memory
 from onnxdistill.networks.calling import described
+
+USER_MODULE = "onnxdistill_user_"
+"""How the names of modules that are files of a user begin; hashes are at their ends."""
 
 
 def user_builder(place: str, function: str, folder: Path | None) -> Callable[..., nn.Module]:
@@ -52,11 +56,15 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
     if not path.is_file():
         raise NetworkError(f"teacher.network names the file {path}, which does not exist.", "Correct the path.")
     # The same file is one module however often it is named, and another file of that name is another one: pickled
-    # networks have to find their classes.
-    digest = hashlib.sha256(f"{path.resolve()}\n".encode(errors="surrogateescape") + path.read_bytes()).hexdigest()
-    name = f"onnxdistill_user_{path.stem}_{digest[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    # networks have to find their classes, in processes of other machines as well.
+    code = path.read_bytes().replace(b"\r\n", b"\n")
+    name = f"{USER_MODULE}{path.stem}_{hashlib.sha256(code).hexdigest()[:16]}"
+    known = sys.modules.get(name)
+    if known is not None and not _is_from(known, path):
+        name = f"{name}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}"
+        known = sys.modules.get(name)
+    if known is not None:
+        return known
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise NetworkError(f"{path} cannot be loaded as a Python module.", "Give a file that ends in .py.")
@@ -72,6 +80,10 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
     except BaseException:
         sys.modules.pop(name, None)
         raise
+
+
+def _is_from(module: ModuleType, path: Path) -> bool:
+    return Path(str(module.__file__)).resolve() == path.resolve()
 
 
 def _imported(place: str, load: Callable[[], ModuleType], fix: str) -> ModuleType:

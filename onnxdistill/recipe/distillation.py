@@ -98,7 +98,7 @@ class GuidedTable(TrainingTable):
         for key in without[self.loss]:
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{self.place}.{key} has no effect on {self.place}.loss = {self.loss!r}; leave it out")
-        if self.soft_weight == 0:
+        if self.soft_weight == 0 and self.hard_weight > 0:  # or else what follows no layers follows logits
             for key in ("teachers", "loss", "temperature", "standardise", *dkd):
                 if getattr(self, key) != type(self).model_fields[key].get_default():
                     raise ValueError(
@@ -151,4 +151,6 @@ class TeacherTrainingTable(GuidedTable):
                     raise ValueError(
                         f"teacher.train.{key} needs a network to learn from: add [[teacher.train.teachers]]"
                     )
+        elif self.hard_weight == 0 and self.soft_weight == 0:
+            raise ValueError("teacher.train.hard_weight and .soft_weight are 0: there is nothing to learn from")
         return self

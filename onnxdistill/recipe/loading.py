@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import tomllib
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,10 +31,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: One message with every error of the file.
     """
     tables = _read(path)
-    _anchor_paths(tables, path.parent.absolute())
+    final = copy.deepcopy(tables)
+    for item in overrides:
+        _override(final, item)
+    _anchor_paths(tables, path.parent.absolute(), final)
     for item in overrides:
         _override(tables, item)
-    _anchor_paths(tables, Path.cwd())  # those of the overrides; absolute ones stay
+    _anchor_paths(tables, Path.cwd(), final)  # those of the overrides; absolute ones stay
     return _validated(Recipe, tables, f"{path} is not a valid recipe")
 
 
@@ -83,16 +86,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"The recipe {path} is not valid TOML: {error}.", "Correct that line.") from error
 
 
-def _anchor_paths(tables: dict[str, Any], folder: Path) -> None:
-    data, teacher = tables.get("data"), tables.get("teacher")
+def _anchor_paths(tables: dict[str, Any], folder: Path, final: dict[str, Any]) -> None:
+    """Makes paths absolute; what they are for is seen in the final tables."""
+    data = tables.get("data")
     if isinstance(data, dict) and isinstance(data.get("root"), str):
         data["root"] = _anchored(data["root"], folder)
-    further = [_teachers_of(table) for table in (_inner(teacher, "train"), tables.get("distill"))]
-    for network in (teacher, *chain.from_iterable(further)):
+    in_the_end = _networks_of(final)
+    for place, network in _networks_of(tables).items():
+        name = _inner(in_the_end.get(place, network), "network")
         for key in ("weights", "network"):
             value = _inner(network, key)
-            if isinstance(value, str) and _is_path(key, value, _inner(network, "network")):
+            if isinstance(value, str) and _is_path(key, value, name):
                 network[key] = _anchored(value, folder)
+
+
+def _networks_of(tables: dict[str, Any]) -> dict[tuple[str, int], Any]:
+    """The tables that name networks, by their place."""
+    teacher = tables.get("teacher")
+    further = {"teacher.train": _inner(teacher, "train"), "distill": tables.get("distill")}
+    return {("teacher", 0): teacher} | {
+        (name, number): network for name, table in further.items() for number, network in enumerate(_teachers_of(table))
+    }
 
 
 def _inner(table: Any, key: str) -> Any:  # anything, as long as it isn't validated

@@ -62,8 +62,9 @@ class TrainingTable(Table):
     cutmix: Alpha = Field(
         0.0, description="Alpha of pasted rectangles (Yun et al. 2019); 0 for none. With both, one of the two a batch."
     )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="What it runs on: the processor, or a GPU.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="bfloat16 autocast where the processor has it."
+        "auto", description="bfloat16 autocast where the processor, or the GPU, has it."
     )
 
     @model_validator(mode="before")

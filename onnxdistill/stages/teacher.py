@@ -200,7 +200,8 @@ def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = Fal
     if weights not in (NO_WEIGHTS, OWN_WEIGHTS):
         load_weights(network, name, weights, new_head)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        network.requires_grad_(True)  # it was made for inference, and says nothing of what is to be trained
+        for parameter in network.parameters():  # it was made for inference, and says nothing of what is to be trained
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
     for batch in (PROBED_BATCH, 1):  # where code squeezes, one sample has a dimension less
         task.check_output(probe(name, network, task.example_input(batch)), batch)
     return network

@@ -155,7 +155,7 @@ class Follower(nn.Module):
         widths = ours.shape[axis], theirs.shape[axis]
         if self._table.loss == "hint" and widths[0] != widths[1]:
             adapter = nn.Conv2d(*widths, 1) if theirs.ndim == 4 else nn.Linear(*widths)
-            self.adapters[_key(layer)] = adapter
+            self.adapters[_key(layer)] = adapter.to(theirs.device)
 
     def _adapter(self, layer: str) -> nn.Module:
         return self.adapters[_key(layer)] if _key(layer) in self.adapters else nn.Identity()

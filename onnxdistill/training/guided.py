@@ -56,16 +56,17 @@ def train_guided(
         return train(
             network, task, table, seed, Objective(label_smoothing=table.label_smoothing), None, on_status, checkpoint
         )
-    objective = objective_of(table)
+    objective = objective_of(table, len(task.class_names))
     # One that nobody listens to need not speak; layers follow the first one.
     heard = len(teachers) if objective.soft_weight > 0 else int(features is not None)
     guidance = Guidance(tuple(teachers[:heard]), table.views, features)
     return train(network, task, table, seed, objective, guidance, on_status, checkpoint)
 
 
-def objective_of(table: GuidedTable) -> Objective:
-    """How a training that follows networks weighs labels and logits."""
+def objective_of(table: GuidedTable, classes: int) -> Objective:
+    """How a training that follows networks weighs labels and logits, of so many classes."""
     standardise = table.loss == "kd" if table.standardise is None else table.standardise
+    standardise = standardise and classes > 2
     weight, temperature = PUBLISHED[table.loss, standardise]
     return Objective(
         hard_weight=table.hard_weight,

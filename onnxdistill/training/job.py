@@ -11,7 +11,7 @@ import onnxdistill
 from onnxdistill.recipe import FeaturesTable, TrainingTable
 from onnxdistill.tasks.base import Objective, Task
 from onnxdistill.training.checkpoint import fingerprint
-from onnxdistill.training.precision import training_dtype
+from onnxdistill.training.hardware import Hardware
 
 FINGERPRINT_BATCH = 64
 
@@ -43,9 +43,7 @@ class Job:
 
     def fingerprint(self, task: Task, processes: int) -> str:
         """Of all that decides the weights. What networks compute and real inputs stand for code and for files."""
-        settings = (
-            f"state 3 {onnxdistill.__version__} {self.seed} {self.objective} {training_dtype(self.table.precision)}"
-        )
+        settings = f"state 3 {onnxdistill.__version__} {self.seed} {self.objective} {Hardware.of(self.table).dtype}"
         following = f"{self.guidance.views} {self.guidance.features}"
         data = f"{task.describe_data()} {task.metadata()}"
         networks = (self.network, *self.guidance.teachers)

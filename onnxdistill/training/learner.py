@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.training.checkpoint import State
 from onnxdistill.training.features import Follower
+from onnxdistill.training.hardware import Hardware, copied
 from onnxdistill.training.layout import channels_last
 from onnxdistill.training.optimizers import build_optimizer, build_schedule
 
@@ -24,6 +25,7 @@ class Learner:
         network: Not changed.
         table: Says how it is trained.
         steps: In all; `reschedule` changes that.
+        hardware: Where the copy lies.
         follow: Puts layers of the copy beside those of a teacher; None if none are compared.
 
     Attributes:
@@ -37,9 +39,10 @@ class Learner:
         network: nn.Module,
         table: TrainingTable,
         steps: int,
+        hardware: Hardware,
         follow: Callable[[nn.Module], Follower] | None = None,
     ) -> None:
-        self.network = channels_last(copy.deepcopy(network))
+        self.network = channels_last(copy.deepcopy(network).to(hardware.device))
         self.notes = _thawed(self.network)
         self._table = table
         self._average = None
@@ -105,15 +108,15 @@ class Learner:
 
     def weights(self) -> State:
         """A copy of the weights that count, and of the buffers that a state dict leaves out."""
-        return copy.deepcopy({"saved": self.shown.state_dict(), "unsaved": _unsaved_buffers(self.shown)})
+        return copied({"saved": self.shown.state_dict(), "unsaved": _unsaved_buffers(self.shown)})
 
     def finished(self, weights: State) -> nn.Module:
-        """The network with these weights, in evaluation mode, nothing of the training left on it."""
+        """The network with these weights, on the processor, in evaluation mode, nothing of the training left on it."""
         if self.follower is not None:
             self.follower.close()
         self.network.load_state_dict(weights["saved"])
         _set_unsaved_buffers(self.network, weights["unsaved"])
-        return self.network.to(memory_format=torch.contiguous_format).eval()
+        return self.network.cpu().to(memory_format=torch.contiguous_format).eval()
 
     def state(self) -> State:
         """All that steps have changed; what is in it goes on changing."""
@@ -145,7 +148,8 @@ def _thawed(network: nn.Module) -> list[str]:
     parameters = list(network.parameters())
     frozen = [parameter for parameter in parameters if not parameter.requires_grad]
     if len(frozen) == len(parameters):
-        network.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
         return []
     if not frozen:
         return []
@@ -185,4 +189,5 @@ def _set_unsaved_buffers(network: nn.Module, values: Mapping[str, Tensor]) -> No
             there.copy_(value)  # others may hold the same tensor
             continue
         place, _, leaf = name.rpartition(".")
-        network.get_submodule(place).register_buffer(leaf, value.clone(), persistent=False)
+        device = next((one.device for one in (there, *network.parameters()) if one is not None), value.device)
+        network.get_submodule(place).register_buffer(leaf, value.to(device, copy=True), persistent=False)

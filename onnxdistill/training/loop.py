@@ -18,9 +18,9 @@ from onnxdistill.training.batches import cuts_of
 from onnxdistill.training.budget import budget_notes, epochs_within, measured_costs
 from onnxdistill.training.checkpoint import Checkpoint
 from onnxdistill.training.features import Follower
+from onnxdistill.training.hardware import Hardware, on_processor
 from onnxdistill.training.job import Job
 from onnxdistill.training.learner import Learner
-from onnxdistill.training.precision import training_dtype
 from onnxdistill.training.records import OnStatus, TrainingResult
 from onnxdistill.training.recovery import Recovery
 from onnxdistill.training.reporting import Reporter
@@ -51,15 +51,16 @@ class Loop:
             table.crop_pad, table.flip, table.rand_augment, float(table.mixup), float(table.cutmix)
         )
         self._cuts = cuts_of(task.training_samples, table.batch_size, team.size)
-        steps, dtype = len(self._cuts) + 1, training_dtype(table.precision)
+        steps, hardware = len(self._cuts) + 1, Hardware.of(table)
+        self._hardware = hardware
         inside = guidance.features is not None
         views = min(guidance.views, table.epochs)
         self._teaching = Teaching(
-            guidance.teachers, task, self._augmentation, views, job.seed, dtype, table.micro_batch, every_step=inside
+            guidance.teachers, task, self._augmentation, views, job.seed, hardware, table.micro_batch, every_step=inside
         )
-        self._learner = Learner(job.network, table, table.epochs * steps, self._follow(guidance.features))
-        self._state = TrainingState(self._learner, table.epochs, steps, job.seed)
-        self._steps = Steps(self._learner, task, job.objective, self._teaching, team, table.micro_batch, dtype)
+        self._learner = Learner(job.network, table, table.epochs * steps, hardware, self._follow(guidance.features))
+        self._state = TrainingState(self._learner, table.epochs, steps, job.seed, hardware)
+        self._steps = Steps(self._learner, task, job.objective, self._teaching, team, table.micro_batch, hardware)
         self._recovery = Recovery(self._state, checkpoint, team)
         self._reporter = Reporter(self._state, self._teaching, table.batch_size, on_status)
 
@@ -71,7 +72,7 @@ class Loop:
         """
         with self._team.synchronised(self._learner.network):
             trained = self._learner.trained
-            trained.load_state_dict(self._team.leaders(trained.state_dict()))
+            trained.load_state_dict(self._team.leaders(on_processor(trained.state_dict())))
             if not self._recovery.resume():
                 self._start()
             self._reporter.restart()
@@ -128,7 +129,7 @@ class Loop:
         self._learner.start_training()
         costs = measured_costs(
             self._batches(np.arange(self._task.training_samples, dtype=np.int64), 0),
-            lambda batch: self._teaching.computed(batch.inputs),
+            lambda batch: [answer.cpu() for answer in self._teaching.computed(batch.inputs)],  # a GPU answers later
             self._try,
             budget_s,
             self._team.leaders,
@@ -155,7 +156,7 @@ class Loop:
             except OnnxDistillError as error:  # such as an image that only this process reads
                 failed = error
             self._team.agreed(failed)
-            yield batch
+            yield self._hardware.placed(batch)
 
     def _validate(self) -> float:
         """The leading process does."""
@@ -165,4 +166,5 @@ class Loop:
     def _follow(self, features: FeaturesTable | None) -> Callable[[nn.Module], Follower] | None:
         if features is None:
             return None
-        return lambda student: Follower(student, self._teaching.networks[0], features, self._task.example_input(2))
+        example = self._task.example_input(2).to(self._hardware.device)
+        return lambda student: Follower(student, self._teaching.networks[0], features, example)

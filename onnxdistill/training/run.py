@@ -16,6 +16,7 @@ from onnxdistill.errors import NetworkError, OnnxDistillError, UsageError, is_of
 from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective, Task
 from onnxdistill.training.checkpoint import Checkpoint
+from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.job import Guidance, Job
 from onnxdistill.training.loop import Loop
 from onnxdistill.training.records import OnStatus, TrainingResult
@@ -117,6 +118,6 @@ def _check_sendable(job: Job) -> None:
 
 def _run(job: Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None) -> TrainingResult:
     team = current_team()
-    with torch.random.fork_rng(devices=[]):
+    with Hardware.of(job.table).forked():
         torch.manual_seed(job.seed + team.rank)  # of dropout
         return Loop(job, task, team, on_status, checkpoint).run()

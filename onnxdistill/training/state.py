@@ -11,6 +11,7 @@ import torch
 
 from onnxdistill.tasks.base import Metric
 from onnxdistill.training.checkpoint import State, numpy_random_state, plain_random_state
+from onnxdistill.training.hardware import Hardware, copied
 from onnxdistill.training.learner import Learner
 from onnxdistill.training.records import EpochRecord, TrainingResult
 
@@ -42,6 +43,7 @@ class TrainingState:
         epochs: In all.
         steps: In an epoch.
         seed: Of the order.
+        hardware: Where random numbers are drawn.
 
     Attributes:
         at: Where it stands; another object after `restore`.
@@ -50,7 +52,8 @@ class TrainingState:
         order: Draws the order of the samples, and the seed of their changes, epoch by epoch.
     """
 
-    def __init__(self, learner: Learner, epochs: int, steps: int, seed: int) -> None:
+    def __init__(self, learner: Learner, epochs: int, steps: int, seed: int, hardware: Hardware) -> None:
+        self._hardware = hardware
         self.learner = learner
         self.steps = steps
         self.at = Position(epochs)
@@ -98,13 +101,14 @@ class TrainingState:
 
     def saved(self) -> State:
         """A copy of everything. The order is that of the epoch's start, from where it is drawn again."""
-        return copy.deepcopy(
+        return copied(
             {
                 "at": asdict(self.at),
                 **self.learner.state(),
                 "best": self._best,
                 "order": plain_random_state(self._epochs_order),
                 "torch": torch.get_rng_state(),
+                "device": self._hardware.random_state(),
             }
         )
 
@@ -118,3 +122,4 @@ class TrainingState:
         self._epochs_order = numpy_random_state(state["order"])
         self.order.bit_generator.state = self._epochs_order
         torch.set_rng_state(state["torch"])
+        self._hardware.set_random_state(state["device"])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from onnxdistill.tasks.base import Objective, Task, TrainingBatch
 from onnxdistill.training.batches import parts_of
+from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.learner import Learner
-from onnxdistill.training.precision import autocast
 from onnxdistill.training.teaching import Teaching
 from onnxdistill.training.team import Team
 
@@ -27,7 +26,7 @@ class Steps:
         teaching: The teachers.
         team: The processes that a batch is shared by.
         micro_batch: Samples that a process takes at once; None for all of its share.
-        dtype: Type of activations.
+        hardware: In which type activations are.
     """
 
     def __init__(
@@ -38,7 +37,7 @@ class Steps:
         teaching: Teaching,
         team: Team,
         micro_batch: int | None,
-        dtype: torch.dtype,
+        hardware: Hardware,
     ) -> None:
         self._learner = learner
         self._task = task
@@ -46,7 +45,7 @@ class Steps:
         self._teaching = teaching
         self._team = team
         self._micro_batch = micro_batch
-        self._dtype = dtype
+        self._hardware = hardware
 
     def step(self, batch: TrainingBatch, epoch: int) -> float:
         """One step of the optimizer; returns the loss before it, of all processes together.
@@ -71,7 +70,7 @@ class Steps:
         for part in parts_of(batch, self._micro_batch, whole, team.size):
             share = len(part.inputs) / whole
             taught = self._teaching.outputs(epoch, part)
-            with autocast(self._dtype):
+            with self._hardware.autocast():
                 loss = self._task.step(learner.trained, part, self._objective, taught)["loss"]
             if learner.follower is not None:
                 loss = loss + learner.follower.weight * learner.follower.loss()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from onnxdistill.data.augment import Augmentation
 from onnxdistill.errors import OnnxDistillError
 from onnxdistill.tasks.base import Task, TrainingBatch
+from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.layout import channels_last
-from onnxdistill.training.precision import autocast
 from onnxdistill.training.team import current_team
 
 TEACHING_BATCH = 256
@@ -39,7 +39,7 @@ class Teaching:
         augmentation: That of the training.
         views: Stored views of every image; 0 for new ones in every epoch. Without random changes, one is enough.
         seed: Seeds the stored views.
-        dtype: Type of activations.
+        hardware: Where they look, and in which type.
         at_once: Samples that they look at together, at the most; None for all that they are given.
         every_step: Store nothing, since more than the outputs is looked at.
     """
@@ -51,16 +51,16 @@ class Teaching:
         augmentation: Augmentation,
         views: int,
         seed: int,
-        dtype: torch.dtype,
+        hardware: Hardware,
         at_once: int | None = None,
         *,
         every_step: bool = False,
     ) -> None:
-        self.networks = [channels_last(copy.deepcopy(net)).eval() for net in teachers]
+        self.networks = [channels_last(copy.deepcopy(net).to(hardware.device)).eval() for net in teachers]
         self._task = task
         self._augmentation = augmentation
-        self._dtype = dtype
-        self._at_once = at_once
+        self._hardware = hardware
+        self._at_once = None if every_step else at_once  # layers are looked at once, and parts are small then
         unchanging = augmentation == Augmentation()
         stored = 0 if every_step else 1 if unchanging else views
         # Those of another seed share no view with these.
@@ -104,7 +104,8 @@ class Teaching:
         mine = cuts[team.rank :: team.size]
         try:
             for batch in self._task.training_batches(mine, self._augmentation, seed):
-                parts.append(self.computed(batch.inputs))
+                answers = self.computed(self._hardware.placed(batch).inputs)
+                parts.append([answer.cpu() for answer in answers])
                 if on_share is not None:
                     on_share(len(parts) / len(mine))
         except OnnxDistillError as error:  # such as an image that only this process has looked at
@@ -120,17 +121,17 @@ class Teaching:
         if seed is None or seed not in self._stored:
             return self.computed(batch.inputs)
         assert batch.samples is not None, "training batches say which samples they hold"
-        return [stored[batch.samples] for stored in self._stored[seed]]
+        return [stored[batch.samples].to(self._hardware.device) for stored in self._stored[seed]]
 
     def computed(self, inputs: Tensor) -> list[Tensor]:
-        """What every teacher returns for inputs `[B, ...]`, now."""
+        """What every teacher returns for inputs `[B, ...]`, which lie where they do, now."""
         parts = torch.split(inputs, self._at_once or len(inputs))
-        with torch.no_grad(), autocast(self._dtype):
+        with torch.no_grad(), self._hardware.autocast():
             # One may work in place on what it gets.
             return [torch.cat([network(part.clone()) for part in parts]) for network in self.networks]
 
     def _check_size(self) -> None:
-        sample = sum(output.nbytes for output in self.computed(self._task.example_input(1)))
+        sample = sum(output.nbytes for output in self.computed(self._task.example_input(1).to(self._hardware.device)))
         size = sample * self._task.training_samples * len(self._seeds)
         if size > STORED_BYTES:
             self._seeds = []

@@ -73,7 +73,7 @@ class Team:
 
 
 class TorchrunTeam(Team):
-    """Several processes; each sees every `size`-th sample of a batch. Launched, and connected over gloo."""
+    """Several processes; each sees every `size`-th sample of a batch. Launched, and connected."""
 
     def __init__(self) -> None:
         self.rank, self.size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -89,7 +89,7 @@ class TorchrunTeam(Team):
     def reseed(self, place: Sequence[int]) -> None:
         """See `Team.reseed`."""
         words = np.random.SeedSequence((*place, self.rank)).generate_state(1, np.uint64)
-        torch.default_generator.manual_seed(int(words[0]))
+        torch.manual_seed(int(words[0]))  # of GPUs as well
 
     def total(self, value: float) -> float:
         """See `Team.total`."""
@@ -135,7 +135,10 @@ def current_team() -> Team:
     """The team that this process belongs to, for as long as it lives."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Team()
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    # Gradients go from GPU to GPU where each process has one; all else goes over gloo.
+    each_has_one = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and each_has_one else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
     # Left to the end of the interpreter, gloo's threads may outlive what they work on, and abort the process.
     atexit.register(torch.distributed.destroy_process_group)
     return TorchrunTeam()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import nn
@@ -14,12 +15,14 @@ ENOUGH = 1000
 
 
 def module_runner(network: nn.Module, task: Task) -> Runner:
-    """A runner of a torch module in float32 evaluation mode."""
+    """A runner of a torch module in float32 evaluation mode, wherever it lies."""
+    tensors = chain(network.parameters(), network.buffers())
+    device = next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def run(feeds: Feeds) -> Feeds:
         with torch.inference_mode():
-            output = network(torch.from_numpy(feeds[task.input_name]))
-        return {task.output_name: output.float().numpy()}
+            output = network(torch.from_numpy(feeds[task.input_name]).to(device))
+        return {task.output_name: output.float().cpu().numpy()}
 
     return run
 

@@ -22,7 +22,7 @@ from onnxdistill.device.bench import bench
 from onnxdistill.device.cases import Case
 from onnxdistill.device.earlier import read_result
 from onnxdistill.device.feeds import InputSource, random_feeds, read_inputs
-from onnxdistill.device.host import CpuTimes, Processor, read_host
+from onnxdistill.device.host import CpuTimes, HostFacts, Processor, read_host
 from onnxdistill.device.jsonfile import json_text
 from onnxdistill.device.measuring import doubts
 from onnxdistill.device.measuring.openings import Openings
@@ -39,7 +39,10 @@ def test_the_name_of_the_processor_has_no_double_spaces(monkeypatch: pytest.Monk
     """Messages would not keep them, and what is kept is found by the name."""
     named = Processor("Intel(R) Atom(TM) CPU  E3845  @ 1.91GHz", 4, ())
     monkeypatch.setattr("onnxdistill.device.host.read_processor", lambda: named)
-    assert read_host().cpu == "Intel(R) Atom(TM) CPU E3845 @ 1.91GHz"
+    host = read_host()
+    assert host.cpu == "Intel(R) Atom(TM) CPU E3845 @ 1.91GHz"
+    # Of results that have them from before, too.
+    assert HostFacts.from_json({**host.to_json(), "cpu": named.name}) == host
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"schema_version": 1}', '{"schema_version": 2}'])

@@ -52,6 +52,17 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     return build().eval()
 
 
+def test_a_file_that_changed_in_the_meantime_has_the_same_classes(tmp_path: Path) -> None:
+    """But for a comment, say: a student is written down with what its file is in the end."""
+    code = "from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n\n\ndef make():\n    return Net(2, 2)\n"
+    (tmp_path / "nets.py").write_text(code)
+    before = build_network(f"{tmp_path}/nets.py:make", 2, 0)
+    (tmp_path / "nets.py").write_text(f"{code}# more\n")
+    after = build_network(f"{tmp_path}/nets.py:make", 2, 0)
+    assert type(before) is not type(after)
+    assert structure_of(before, after)["replaced"] == {}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_pruned_networks_come_back(kind: type[nn.Module]) -> None:
     # Another seed than the pruned network's: its weights have to come from the state.

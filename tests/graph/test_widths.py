@@ -153,6 +153,23 @@ def test_costs_of_layers_that_get_their_inputs_by_name() -> None:
     expected = weight_costs(network, analysis, example)
     network.named = True
     assert weight_costs(network, analysis, example) == expected
+
+    class Own(torch.nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    class Calls(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = Own(3, 8, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.own(x=x)
+            return result
+
+    calls = Calls().eval()
+    (cost,) = weight_costs(calls, analyse_channels(calls, example), example)
+    assert cost.macs({}) == 9 * 3 * 8 * 4
     assert {cost.name for cost in expected} >= {"convolution.weight", "attention.in_proj_weight"}
 
 

@@ -109,8 +109,21 @@ def test_a_file_is_one_module_until_it_changes(tmp_path: Path) -> None:
     kinds = [type(pickle.loads(pickle.dumps(network))) for network in networks]
     assert kinds == [type(network) for network in networks]
     assert kinds[0] is kinds[2] is not kinds[1]
+    # As a checkout on another machine may have it.
+    kept = sys.modules.pop(kinds[0].__module__)
+    (tmp_path / "nets.py").write_bytes(code.replace("\n", "\r\n").encode())
+    assert type(build_network(f"{tmp_path}/nets.py:Net", 7, 0)).__module__ == kept.__name__
     (tmp_path / "nets.py").write_text(f"{code}\n# another version\n")
     assert type(build_network(f"{tmp_path}/nets.py:Net", 7, 0)) is not kinds[0]
+
+
+def test_networks_share_nothing_though_their_file_makes_them_once(tmp_path: Path) -> None:
+    code = "from torch import nn\nNET = nn.Sequential(nn.Linear(2, 2))\n"
+    code += "def whole(): return NET\ndef wrapped(): return nn.Sequential(NET, nn.ReLU())\n"
+    (tmp_path / "nets.py").write_text(code)
+    networks = [build_network(f"{tmp_path}/nets.py:{name}", 2, 0) for name in ("whole", "whole", "wrapped")]
+    tensors = [{id(parameter) for parameter in network.parameters()} for network in networks]
+    assert len(set.union(*tensors)) == sum(map(len, tensors)) == 6
 
 
 def test_a_probe_says_what_the_network_raises() -> None:

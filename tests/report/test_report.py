@@ -323,14 +323,20 @@ def test_notes_are_reasons_too(report: Report) -> None:
     assert "Notes" not in explained(replace(report, notes=[]), 100)
 
 
-def test_runs_that_lie_elsewhere_are_named(report: Report, tmp_path: Path) -> None:
+def test_runs_that_lie_elsewhere_are_named(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (tmp_path / "run.missed", tmp_path / "front" / "2x"):
         run.mkdir(parents=True)
         (run / "report.json").write_text(report.to_json())
     (tmp_path / "front" / "front.json").write_text("{}")
-    for run, part in (("run", f"missed its limits. Name {tmp_path}/run.missed"), ("front", f"{tmp_path}/front/2x")):
+    monkeypatch.chdir(tmp_path / "front")
+    for run, part in (
+        (tmp_path / "run", f"missed its limits. Name {tmp_path}/run.missed"),
+        (tmp_path / "front", f"{tmp_path}/front/2x"),
+        (Path(), f"{tmp_path}/front/2x"),
+        (Path("/"), "cannot be read as a report"),
+    ):
         with pytest.raises(ModelFileError) as caught:
-            cli.main(["explain", str(tmp_path / run)], standalone_mode=False)
+            cli.main(["explain", str(run)], standalone_mode=False)
         assert part in str(caught.value)
 
 

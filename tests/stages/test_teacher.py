@@ -156,6 +156,12 @@ def test_a_network_that_was_made_for_inference_is_trained_as_a_whole(digits: Cla
     nets.write_text(f"{NETS}\ndef frozen(): return right().requires_grad_(False)\n")
     network = teacher(recipe("", teacher={"network": f"{nets}:frozen"}), digits).network
     assert all(parameter.requires_grad for parameter in network.parameters())
+    nets.write_text(
+        f"{NETS}\ndef table():\n    net = right().requires_grad_(False)\n"
+        "    net.index = nn.Parameter(torch.arange(3), requires_grad=False)\n    return net\n"
+    )
+    network = teacher(recipe("", teacher={"network": f"{nets}:table"}), digits).network
+    assert [name for name, parameter in network.named_parameters() if not parameter.requires_grad] == ["index"]
 
 
 def test_a_function_may_load_its_weights(digits: Classification, nets: Path, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -37,6 +39,19 @@ def features(**changes: object) -> FeaturesTable:
 def table(**changes: object) -> TrainingTable:
     values = {"epochs": 3, "batch_size": 64, "learning_rate": 0.05, "precision": "float32"}
     return TrainingTable.model_validate(values | changes)
+
+
+def test_layers_of_small_parts_are_those_of_the_same_samples(digits: Classification) -> None:
+    """A part of a batch may be larger than was asked for, and the teacher sees all of it at once."""
+    sizes = set()
+    teacher = network(8, 0)
+    teacher.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+    few = Classification(dataclasses.replace(digits.splits, train=digits.splits.train.subset(np.arange(10))))
+    settings = table(epochs=1, batch_size=5, micro_batch=2)
+    guidance = Guidance((teacher,), features=features())
+    result = train(network(8, 1), few, settings, 0, Objective(soft_weight=1.0), guidance)
+    assert len(result.history) == 1
+    assert {2, 3} <= sizes
 
 
 @pytest.mark.parametrize("loss", ["hint", "attention"])

@@ -22,10 +22,16 @@ from onnxdistill.training.guided import objective_of
 def test_what_is_left_out_is_as_published(
     keys: dict[str, object], standardise: bool, soft_weight: float, temperature: float
 ) -> None:
-    objective = objective_of(DistillTable.model_validate({"epochs": 1, "hard_weight": 0.5, **keys}))
+    objective = objective_of(DistillTable.model_validate({"epochs": 1, "hard_weight": 0.5, **keys}), 10)
     assert (objective.standardise, objective.soft_weight, objective.temperature) == (
         standardise,
         soft_weight,
         temperature,
     )
     assert (objective.hard_weight, objective.target_weight, objective.others_weight) == (0.5, 1.0, 8.0)
+
+
+def test_of_two_classes_only_a_sign_would_be_left() -> None:
+    for keys in ({}, {"standardise": True}):
+        objective = objective_of(DistillTable.model_validate({"epochs": 1, **keys}), 2)
+        assert (objective.standardise, objective.soft_weight, objective.temperature) == (False, 1.0, 4.0)

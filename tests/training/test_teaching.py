@@ -15,6 +15,7 @@ from onnxdistill.recipe import TrainingTable
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import Guidance, TrainingStatus, train
+from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.teaching import Teaching
 
 SOFT = Objective(hard_weight=0.0, soft_weight=1.0)
@@ -54,9 +55,7 @@ def table(**changes: object) -> TrainingTable:
 
 
 def test_stored_answers_are_those_to_the_same_views(few: Classification, counted: Counted) -> None:
-    teaching = Teaching(
-        [counted, nn.Sequential(nn.Flatten(), nn.Linear(64, 3))], few, AUGMENTATION, 2, 7, torch.float32
-    )
+    teaching = Teaching([counted, nn.Sequential(nn.Flatten(), nn.Linear(64, 3))], few, AUGMENTATION, 2, 7, Hardware())
     for epoch in (1, 2, 3):
         teaching.prepare(epoch)
         seed = teaching.seed(epoch)
@@ -70,13 +69,13 @@ def test_stored_answers_are_those_to_the_same_views(few: Classification, counted
 
 def test_views_are_those_of_one_seed_alone(few: Classification, counted: Counted) -> None:
     seeds = [
-        {Teaching([counted], few, AUGMENTATION, 8, seed, torch.float32).seed(epoch) for epoch in range(1, 17)}
+        {Teaching([counted], few, AUGMENTATION, 8, seed, Hardware()).seed(epoch) for epoch in range(1, 17)}
         for seed in (0, 1)
     ]
     assert [len(one) for one in seeds] == [8, 8]
     assert not seeds[0] & seeds[1]
     # Labels alone are learned from the same images.
-    alone = Teaching([], few, AUGMENTATION, 8, 0, torch.float32)
+    alone = Teaching([], few, AUGMENTATION, 8, 0, Hardware())
     assert {alone.seed(epoch) for epoch in range(1, 17)} == seeds[0]
     alone.prepare(1)
     assert (alone.stored_views, alone.looks) == (0, 0)
@@ -85,8 +84,8 @@ def test_views_are_those_of_one_seed_alone(few: Classification, counted: Counted
 def test_teachers_look_at_no_more_images_at_once_than_the_student(few: Classification, counted: Counted) -> None:
     sizes = set()
     counted.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
-    teaching = Teaching([counted], few, AUGMENTATION, 1, 0, torch.float32, 32)
-    plain = Teaching([counted], few, AUGMENTATION, 1, 0, torch.float32)
+    teaching = Teaching([counted], few, AUGMENTATION, 1, 0, Hardware(), 32)
+    plain = Teaching([counted], few, AUGMENTATION, 1, 0, Hardware())
     teaching.prepare(1)
     answers = teaching.computed(few.example_input(100))[0]
     assert max(sizes) == 32
@@ -160,6 +159,6 @@ def test_more_views_than_epochs_are_not_counted(
 def test_teachers_do_not_drop_out(few: Classification) -> None:
     teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(64, 10)).train()
     inputs = few.example_input(8)
-    answers = [Teaching([teacher], few, AUGMENTATION, 0, 0, torch.float32).computed(inputs)[0] for _ in range(2)]
+    answers = [Teaching([teacher], few, AUGMENTATION, 0, 0, Hardware()).computed(inputs)[0] for _ in range(2)]
     assert torch.equal(answers[0], answers[1])
     assert teacher.training
