@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tomli_w
@@ -79,10 +79,17 @@ def write_files(samples: Feeds, steps: list[Step], targets: list[TargetFile], re
     try:
         for name, path in shipped_files(steps, targets).items():
             shutil.copyfile(path, folder / name)
-        arrays: dict[str, Any] = dict(samples)
-        np.savez(folder / "samples.npz", **arrays)
+        _write_arrays(samples, folder / "samples.npz")
         (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
         (folder / "report.html").write_text(render_page(report), encoding="utf-8")
         (folder / "recipe.toml").write_text(tomli_w.dumps(report.recipe), encoding="utf-8")
     except OSError as error:
         raise cannot_write(f"The run folder in {folder.parent}", error) from error
+
+
+def _write_arrays(arrays: Feeds, path: Path) -> None:
+    """As `numpy.savez`, which takes names for arguments of its own: an input may be called `file`."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)

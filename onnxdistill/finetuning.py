@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -111,27 +112,33 @@ class Finetuning:
             module = FakeQuantized.from_file(quantized, source)
         except UnsupportedOperatorError as error:
             return error.what
-        # Batch norms are folded into layers, which then need small steps. Layers have other names in the ONNX file, and
-        # the time was meant for the float student. Scales are exact on the processor, where they ship.
-        table = (
-            (self._recipe.distill or DistillTable(epochs=1))
-            .without_features()
-            .model_copy(
-                update={
-                    "epochs": self._recipe.quantize.epochs,
-                    "learning_rate": self._recipe.quantize.learning_rate,
-                    **{"optimizer": "adamw", "weight_decay": 0.0, "layer_decay": 1.0, "minutes": None, "device": "cpu"},
-                }
-            )
-        )
         try:
-            result = self._train(module, table, self._journal.checkpoint("quantize"), self._recipe.seed)
+            result = self._train(module, self._int8_table(), self._journal.checkpoint("quantize"), self._recipe.seed)
         except TrainingError as error:  # what was reached without is still there
             return error.what
         self._record.log("quantize", result)
         assert isinstance(result.network, FakeQuantized)
         result.network.write(target)
         return ""
+
+    def _int8_table(self) -> DistillTable:
+        """How an int8 file is trained."""
+        table, quantize = self._recipe.distill or DistillTable(epochs=1), self._recipe.quantize
+        assert quantize is not None
+        changes: dict[str, Any] = {
+            "epochs": quantize.epochs,
+            # Batch norms are folded into layers, which then need small steps.
+            "learning_rate": quantize.learning_rate,
+            "optimizer": "adamw",
+            "weight_decay": 0.0,
+            # Layers have other names in the ONNX file, and the time was meant for the float student.
+            "layer_decay": 1.0,
+            "minutes": None,
+            # Scales are exact where they ship.
+            "device": "cpu",
+            "precision": table.precision if table.device == "cpu" else "auto",
+        }
+        return table.without_features().model_copy(update=changes)
 
     def _train(
         self, network: nn.Module, table: DistillTable, checkpoint: Path | None, seed: int, part: str = ""

@@ -76,13 +76,13 @@ class FileGate:
         self._seed = seed
         self._journal = journal
         self._inputs = inputs
+        self._shapes = {name: array.shape for name, array in (inputs or {}).items()}
         self.doubts: list[str] = []
 
     def speedup(self, before: Path, after: Path, until: Until = "clear") -> Estimate:
         """How many times faster `after` runs than `before`, as the files are; see `compare`."""
         table, settings = self._table, settings_of(self._table)
-        shapes = {name: array.shape for name, array in (self._inputs or {}).items()}
-        text = f"{settings} {table.batch} {shapes} {self._place.key} {until}"
+        text = f"{settings} {table.batch} {self._shapes} {self._place.key} {until}"
         digest = hashlib.sha256(text.encode())
         for path in (before, after):
             digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -110,7 +110,7 @@ class FileGate:
             return {"ms": timed.cases[0].latency_ms.median.value, "doubts": timed.doubts()}
 
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found = self.remembered(f"latency and doubts {table.batch} {table.seconds} {digest}", measure)
+        found = self.remembered(f"latency and doubts {table.batch} {self._shapes} {table.seconds} {digest}", measure)
         self.doubts += found["doubts"]
         return float(found["ms"])
 

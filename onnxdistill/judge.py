@@ -50,6 +50,8 @@ class Int8Judge:
         self._student = student
         self.measurable = scoring.measurable
         self._score = self._scored(student) if scoring.measurable else None
+        self._cpu = SessionSettings(threads=settings.threads)
+        self._score_on_cpu: Score | None = None
         self._left: float | None = None
         if self._score is not None and recipe.limits.max_drop is not None:
             first = self._score if teacher == student else self._scored(teacher)
@@ -58,18 +60,18 @@ class Int8Judge:
             self._left = max(left, 0.0) if left >= -ROUNDING else None
         self.limit = recipe.quantize.max_drop if self._left is None else min(recipe.quantize.max_drop, self._left)
 
-    def loss(self, path: Path, *, exact: bool = False) -> Loss:
-        """What a file costs on validation, compared with the float student.
-
-        Args:
-            path: The file.
-            exact: See `verify`.
-        """
+    def loss(self, path: Path) -> Loss:
+        """What a file costs on validation, compared with the float student."""
         assert self._score is not None, "nothing can be measured"
-        score = self._scored(path, exact)
-        points = self._scoring.metric.drop(self._score.value, score.value)
-        interval = paired_interval(self._score, score, points)
-        return Loss(points, points if interval is None else interval[0])
+        return self._difference(self._score, self._scored(path))
+
+    def loss_elsewhere(self, path: Path, *, exact: bool) -> Loss:
+        """The same of a file for another kind of machine: both are run by the processor, whatever runs the student."""
+        if self._score_on_cpu is None:
+            is_cpu = self._settings.provider == self._cpu.provider
+            self._score_on_cpu = self._score if is_cpu else self._scored(self._student, settings=self._cpu)
+        assert self._score_on_cpu is not None, "nothing can be measured"
+        return self._difference(self._score_on_cpu, self._scored(path, exact, self._cpu))
 
     def speedup(self, path: Path) -> Estimate:
         """How many times faster a file is than the float student."""
@@ -105,5 +107,10 @@ class Int8Judge:
             )
         return ""
 
-    def _scored(self, path: Path, exact: bool = False) -> Score:
-        return verify(path, self._scoring, self._settings, "validation", exact=exact)
+    def _difference(self, before: Score, after: Score) -> Loss:
+        points = self._scoring.metric.drop(before.value, after.value)
+        interval = paired_interval(before, after, points)
+        return Loss(points, points if interval is None else interval[0])
+
+    def _scored(self, path: Path, exact: bool = False, settings: SessionSettings | None = None) -> Score:
+        return verify(path, self._scoring, settings or self._settings, "validation", exact=exact)

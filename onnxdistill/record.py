@@ -149,7 +149,7 @@ class FileRecord:
             # Integers overflow here that do not overflow there.
             exact = target not in ("cuda", "x86") and saturates(read_host())
             self._add_target(target, path, write_for(target, workshop, result.form, path), exact)
-            if judge.measurable and (refusal := judge.refusal(judge.loss(path, exact=exact))):
+            if judge.measurable and (refusal := judge.refusal(judge.loss_elsewhere(path, exact=exact))):
                 self.note(f"student-{target}.onnx loses too much: {refusal}")
 
     def add_file(

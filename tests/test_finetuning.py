@@ -31,6 +31,7 @@ class Trainings:
                 "name": "x",
                 "data": {"source": "digits"},
                 "teacher": {"network": "digits-resnet"},
+                "quantize": {},
                 "plan": {"speedup": 2.0, "epochs": 1},
                 "distill": {"epochs": 2, "batch_size": 64, "learning_rate": 0.05, "soft_weight": 0.0} | distill,
             }
@@ -53,6 +54,15 @@ def test_short_trainings_see_other_images_and_are_logged(digits: Classification,
         ("plan, cut 2", 1),
     ]
     assert trainings.record.notes == []
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "bfloat16"), ("cuda", "auto")])
+def test_int8_is_trained_on_the_processor(digits: Classification, tmp_path: Path, device: str, precision: str) -> None:
+    """In a type that it is fast in, whatever the GPU has."""
+    with Journal(tmp_path / "run") as journal:
+        trainings = Trainings(digits, tmp_path, journal, device=device, precision="bfloat16", layer_decay=0.5)
+        table = trainings.finetuning._int8_table()
+    assert (table.device, table.precision, table.optimizer, table.layer_decay) == ("cpu", precision, "adamw", 1.0)
 
 
 def test_short_trainings_count_for_the_budget(digits: Classification, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.device.places import Here, key_of
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import UsageError
-from onnxdistill.gate import Gate, describe, measurably_faster, settings_of, verifying_settings
+from onnxdistill.gate import FileGate, Gate, describe, measurably_faster, settings_of, verifying_settings
 from onnxdistill.journal import Journal
 from onnxdistill.recipe import ExportTable, Recipe
 from onnxdistill.stages.export import export
@@ -65,6 +66,21 @@ def test_a_latency_is_measured_anew_when_more_seconds_are_asked_for(digits: Clas
     assert place.asked == 1
     measured(0.06)
     assert place.asked == 2
+
+
+def test_a_latency_is_of_inputs_of_a_shape(digits: Classification, tmp_path: Path) -> None:
+    asked: list[Any] = []
+
+    class Told(Here):
+        def bench(self, *parts: Any, **options: Any) -> Any:
+            asked.append(options["inputs"]["image"].shape)
+            return super().bench(*parts, **options)
+
+    place, journal, table = Told(), Journal(tmp_path / "run"), recipe(bench={"seconds": 0.05}).bench
+    for items in (1, 2, 2):
+        inputs = {"image": np.zeros((items, 1, 8, 8), np.float32)}
+        FileGate(table, place, 0, journal, inputs).latency_ms(Path("models/digits/student.onnx"))
+    assert asked == [(1, 1, 8, 8), (2, 1, 8, 8)]
 
 
 def test_only_a_whole_interval_above_the_margin_counts() -> None:

@@ -96,10 +96,10 @@ def is_range(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     """Whether a Relu or a Clip does no more to its input than a range that it is quantized by, which holds zero.
 
     Not if its bounds are computed, or on one side of zero; nor if its input is read as it is elsewhere, as an output of
-    the model or in the body of a loop or a branch.
+    the model or in the body of a loop or a branch; nor if its output is read in one, where nothing is quantized.
     """
-    source = node.input[0]
-    if source in {port.name for port in model.graph.output} or source in _captured(model.graph):
+    source, inside = node.input[0], captured(model.graph.node)
+    if source in {port.name for port in model.graph.output} or inside.intersection((source, node.output[0])):
         return False
     bounds = [name for name in node.input[1:] if name]
     constants = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in bounds}
@@ -112,14 +112,14 @@ def is_range(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     )
 
 
-def _captured(graph: onnx.GraphProto) -> set[str]:
+def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
     """Names that the bodies of nodes read, their own ones included."""
     found: set[str] = set()
-    for node in graph.node:
+    for node in nodes:
         for attribute in node.attribute:
             for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 found |= {name for inner in body.node for name in inner.input} | {port.name for port in body.output}
-                found |= _captured(body)
+                found |= captured(body.node)
     return found
 
 

@@ -28,6 +28,10 @@ _RESCALING = frozenset({"Conv", "Gemm", "MatMul", "Add"})
 _STEPS = 255
 
 
+# What ONNX Runtime has a HardSigmoid for.
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
+
+
 def unify_hard_swishes(model: ir.Model) -> int:
     """Rewrites every spelling of hard-swish as `Mul(x, HardSigmoid(x))`; returns how many nodes were rewritten.
 
@@ -63,7 +67,7 @@ def multiply_hard_swishes_in_integers(model: ir.Model) -> int:
 
 
 def _spell_out(graph: ir.Graph, node: ir.Node, x: ir.Value | None) -> bool:
-    if x is None:
+    if x is None or x.dtype not in _FLOATS:
         return False
     gate = _hard_sigmoid(x, f"{node.name}_gate", unique_name(graph, f"{node.outputs[0].name}_gate"))
     graph.insert_before(node, gate)
@@ -72,7 +76,7 @@ def _spell_out(graph: ir.Graph, node: ir.Node, x: ir.Value | None) -> bool:
 
 
 def _from_division(graph: ir.Graph, node: ir.Node, dividend: ir.Value) -> bool:
-    if (x := _six_times_hard_sigmoid(dividend)) is not None:
+    if (x := _six_times_hard_sigmoid(dividend)) is not None and x.dtype in _FLOATS:
         replace(graph, node, _hard_sigmoid(x, "", ""))
         return True
     product = dividend.producer()

@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from onnxdistill.quantization.constants import add_constant, constant, input_of, replace, unique_name
 
-# What GlobalAveragePool takes; ReduceMean takes integers as well.
-_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
+# What ONNX Runtime has a GlobalAveragePool for; a ReduceMean there is for integers and doubles as well.
+_FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16})
 
 
 def pool_globally(model: ir.Model) -> int:

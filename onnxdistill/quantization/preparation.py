@@ -21,6 +21,8 @@ from onnxdistill.quantization.shapes import infer_shapes
 
 # Below, DequantizeLinear has no scale for every channel.
 _LEAST_OPSET = 13
+# Of the format, that this operator set came with.
+_LEAST_IR = 7
 # Of protobuf, and so of a model in one piece.
 _LARGEST_BYTES = 2**31 - 1
 
@@ -28,10 +30,10 @@ _LARGEST_BYTES = 2**31 - 1
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Rewrites a float model for quantization.
 
-    In this order: an opset with scales for every channel; ONNX Runtime's own simplifications, which fold batch norms
-    and constants and leave out `Identity`, so that biases that share one are constants again; `Gemm` without factors;
-    hard-swish and hard sigmoid, global pooling; names for all nodes, since unnamed ones could only be excluded from
-    quantization all together; shapes.
+    In this order: an opset with scales for every channel; no inputs that are weights as well; ONNX Runtime's own
+    simplifications, which fold batch norms and constants and leave out `Identity`, so that biases that share one are
+    constants again; `Gemm` without factors; hard-swish and hard sigmoid, global pooling; names for all nodes, since
+    unnamed ones could only be excluded from quantization all together; shapes.
 
     `Relu` and `Clip` behind a layer stay: the quantizer takes them for the range of the layer's output, and with
     unsigned activations nothing of them is left. A bias that several layers share is split by the quantizer itself.
@@ -51,7 +53,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
             f"The model has {model.ByteSize() / 1e9:.1f} GB, and can be quantized up to 2 GB.",
             "Quantize a smaller model, or parts of this one.",
         )
-    rewritten = ir.from_proto(infer_shapes(optimized(_with_channel_scales(model), "basic")))
+    rewritten = ir.from_proto(infer_shapes(optimized(_with_fixed_weights(_with_channel_scales(model)), "basic")))
     plain_gemms(rewritten)
     unify_hard_swishes(rewritten)
     fold_hard_sigmoids(rewritten)
@@ -86,6 +88,21 @@ def _with_channel_scales(model: onnx.ModelProto) -> onnx.ModelProto:
             f"every channel begins with: {error}",
             f"Export it with opset {_LEAST_OPSET} or later.",
         ) from error
+
+
+def _with_fixed_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without inputs that have a value already: a caller could replace a weight, but not what is made of it.
+
+    Until version 3 of the format all weights were such inputs, and what is added later would have to be as well.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    constants = {tensor.name for tensor in fixed.graph.initializer}
+    inputs = [port for port in model.graph.input if port.name not in constants]
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(inputs)
+    fixed.ir_version = max(fixed.ir_version, _LEAST_IR)
+    return fixed
 
 
 def _name_nodes(graph: ir.Graph) -> None:

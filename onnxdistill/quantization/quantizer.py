@@ -11,7 +11,7 @@ import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
-from onnxdistill.quantization.calibration import FUNCTIONS, find_activations, is_range
+from onnxdistill.quantization.calibration import FUNCTIONS, captured, find_activations, is_range
 from onnxdistill.quantization.ranges import Range
 from onnxdistill.quantization.scheme import Scheme
 
@@ -63,9 +63,29 @@ def insert_qdq(prepared: onnx.ModelProto, ranges: Mapping[str, Range], scheme: S
         quantizer.quantize_model()
         quantizer.model.topological_sort()
     quantized: onnx.ModelProto = quantizer.model.model
+    _sort_by_bodies(quantized.graph)
     if scheme.symmetric:
         _join_activations(quantized, find_activations(prepared, scheme.operators).same_as)
     return quantized
+
+
+def _sort_by_bodies(graph: onnx.GraphProto) -> None:
+    """Puts nodes behind what their bodies read; the quantizer's own sorting looks at their inputs alone."""
+    made = {name for node in graph.node for name in node.output}
+    placed: set[str] = set()
+    waiting, ordered = list(graph.node), list[onnx.NodeProto]()
+    while waiting:
+        left = []
+        for node in waiting:
+            if made.intersection((*node.input, *captured([node]))) <= placed:
+                ordered.append(node)
+                placed.update(node.output)
+            else:
+                left.append(node)
+        assert len(left) < len(waiting), "the graph of a model has no circles"
+        waiting = left
+    del graph.node[:]
+    graph.node.extend(ordered)
 
 
 def _join_activations(model: onnx.ModelProto, before: Collection[str]) -> None:

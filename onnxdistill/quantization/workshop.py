@@ -10,6 +10,7 @@ from typing import Literal
 import onnx
 
 from onnxdistill.device.host import HostFacts, read_host
+from onnxdistill.errors import ModelFileError
 from onnxdistill.onnxfile import save_checked
 from onnxdistill.quantization.biases import correct_biases
 from onnxdistill.quantization.calibration import Feeds, collect, find_activations
@@ -151,7 +152,14 @@ class Workshop:
         """Writes a model that was made of the float one, with what the float file says of itself."""
         have = {entry.key for entry in model.metadata_props}
         model.metadata_props.extend(entry for entry in self._metadata if entry.key not in have)
-        save_checked(model, path)
+        try:
+            save_checked(model, path)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise ModelFileError(
+                f"The model cannot be quantized into a valid one: {first[:300].rstrip('.')}.",
+                "Export it anew, with a newer operator set.",
+            ) from error
 
     @property
     def unbounded(self) -> list[str]:

@@ -14,6 +14,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxdistill.errors import ModelFileError
 from onnxdistill.quantization import preparation
 from onnxdistill.quantization.preparation import finish, prepare
+from onnxdistill.quantization.scheme import Scheme
+from onnxdistill.quantization.workshop import Form, Workshop
 from tests.quantization.graphs import Constants, model_of, operators, run, run_as_here, uniform
 
 SQUEEZE_AND_EXCITE = """m (float[n, 4, 8, 8] x) => (float[n, 8, 1, 1] y) {
@@ -174,6 +176,72 @@ def test_an_operator_set_that_cannot_be_raised_is_explained() -> None:
     # Constants were inputs as well then; as here, where this one isn't, the converter of onnx loses it.
     with pytest.raises(ModelFileError, match=r"has opset 3, and cannot be raised to 13.*Export it with opset 13"):
         prepare(model)
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(9, 3), (17, 8)])
+def test_weights_that_are_inputs_as_well_are_quantized(tmp_path: Path, opset: int, ir_version: int) -> None:
+    """As all had to be until version 3 of the format."""
+    weights = "float[16, 4, 3, 3] first, float[16, 3] last, float[1, 3] bias"
+    text = f"""m (float[n, 4, 8, 8] x, {weights}) => (float[n, 3] y) {{
+        a = Conv <pads = [1, 1, 1, 1]> (x, first)
+        b = Relu (a)
+        c = GlobalAveragePool (b)
+        d = Flatten (c)
+        y = Gemm <beta = 2.0> (d, last, bias)
+    }}"""
+    constants = {"first": CONSTANTS["first"], "last": uniform(16, 3, seed=6), "bias": uniform(1, 3, seed=7)}
+    model = model_of(text, constants, opset)
+    model.ir_version = ir_version
+    onnx.save(model, tmp_path / "float.onnx")
+    x = uniform(16, 4, 8, 8)
+    Workshop(tmp_path / "float.onnx", lambda: [{"x": x}]).write(Form(Scheme("uint8")), tmp_path / "int8.onnx")
+    made = onnx.load(tmp_path / "int8.onnx")
+    assert [port.name for port in made.graph.input] == ["x"]
+    assert operators(made)["DequantizeLinear"] >= 4
+    expected, given = run(model, x=x)[0], run(made, x=x)[0]
+    assert np.abs(given - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_function_that_a_branch_reads_stays(tmp_path: Path) -> None:
+    text = """m (float[n, 4, 8, 8] x) => (float[n, 16, 8, 8] y) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, first)
+        r = Relu (a)
+        s = ReduceSum <keepdims = 0> (x)
+        c = Greater (s, zero)
+        y = If (c) <
+            then_branch = t () => (float[n, 16, 8, 8] p) { p = Identity (r) },
+            else_branch = e () => (float[n, 16, 8, 8] q) { q = Neg (r) }
+        >
+    }"""
+    model = model_of(text, {"first": CONSTANTS["first"], "zero": np.float32(0)}, 17)
+    onnx.save(model, tmp_path / "float.onnx")
+    x = uniform(4, 4, 8, 8)
+    Workshop(tmp_path / "float.onnx", lambda: [{"x": x}]).write(Form(Scheme("uint8")), tmp_path / "int8.onnx")
+    made = onnx.load(tmp_path / "int8.onnx")
+    for sign in (1, -1):
+        expected, given = run(model, x=sign * x)[0], run(made, x=sign * x)[0]
+        assert np.abs(given - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_what_is_computed_in_doubles_stays() -> None:
+    """There are no such kernels for what it would become."""
+    text = """m (float[n, 4, 8, 8] x) => (double[n, 4] y, double[n, 4, 8, 8] z, double[n, 4, 8, 8] g) {
+        d = Cast <to = 11> (x)
+        y = ReduceMean <keepdims = 0, axes = [2, 3]> (d)
+        t = Add (d, three)
+        c = Clip (t, low, high)
+        g = Div (c, high)
+        t2 = Add (d, three)
+        c2 = Clip (t2, low, high)
+        m = Mul (d, c2)
+        z = Div (m, high)
+    }"""
+    model = model_of(text, {"three": np.float64(3), "low": np.float64(0), "high": np.float64(6)}, 17)
+    prepared = prepare(model)
+    assert operators(prepared).keys().isdisjoint({"GlobalAveragePool", "HardSigmoid"})
+    x = uniform(2, 4, 8, 8)
+    for expected, given in zip(run(model, x=x), run(prepared, x=x), strict=True):
+        np.testing.assert_allclose(given, expected, rtol=1e-6)
 
 
 def test_newer_operator_sets_stay() -> None:
