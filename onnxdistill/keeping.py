@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.nn.parameter import is_lazy
+
 import onnxdistill
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import read_json, write_json
@@ -129,7 +131,9 @@ def _digests(
 def _own_weights(network: str, classes: int, seed: int) -> str | None:
     """What a function has loaded, whatever it was from."""
     try:
-        return fingerprint(build_network(network, classes, seed))
+        state = build_network(network, classes, seed).state_dict()
+        there = {name: tensor for name, tensor in state.items() if not is_lazy(tensor)}  # the others are drawn
+        return fingerprint(repr(list(there)), *there.values())
     except NetworkError:  # the run refuses it, too, and knows by which key it was named
         return None
 

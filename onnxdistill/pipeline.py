@@ -25,7 +25,7 @@ from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
 from onnxdistill.journal import Journal
 from onnxdistill.judge import Int8Judge
-from onnxdistill.networks import build_network
+from onnxdistill.networks import import_files
 from onnxdistill.overrides import keys_given
 from onnxdistill.progress import Progress
 from onnxdistill.recipe import Recipe, load_recipe
@@ -135,8 +135,7 @@ def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
     """
     loaded = load_recipe(Path(recipe), overrides)
     task: Task = TASKS[loaded.task](loaded)
-    for name in loaded.network_names:
-        build_network(name, len(task.class_names), loaded.seed)  # classes of the user's own have to be known here, too
+    import_files(loaded.network_names)  # classes of the user's own have to be known here, too
     follow(task)
 
 
@@ -190,6 +189,7 @@ class _Run:
     def _teacher(self) -> Candidate:
         table = self.recipe.teacher
         self.record.begin("teacher", f"building {table.network}")
+        import_files(self.recipe.network_names)
         further = self.recipe.distill.teachers if self.recipe.distill is not None else []
         # Refused now rather than after a training.
         further_ones = further_teachers(further, "distill.teachers", self.task, self.recipe.seed)

@@ -165,7 +165,7 @@ def test_networks_that_the_teacher_learns_from(tmp_path: Path) -> None:
     assert recipe.teacher.train is not None
     (followed,) = recipe.teacher.train.teachers
     assert (followed.network, followed.weights) == (f"{tmp_path}/nets.py:make", f"{tmp_path}/w/a.pt")
-    assert recipe.network_names == {recipe.teacher.network, followed.network}
+    assert recipe.network_names == sorted([recipe.teacher.network, followed.network])
     assert "teacher.train.views stores" in refusal(write(tmp_path, text + "views = 1\nmixup = 1.0\n"))
     nothing = "hard_weight = 0.0\nsoft_weight = 0.0\n"
     assert "teacher.train.hard_weight and .soft_weight are 0" in refusal(write(tmp_path, text + nothing))

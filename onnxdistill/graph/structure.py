@@ -22,7 +22,7 @@ Structure = dict[str, Any]
 `frozen`: parameters that are not trained."""
 
 # At the end of the name of a module that is a user's file: which version of it.
-_HASHES = re.compile(r"(_[0-9a-f]{16}){1,2}$")
+_HASHES = re.compile(r"_[0-9a-f]{16}(_\d+)?$")
 
 _REBUILD = "Rebuild it with the version of the network that it was made from."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from weakref import WeakSet
@@ -22,7 +22,7 @@ from onnxdistill.networks.digits_resnet import DigitsResNet, digits_resnet
 from onnxdistill.networks.torchvision_classifiers import CLASSIFIERS, build_classifier
 from onnxdistill.networks.user import user_builder
 
-__all__ = ["BUILT_IN", "CifarResNet", "CifarVGG", "DigitsResNet", "build_network", "probe"]
+__all__ = ["BUILT_IN", "CifarResNet", "CifarVGG", "DigitsResNet", "build_network", "import_files", "probe"]
 
 Builder = Callable[..., nn.Module]
 
@@ -67,6 +67,19 @@ def build_network(name: str, class_count: int, seed: int, folder: Path | None = 
             "Let the function return the network itself.",
         )
     return network.eval()
+
+
+def import_files(names: Iterable[str]) -> None:
+    """Imports what networks are built by, in this order, which modules of equal files are numbered by.
+
+    Args:
+        names: As for `build_network`.
+
+    Raises:
+        NetworkError: If one is unknown, or cannot be imported.
+    """
+    for name in names:
+        _builder(name, None)
 
 
 def probe(name: str, network: nn.Module, inputs: Tensor, mode: str = "") -> object:

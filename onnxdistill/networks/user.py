@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 
@@ -58,13 +58,15 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
     # The same file is one module however often it is named, and another file of that name is another one: pickled
     # networks have to find their classes, in processes of other machines as well.
     code = path.read_bytes().replace(b"\r\n", b"\n")
-    name = f"{USER_MODULE}{path.stem}_{hashlib.sha256(code).hexdigest()[:16]}"
-    known = sys.modules.get(name)
-    if known is not None and not _is_from(known, path):
-        name = f"{name}_{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:16]}"
+    digest = hashlib.sha256(code).hexdigest()[:16]
+    name = f"{USER_MODULE}{path.stem}_{digest}"
+    for number in count(2):  # two files of the same content may read what lies beside them
         known = sys.modules.get(name)
-    if known is not None:
-        return known
+        if known is None:
+            break
+        if _is_from(known, path):
+            return known
+        name = f"{USER_MODULE}{path.stem}_{digest}_{number}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise NetworkError(f"{path} cannot be loaded as a Python module.", "Give a file that ends in .py.")

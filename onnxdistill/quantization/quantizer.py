@@ -71,7 +71,7 @@ def insert_qdq(prepared: onnx.ModelProto, ranges: Mapping[str, Range], scheme: S
 
 def _sort_by_bodies(graph: onnx.GraphProto) -> None:
     """Puts nodes behind what their bodies read; the quantizer's own sorting looks at their inputs alone."""
-    made = {name for node in graph.node for name in node.output}
+    made = {name for node in graph.node for name in node.output if name}  # what is left out has none
     placed: set[str] = set()
     waiting, ordered = list(graph.node), list[onnx.NodeProto]()
     while waiting:

@@ -81,9 +81,9 @@ class Recipe(Table):
         }
 
     @property
-    def network_names(self) -> set[str]:
-        """Of all networks that are compressed or learned from."""
-        return {self.teacher.network, *(table.network for table in self.further_teachers.values())}
+    def network_names(self) -> list[str]:
+        """Of all networks that are compressed or learned from, in an order that all processes know them by."""
+        return sorted({self.teacher.network, *(table.network for table in self.further_teachers.values())})
 
     @property
     def latency_only(self) -> bool:

@@ -22,6 +22,7 @@ from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Score
 from onnxdistill.training import OnStatus, TrainingResult, train_guided
 from onnxdistill.training.features import check_layers
+from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.validation import ENOUGH, module_runner
 
 PROBED_BATCH = 2
@@ -30,6 +31,10 @@ _TRAINED_BATCH = 16
 
 # Below the teacher, for sure: another size of the same kind of network is nearer.
 _FAR_POINTS = 10
+
+_NOT_THERE = (
+    "Make tensors of its forward with device=x.device, register others as buffers, or leave out device = 'cuda'."
+)
 
 _TEACHER_KEY = re.compile(r"(?<![\w./])teacher\.(?=(?:weights|network)\b)")
 
@@ -64,7 +69,9 @@ def teacher(
     network = _loaded(table.network, table.weights, task, recipe.seed, table.new_head)
     trainings = [one for one in (table.train, recipe.distill if task.measurable else None) if one is not None]
     if trainings:
-        _check_trainable(table.network, network, task, min(_TRAINED_BATCH, *(one.batch_size for one in trainings)))
+        batch = min(_TRAINED_BATCH, *(one.batch_size for one in trainings))
+        for device in {Hardware.of(one).device for one in trainings}:
+            _check_trainable(table.network, network, task, batch, device)
     if recipe.distill is not None and recipe.distill.features is not None:
         check_layers(network, recipe.distill.features.layers, "teacher")
     if table.train is None:
@@ -207,7 +214,7 @@ def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = Fal
     return network
 
 
-def _check_trainable(name: str, network: nn.Module, task: Task, batch: int) -> None:
+def _check_trainable(name: str, network: nn.Module, task: Task, batch: int, device: torch.device) -> None:
     """Refuses a network that returns something else while it is trained, such as outputs of further heads.
 
     Args:
@@ -215,13 +222,19 @@ def _check_trainable(name: str, network: nn.Module, task: Task, batch: int) -> N
         network: Not changed.
         task: Gives inputs.
         batch: So many of them.
+        device: Where it is trained.
 
     Raises:
         NetworkError: If it does, or does not run.
     """
-    trained = copy.deepcopy(network).train()
-    with torch.random.fork_rng(devices=[]):  # of dropout
-        output = probe(name, trained, task.example_input(batch), " in training mode")
+    trained, where = copy.deepcopy(network).train().to(device), "" if device.type == "cpu" else f" on {device}"
+    try:
+        with Hardware(device).forked():  # of dropout
+            output = probe(name, trained, task.example_input(batch).to(device), f" in training mode{where}")
+    except NetworkError as error:
+        if not where:
+            raise
+        raise NetworkError(error.what, _NOT_THERE) from error
     try:
         task.check_output(output, batch)
     except NetworkError as error:

@@ -46,8 +46,9 @@ class Hardware:
                 "device = 'cuda' asks for a GPU, and this installation of torch cannot use one.",
                 "Leave it out to train on the processor, or install torch for CUDA.",
             )
-        place = int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-        return cls(torch.device("cuda", place), _type(table, torch.cuda.is_bf16_supported()))
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        with torch.cuda.device(device):
+            return cls(device, _type(table, torch.cuda.is_bf16_supported(including_emulation=False)))
 
     def autocast(self) -> torch.autocast:
         """Activations in `dtype` within the block; nothing changes for float32."""
@@ -62,6 +63,16 @@ class Hardware:
         if self.device.type == "cpu":
             return torch.random.fork_rng(devices=[])
         return torch.random.fork_rng(devices=[self.device.index], device_type=self.device.type)
+
+    def wait(self) -> None:
+        """Until all that was asked for is done: a GPU does it later."""
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).synchronize(self.device)
+
+    def release(self) -> None:
+        """Gives memory that nothing uses any more back, for ONNX Runtime on the same GPU."""
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).empty_cache()
 
     def random_state(self) -> Tensor | None:
         """Of the GPU's numbers, those of dropout; None without one, where torch's own are all."""
@@ -89,7 +100,10 @@ def on_processor(state: Any) -> Any:
         case Tensor():
             return state.cpu()
         case dict():
-            return {name: on_processor(value) for name, value in state.items()}
+            moved = type(state)((name, on_processor(value)) for name, value in state.items())
+            if hasattr(state, "_metadata"):  # of a state dict: versions of its modules
+                moved._metadata = state._metadata  # type: ignore[attr-defined]  # torch sets it on a dict
+            return moved
         case list() | tuple():
             return type(state)(on_processor(value) for value in state)
         case _:

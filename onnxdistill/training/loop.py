@@ -38,12 +38,19 @@ class Loop:
         job: What is asked for.
         task: Gives batches, loss and score.
         team: The processes that train together.
+        hardware: What this one trains on.
         on_status: Called a few times a second, and after every epoch.
         checkpoint: Keeps the state, and may have that of a training that was ended.
     """
 
     def __init__(
-        self, job: Job, task: Task, team: Team, on_status: OnStatus | None, checkpoint: Checkpoint | None
+        self,
+        job: Job,
+        task: Task,
+        team: Team,
+        hardware: Hardware,
+        on_status: OnStatus | None,
+        checkpoint: Checkpoint | None,
     ) -> None:
         table, guidance = job.table, job.guidance
         self._task, self._table, self._team, self._seed = task, table, team, job.seed
@@ -51,7 +58,7 @@ class Loop:
             table.crop_pad, table.flip, table.rand_augment, float(table.mixup), float(table.cutmix)
         )
         self._cuts = cuts_of(task.training_samples, table.batch_size, team.size)
-        steps, hardware = len(self._cuts) + 1, Hardware.of(table)
+        steps = len(self._cuts) + 1
         self._hardware = hardware
         inside = guidance.features is not None
         views = min(guidance.views, table.epochs)
@@ -145,6 +152,7 @@ class Loop:
         """A step that will be taken back; if it diverges, so will the training, which can say so."""
         with suppress(DivergedError):
             self._steps.step(batch, self._state.at.epoch)
+        self._hardware.wait()
 
     def _batches(self, order: Indices, seed: int, first: int = 0) -> Iterator[TrainingBatch]:
         """This process's shares of an epoch's batches, from the `first` on."""

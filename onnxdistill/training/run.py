@@ -6,6 +6,7 @@ import io
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +48,8 @@ def train(
         guidance: The teachers; nobody by default.
         on_status: Called a few times a second, and after every epoch.
         checkpoint: A file to keep the state in. If it holds that of the same training (networks, data, settings),
-            this one goes on from there, to the same weights as if it had never been ended.
+            this one goes on from there, to the same weights as if it had never been ended; on a GPU, which adds up in
+            no fixed order, to similar ones.
 
     Raises:
         TrainingError: If the loss becomes infinite or NaN a third time.
@@ -118,6 +120,16 @@ def _check_sendable(job: Job) -> None:
 
 def _run(job: Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoint | None) -> TrainingResult:
     team = current_team()
-    with Hardware.of(job.table).forked():
-        torch.manual_seed(job.seed + team.rank)  # of dropout
-        return Loop(job, task, team, on_status, checkpoint).run()
+    hardware, failed = Hardware(), None
+    try:
+        hardware = Hardware.of(job.table)
+    except UsageError as error:  # which may be so on one machine of several
+        failed = error
+    team.agreed(failed)
+    hardware = replace(hardware, dtype=team.leaders(hardware.dtype))
+    try:
+        with hardware.forked():
+            torch.manual_seed(job.seed + team.rank)  # of dropout
+            return Loop(job, task, team, hardware, on_status, checkpoint).run()
+    finally:
+        hardware.release()

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class TorchrunTeam(Team):
     def average(self, gradients: Sequence[Tensor]) -> None:
         """See `Team.average`."""
         flat = torch.cat([gradient.flatten() for gradient in gradients])
-        torch.distributed.all_reduce(flat)
+        _add_up(flat)
         parts = torch.split(flat.div_(self.size), [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -135,13 +135,30 @@ def current_team() -> Team:
     """The team that this process belongs to, for as long as it lives."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return Team()
-    # Gradients go from GPU to GPU where each process has one; all else goes over gloo.
-    each_has_one = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and each_has_one else "gloo"
-    torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     # Left to the end of the interpreter, gloo's threads may outlive what they work on, and abort the process.
     atexit.register(torch.distributed.destroy_process_group)
     return TorchrunTeam()
+
+
+@functools.cache
+def _between_gpus() -> torch.distributed.ProcessGroup | None:
+    """NCCL, where every process has a GPU of its own; None where what lies on GPUs goes over gloo, too.
+
+    To be asked by all processes at the same place.
+    """
+    has_one = torch.cuda.is_available() and torch.distributed.is_nccl_available()
+    has_one = has_one and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    everyones: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyones, has_one)
+    if not all(everyones):
+        return None
+    return cast("torch.distributed.ProcessGroup", torch.distributed.new_group(backend="nccl", timeout=PATIENCE))
+
+
+def _add_up(values: Tensor) -> None:
+    """Replaces values by their sums over all processes."""
+    torch.distributed.all_reduce(values, group=None if values.device.type == "cpu" else _between_gpus())
 
 
 class _Sum(torch.autograd.Function):
@@ -150,13 +167,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: Any, values: Tensor) -> Tensor:
         summed = values.clone()
-        torch.distributed.all_reduce(summed)
+        _add_up(summed)
         return summed
 
     @staticmethod
     def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
         summed = gradients[0].clone()
-        torch.distributed.all_reduce(summed)
+        _add_up(summed)
         return summed
 
 

@@ -223,6 +223,31 @@ def test_a_function_that_a_branch_reads_stays(tmp_path: Path) -> None:
         assert np.abs(given - expected).max() < 0.1 * np.abs(expected).max()
 
 
+def test_inputs_and_outputs_that_are_left_out_are_nothing_to_wait_for(tmp_path: Path) -> None:
+    text = """m (float[5, n, 8] x, float[1, n, 4] h) => (float[n, 3] y) {
+        , last = GRU <hidden_size = 4> (x, w, r, b, , h)
+        s = Squeeze (last, first)
+        k = Clip (s, , high)
+        y = MatMul (k, v)
+    }"""
+    constants: Constants = {
+        "w": uniform(1, 12, 8, seed=1, width=1),
+        "r": uniform(1, 12, 4, seed=2, width=1),
+        "b": uniform(1, 24, seed=3, width=1),
+        "v": uniform(4, 3, seed=4, width=1),
+        "first": np.array([0], np.int64),
+        "high": np.float32(6),
+    }
+    model = model_of(text, constants, 17)
+    onnx.save(model, tmp_path / "float.onnx")
+    feeds = {"x": uniform(5, 4, 8), "h": uniform(1, 4, 4)}
+    Workshop(tmp_path / "float.onnx", lambda: [feeds]).write(Form(Scheme("uint8")), tmp_path / "int8.onnx")
+    made = onnx.load(tmp_path / "int8.onnx")
+    assert "" in next(node for node in made.graph.node if node.op_type == "GRU").output
+    expected, given = run(model, **feeds)[0], run(made, **feeds)[0]
+    assert np.abs(given - expected).max() < 0.05 * np.abs(expected).max()
+
+
 def test_what_is_computed_in_doubles_stays() -> None:
     """There are no such kernels for what it would become."""
     text = """m (float[n, 4, 8, 8] x) => (double[n, 4] y, double[n, 4, 8, 8] z, double[n, 4, 8, 8] g) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from math import log
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -160,6 +161,37 @@ def test_tensors_of_five_dimensions_are_trained(digits: Classification) -> None:
     teacher = Deep().eval()
     result = train(Deep().eval(), digits, table(), 0, Objective(soft_weight=0.1), Guidance((teacher,)))
     assert result.best_score > 80
+
+
+def test_versions_of_modules_are_kept(digits: Classification, tmp_path: Path) -> None:
+    """Some refuse weights that say nothing of theirs, or bring them from an old form into that of today."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(
+            self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *parts: Any
+        ) -> None:
+            if local_metadata.get("version") != 2:
+                raise ValueError("of another version")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *parts)
+
+    class _EndedError(Exception):
+        pass
+
+    def stop(status: TrainingStatus) -> None:
+        if status.epoch == 2:
+            raise _EndedError
+
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), Versioned(64, 10)).eval()
+    for average in (0.0, 0.9):
+        file = tmp_path / f"{average}.pt"
+        with pytest.raises(_EndedError):
+            train(network, digits, table(average=average), 0, Objective(), None, stop, file)
+        resumed = train(network, digits, table(average=average), 0, Objective(), checkpoint=file).network
+        whole = train(network, digits, table(average=average), 0, Objective()).network
+        assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
 
 def test_a_training_that_helps_nothing_says_so(digits: Classification) -> None:
