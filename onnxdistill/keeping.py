@@ -131,11 +131,13 @@ def _digests(
 def _own_weights(network: str, classes: int, seed: int) -> str | None:
     """What a function has loaded, whatever it was from."""
     try:
-        state = build_network(network, classes, seed).state_dict()
-        there = {name: tensor for name, tensor in state.items() if not is_lazy(tensor)}  # the others are drawn
-        return fingerprint(repr(list(there)), *there.values())
+        built = build_network(network, classes, seed)
     except NetworkError:  # the run refuses it, too, and knows by which key it was named
         return None
+    tensors = [*built.named_parameters(), *built.named_buffers()]
+    there = [(name, tensor) for name, tensor in tensors if not is_lazy(tensor)]  # the others are drawn
+    texts = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in there]
+    return fingerprint(repr(built), repr(texts), *(tensor for _, tensor in there))
 
 
 def _source_of(network: str) -> Path:

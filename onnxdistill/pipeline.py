@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +20,13 @@ from rich.console import Console
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.errors import LimitsMissedError, UsageError
+from onnxdistill.errors import LimitsMissedError, NetworkError, UsageError
 from onnxdistill.finetuning import Finetuning
 from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
 from onnxdistill.journal import Journal
 from onnxdistill.judge import Int8Judge
-from onnxdistill.networks import import_files
+from onnxdistill.networks import build_network, import_files
 from onnxdistill.overrides import keys_given
 from onnxdistill.progress import Progress
 from onnxdistill.recipe import Recipe, load_recipe
@@ -135,7 +136,9 @@ def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
     """
     loaded = load_recipe(Path(recipe), overrides)
     task: Task = TASKS[loaded.task](loaded)
-    import_files(loaded.network_names)  # classes of the user's own have to be known here, too
+    import_files(loaded.network_names)
+    for name in loaded.network_names:
+        build_network(name, len(task.class_names), loaded.seed)  # classes of the user's own have to be known here, too
     follow(task)
 
 
@@ -189,10 +192,11 @@ class _Run:
     def _teacher(self) -> Candidate:
         table = self.recipe.teacher
         self.record.begin("teacher", f"building {table.network}")
-        import_files(self.recipe.network_names)
+        with suppress(NetworkError):  # which is told below, by the key that names it
+            import_files(self.recipe.network_names)
         further = self.recipe.distill.teachers if self.recipe.distill is not None else []
         # Refused now rather than after a training.
-        further_ones = further_teachers(further, "distill.teachers", self.task, self.recipe.seed)
+        further_ones = further_teachers(further, "distill.teachers", self.task, self.recipe.seed, self.recipe.distill)
         result = teacher(self.recipe, self.task, self.record.show_training, self.journal.checkpoint("teacher"))
         self.record.log("teacher", result.training)
         self.record.note(*result.notes)

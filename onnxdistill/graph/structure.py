@@ -81,7 +81,7 @@ def rebuild(original: nn.Module, structure: Mapping[str, Any], state: Mapping[st
             owner, _, name = path.rpartition(".")
             network.get_submodule(owner)._buffers[name] = buffer.clone()
         _resize(network, state)
-        network.load_state_dict(dict(state))
+        network.load_state_dict(state)  # with the versions of its modules
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name not in structure["frozen"] and parameter.is_floating_point())
     except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:

@@ -98,7 +98,7 @@ def is_range(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     Not if its bounds are computed, or on one side of zero; nor if its input is read as it is elsewhere, as an output of
     the model or in the body of a loop or a branch; nor if its output is read in one, where nothing is quantized.
     """
-    source, inside = node.input[0], captured(model.graph.node)
+    source, inside = node.input[0], _captured(model.graph)
     if source in {port.name for port in model.graph.output} or inside.intersection((source, node.output[0])):
         return False
     bounds = [name for name in node.input[1:] if name]
@@ -112,14 +112,14 @@ def is_range(model: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     )
 
 
-def captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+def _captured(graph: onnx.GraphProto) -> set[str]:
     """Names that the bodies of nodes read, their own ones included."""
     found: set[str] = set()
-    for node in nodes:
+    for node in graph.node:
         for attribute in node.attribute:
             for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 found |= {name for inner in body.node for name in inner.input} | {port.name for port in body.output}
-                found |= captured(body.node)
+                found |= _captured(body)
     return found
 
 

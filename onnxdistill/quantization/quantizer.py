@@ -11,7 +11,7 @@ import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType
 from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
 
-from onnxdistill.quantization.calibration import FUNCTIONS, captured, find_activations, is_range
+from onnxdistill.quantization.calibration import FUNCTIONS, find_activations, is_range
 from onnxdistill.quantization.ranges import Range
 from onnxdistill.quantization.scheme import Scheme
 
@@ -77,15 +77,31 @@ def _sort_by_bodies(graph: onnx.GraphProto) -> None:
     while waiting:
         left = []
         for node in waiting:
-            if made.intersection((*node.input, *captured([node]))) <= placed:
+            if made.intersection((*node.input, *_read_in_bodies(node))) <= placed:
                 ordered.append(node)
                 placed.update(node.output)
             else:
                 left.append(node)
-        assert len(left) < len(waiting), "the graph of a model has no circles"
+        if len(left) == len(waiting):  # as it was, for what checks it to tell
+            ordered += left
+            break
         waiting = left
     del graph.node[:]
     graph.node.extend(ordered)
+
+
+def _read_in_bodies(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of a node read and do not define: an inner name may be that of something outside, later."""
+    found: set[str] = set()
+    for attribute in node.attribute:
+        for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            own = {port.name for port in body.input} | {tensor.name for tensor in body.initializer}
+            own |= {name for inner in body.node for name in inner.output}
+            read = {port.name for port in body.output}
+            for inner in body.node:
+                read |= {*inner.input, *_read_in_bodies(inner)}
+            found |= read - own
+    return found
 
 
 def _join_activations(model: onnx.ModelProto, before: Collection[str]) -> None:

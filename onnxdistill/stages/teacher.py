@@ -16,7 +16,7 @@ from onnxdistill.errors import NetworkError, WeightsError
 from onnxdistill.networks import build_network, probe
 from onnxdistill.networks.published import Preprocessing, published_preprocessing
 from onnxdistill.networks.weights import load_weights
-from onnxdistill.recipe import FOLDER_IMAGE_SIZE, DataTable, FurtherTeacherTable, Recipe, TeacherTable
+from onnxdistill.recipe import FOLDER_IMAGE_SIZE, DataTable, FurtherTeacherTable, Recipe, TeacherTable, TrainingTable
 from onnxdistill.recipe.weights import NO_WEIGHTS, OWN_WEIGHTS
 from onnxdistill.tasks import Task
 from onnxdistill.tasks.base import Score
@@ -70,19 +70,21 @@ def teacher(
     trainings = [one for one in (table.train, recipe.distill if task.measurable else None) if one is not None]
     if trainings:
         batch = min(_TRAINED_BATCH, *(one.batch_size for one in trainings))
-        for device in {Hardware.of(one).device for one in trainings}:
-            _check_trainable(table.network, network, task, batch, device)
+        _check_trainable(table.network, network, task, batch)
+        _check_elsewhere(table.network, network, task, batch, trainings)
     if recipe.distill is not None and recipe.distill.features is not None:
         check_layers(network, recipe.distill.features.layers, "teacher")
     if table.train is None:
         return TeacherResult(network, None)
-    followed = further_teachers(table.train.teachers, "teacher.train.teachers", task, recipe.seed)
+    followed = further_teachers(table.train.teachers, "teacher.train.teachers", task, recipe.seed, table.train)
     notes = notes_on_others("teacher.train.teachers", followed, task)
     training = train_guided(network, followed, task, table.train, recipe.seed, on_status, checkpoint)
     return TeacherResult(training.network, training, tuple(notes))
 
 
-def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Task, seed: int) -> list[nn.Module]:
+def further_teachers(
+    tables: Sequence[FurtherTeacherTable], place: str, task: Task, seed: int, training: TrainingTable | None = None
+) -> list[nn.Module]:
     """The networks of a recipe's `teachers`, in evaluation mode.
 
     Args:
@@ -90,6 +92,7 @@ def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Ta
         place: Their key in the recipe, for messages.
         task: Gives the number of classes.
         seed: Seeds what weights don't cover.
+        training: That they are followed in.
 
     Raises:
         NetworkError: As `teacher`.
@@ -99,6 +102,8 @@ def further_teachers(tables: Sequence[FurtherTeacherTable], place: str, task: Ta
     for number, table in enumerate(tables):
         try:
             networks.append(_loaded(table.network, table.weights, task, seed))
+            if training is not None and task.measurable:
+                _check_elsewhere(table.network, networks[-1], task, PROBED_BATCH, [training], trained=False)
         except (NetworkError, WeightsError) as error:
             named = [_TEACHER_KEY.sub(f"{place}.{number}.", text) for text in (error.what, error.fix)]
             raise type(error)(*named) from error
@@ -214,7 +219,7 @@ def _loaded(name: str, weights: str, task: Task, seed: int, new_head: bool = Fal
     return network
 
 
-def _check_trainable(name: str, network: nn.Module, task: Task, batch: int, device: torch.device) -> None:
+def _check_trainable(name: str, network: nn.Module, task: Task, batch: int) -> None:
     """Refuses a network that returns something else while it is trained, such as outputs of further heads.
 
     Args:
@@ -222,20 +227,51 @@ def _check_trainable(name: str, network: nn.Module, task: Task, batch: int, devi
         network: Not changed.
         task: Gives inputs.
         batch: So many of them.
-        device: Where it is trained.
 
     Raises:
         NetworkError: If it does, or does not run.
     """
-    trained, where = copy.deepcopy(network).train().to(device), "" if device.type == "cpu" else f" on {device}"
-    try:
-        with Hardware(device).forked():  # of dropout
-            output = probe(name, trained, task.example_input(batch).to(device), f" in training mode{where}")
-    except NetworkError as error:
-        if not where:
-            raise
-        raise NetworkError(error.what, _NOT_THERE) from error
+    trained = copy.deepcopy(network).train()
+    with torch.random.fork_rng(devices=[]):  # of dropout
+        output = probe(name, trained, task.example_input(batch), " in training mode")
     try:
         task.check_output(output, batch)
     except NetworkError as error:
         raise NetworkError(f"In training mode: {error.what}", error.fix) from error
+
+
+def _check_elsewhere(
+    name: str,
+    network: nn.Module,
+    task: Task,
+    batch: int,
+    trainings: Sequence[TrainingTable],
+    *,
+    trained: bool = True,
+) -> None:
+    """Refuses a network that runs on the processor, but not on the GPU of a training.
+
+    Args:
+        name: How the recipe names it.
+        network: Not changed.
+        task: Gives inputs.
+        batch: So many of them.
+        trainings: That it takes part in.
+        trained: Whether it is what learns in them.
+
+    Raises:
+        NetworkError: If it does not run.
+    """
+    for hardware in {Hardware.of(training) for training in trainings}:
+        if hardware.device.type == "cpu":
+            continue
+        moved = copy.deepcopy(network).to(hardware.device)
+        for mode in (False, True) if trained else (False,):
+            try:
+                with hardware.forked():  # of dropout
+                    inputs = task.example_input(batch).to(hardware.device)
+                    probe(
+                        name, moved.train(mode), inputs, f"{' in training mode' if mode else ''} on {hardware.device}"
+                    )
+            except NetworkError as error:
+                raise NetworkError(error.what, _NOT_THERE) from error

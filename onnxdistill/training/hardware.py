@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -100,10 +101,12 @@ def on_processor(state: Any) -> Any:
         case Tensor():
             return state.cpu()
         case dict():
-            moved = type(state)((name, on_processor(value)) for name, value in state.items())
-            if hasattr(state, "_metadata"):  # of a state dict: versions of its modules
-                moved._metadata = state._metadata  # type: ignore[attr-defined]  # torch sets it on a dict
-            return moved
+            moved = {name: on_processor(value) for name, value in state.items()}
+            if not hasattr(state, "_metadata"):
+                return moved
+            whole = OrderedDict(moved)  # a state dict, which has the versions of its modules
+            whole._metadata = state._metadata  # type: ignore[attr-defined]  # so does torch
+            return whole
         case list() | tuple():
             return type(state)(on_processor(value) for value in state)
         case _:

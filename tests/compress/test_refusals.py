@@ -145,6 +145,10 @@ class TestRefusals:
         for setting in ("prune.ratio=0.3", "plan.latency_ms=3", "factorize.macs_ratio=0.5"):
             refuse(setting, options=("--speedup", "4"), parts=(setting, "has no effect beside --speedup"))
 
+    def test_a_network_beside_the_teacher_is_named_by_its_key(self, refuse: Refuse) -> None:
+        network = 'distill={epochs=1, teachers=[{network="digits-resnetz", weights="a.pt"}]}'
+        refuse(network, parts=("distill.teachers.0.network = 'digits-resnetz' is not a network that is known here",))
+
     def test_accuracy_that_cannot_be_measured(self, refuse: Refuse) -> None:
         for asked in ((), ("--max-drop", "0.5")):
             settings = ("teacher.train=", "limits.max_drop=0.5")[: 1 if asked else 2]

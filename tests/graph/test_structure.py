@@ -52,6 +52,24 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     return build().eval()
 
 
+def test_versions_of_modules_come_back() -> None:
+    """Some refuse weights that say nothing of theirs, as torchvision's MNASNet does."""
+
+    class Versioned(nn.Linear):
+        _version = 2
+
+        def _load_from_state_dict(
+            self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *parts: Any
+        ) -> None:
+            if local_metadata.get("version") != 2:
+                raise ValueError("of another version")
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *parts)
+
+    network, original = Versioned(2, 3), Versioned(2, 3)
+    rebuilt = rebuild(original, *from_file((structure_of(network, original), network.state_dict())))
+    assert torch.equal(rebuilt.get_parameter("weight"), network.weight)
+
+
 def test_a_file_that_changed_in_the_meantime_has_the_same_classes(tmp_path: Path) -> None:
     """But for a comment, say: a student is written down with what its file is in the end."""
     code = "from torch import nn\n\n\nclass Net(nn.Linear):\n    pass\n\n\ndef make():\n    return Net(2, 2)\n"

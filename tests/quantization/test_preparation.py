@@ -202,17 +202,18 @@ def test_weights_that_are_inputs_as_well_are_quantized(tmp_path: Path, opset: in
     assert np.abs(given - expected).max() < 0.05 * np.abs(expected).max()
 
 
-def test_a_function_that_a_branch_reads_stays(tmp_path: Path) -> None:
-    text = """m (float[n, 4, 8, 8] x) => (float[n, 16, 8, 8] y) {
+@pytest.mark.parametrize("inner", ["p", "y"])  # names of bodies may be those of what comes after them
+def test_a_function_that_a_branch_reads_stays(tmp_path: Path, inner: str) -> None:
+    text = f"""m (float[n, 4, 8, 8] x) => (float[n, 16, 8, 8] y) {{
         a = Conv <pads = [1, 1, 1, 1]> (x, first)
         r = Relu (a)
         s = ReduceSum <keepdims = 0> (x)
         c = Greater (s, zero)
         y = If (c) <
-            then_branch = t () => (float[n, 16, 8, 8] p) { p = Identity (r) },
-            else_branch = e () => (float[n, 16, 8, 8] q) { q = Neg (r) }
+            then_branch = t () => (float[n, 16, 8, 8] {inner}) {{ {inner} = Identity (r) }},
+            else_branch = e () => (float[n, 16, 8, 8] q) {{ q = Neg (r) }}
         >
-    }"""
+    }}"""
     model = model_of(text, {"first": CONSTANTS["first"], "zero": np.float32(0)}, 17)
     onnx.save(model, tmp_path / "float.onnx")
     x = uniform(4, 4, 8, 8)

@@ -189,7 +189,9 @@ def test_versions_of_modules_are_kept(digits: Classification, tmp_path: Path) ->
         file = tmp_path / f"{average}.pt"
         with pytest.raises(_EndedError):
             train(network, digits, table(average=average), 0, Objective(), None, stop, file)
-        resumed = train(network, digits, table(average=average), 0, Objective(), checkpoint=file).network
+        result = train(network, digits, table(average=average), 0, Objective(), checkpoint=file)
+        assert result.notes[0].startswith("it went on at epoch 2")
+        resumed = result.network
         whole = train(network, digits, table(average=average), 0, Objective()).network
         assert all(torch.equal(a, b) for a, b in zip(resumed.parameters(), whole.parameters(), strict=True))
 
