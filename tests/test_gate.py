@@ -105,7 +105,14 @@ def test_another_machine_may_have_more_threads_than_this_one() -> None:
 def test_what_was_measured_counts_for_the_same_machine_and_runtime() -> None:
     host = read_host()
     assert key_of(replace(host, load_average=9.0, os="Linux 7")) == key_of(host)
-    for change in ({"onnxruntime": "2"}, {"int8_features": ()}, {"cpu": "another"}, {"usable_cpus": 99}):
+    changes: list[dict[str, Any]] = [
+        {"onnxruntime": "2"},
+        {"int8_features": ()},
+        {"cpu": "another"},
+        {"usable_cpus": 99},
+        {"cpu_limit": 0.5},  # of a container that was started again
+    ]
+    for change in changes:
         assert key_of(replace(host, **change)) != key_of(host)
 
 

@@ -97,9 +97,11 @@ def pair_moments(
                         _add(worth, key, 0.5 * products * _moment(each))
             batches += 1
     # Of a layer that runs twice, inputs are averaged; a change of it counts in both places.
-    return {
-        key: Moments(total / calls[key], worth[key] / batches if key in worth else None) for key, total in sums.items()
-    }
+    for key, total in sums.items():  # in place: a deep network has gigabytes of them
+        total.div_(calls[key])
+    for total in worth.values():
+        total.div_(batches)
+    return {key: Moments(total, worth.get(key)) for key, total in sums.items()}
 
 
 def longest_column(layer: Layer, scheme: Scheme) -> int:

@@ -171,7 +171,9 @@ def _statistics(
                 worth[name] = worth[name] + square if name in worth else square
             batches += 1
     # A layer that runs twice: its moment is the mean over both, and a change of it counts in both places.
-    return {k: v / calls[k] for k, v in moments.items()}, {k: v / max(1, batches) for k, v in worth.items()}
+    for name, total in moments.items():  # in place: a deep network has gigabytes of them
+        total.div_(calls[name])
+    return moments, {name: total / max(1, batches) for name, total in worth.items()}
 
 
 def _consumer(network: nn.Module, name: str, moments: dict[str, Tensor], worth: dict[str, Tensor]) -> Consumer | None:

@@ -235,7 +235,7 @@ def _empty(host: HostFacts, settings: SessionSettings, activations: str | None =
 def _file(profile: DeviceProfile, place: str = "") -> Path:
     """Where the profile of that machine and those settings is kept."""
     host = profile.host
-    machine = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.os}"
+    machine = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.cpu_limit} {host.os}"
     runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
     text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations} {place}"
     return cache_folder("devices") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

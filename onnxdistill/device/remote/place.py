@@ -47,7 +47,7 @@ class There:
     @property
     def key(self) -> str:
         """See `Place`."""
-        return f"elsewhere {key_of(self.host)}"
+        return f"elsewhere {self._target} {key_of(self.host)}"  # another board of that kind may be cooled otherwise
 
     def check(self, settings: SessionSettings) -> None:
         """See `Place`."""

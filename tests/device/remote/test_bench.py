@@ -388,7 +388,7 @@ def test_all_that_a_student_is_made_by_is_measured_there(
     wide, narrow = network(tmp_path / "wide.onnx", 64), network(tmp_path / "narrow.onnx", 8)
     there, settings = There(device.target, ssh=device.ssh), SessionSettings()
     assert there.host.usable_cpus == len(os.sched_getaffinity(0))
-    assert there.key == f"elsewhere {Here().key}"
+    assert there.key == f"elsewhere {device.target} {Here().key}"
     assert there.compare(wide, narrow, settings, until="close").low > 1
     feeds = {"x": np.zeros((1, 3, 16, 16), np.float32)}
     traced, here = there.trace(wide, feeds, settings), trace(wide, feeds, settings)
