@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -377,3 +379,14 @@ class HardCoded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.adaptive_max_pool2d(F.relu(self.conv(x)), 2)
         return self.linear(x.reshape(-1, 16))
+
+
+class Versioned(nn.Linear):
+    """Refuses weights that do not say which version of it they are of, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *parts: Any) -> None:
+        if local_metadata.get("version") != 2:
+            raise ValueError("of another version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *parts)

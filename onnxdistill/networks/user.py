@@ -79,7 +79,7 @@ def _module_from_file(place: str, folder: Path | None) -> ModuleType:
 
     try:
         return _imported(str(path), load, "Correct the file; it has to be importable by itself.")
-    except BaseException:
+    except BaseException:  # a user who interrupts it leaves no half of a module either
         sys.modules.pop(name, None)
         raise
 

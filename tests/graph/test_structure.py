@@ -55,17 +55,7 @@ def seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
 def test_versions_of_modules_come_back() -> None:
     """Some refuse weights that say nothing of theirs, as torchvision's MNASNet does."""
 
-    class Versioned(nn.Linear):
-        _version = 2
-
-        def _load_from_state_dict(
-            self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *parts: Any
-        ) -> None:
-            if local_metadata.get("version") != 2:
-                raise ValueError("of another version")
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, *parts)
-
-    network, original = Versioned(2, 3), Versioned(2, 3)
+    network, original = tiny.Versioned(2, 3), tiny.Versioned(2, 3)
     rebuilt = rebuild(original, *from_file((structure_of(network, original), network.state_dict())))
     assert torch.equal(rebuilt.get_parameter("weight"), network.weight)
 

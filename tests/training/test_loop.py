@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from onnxdistill.tasks.base import Objective, SoftLoss, TrainingBatch
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import Guidance, TrainingStatus, module_runner, train
+from tests import tiny
 from tests.training.small import Counting, small_network, table
 
 
@@ -166,16 +167,6 @@ def test_tensors_of_five_dimensions_are_trained(digits: Classification) -> None:
 def test_versions_of_modules_are_kept(digits: Classification, tmp_path: Path) -> None:
     """Some refuse weights that say nothing of theirs, or bring them from an old form into that of today."""
 
-    class Versioned(nn.Linear):
-        _version = 2
-
-        def _load_from_state_dict(
-            self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *parts: Any
-        ) -> None:
-            if local_metadata.get("version") != 2:
-                raise ValueError("of another version")
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, *parts)
-
     class _EndedError(Exception):
         pass
 
@@ -184,7 +175,7 @@ def test_versions_of_modules_are_kept(digits: Classification, tmp_path: Path) ->
             raise _EndedError
 
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), Versioned(64, 10)).eval()
+    network = nn.Sequential(nn.Flatten(), tiny.Versioned(64, 10)).eval()
     for average in (0.0, 0.9):
         file = tmp_path / f"{average}.pt"
         with pytest.raises(_EndedError):
