@@ -76,7 +76,7 @@ class Prefix:
             self._held = _outermost(self._calls)
             self._run(self._held)
             self._prove()
-        except Exception as error:  # which a user's code may have its own words for
+        except Exception as error:  # of memory, which a user's code may raise as anything
             if not is_of_memory(error):
                 raise
             self._calls = {}  # it only saves time, and the memory is not for that
@@ -90,7 +90,7 @@ class Prefix:
         """
         try:
             self._refresh()
-        except Exception as error:  # which a user's code may have its own words for
+        except Exception as error:  # of memory, which a user's code may raise as anything
             if not is_of_memory(error):
                 raise
             self._calls = {}
