@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from math import prod
 
 import numpy as np
@@ -40,12 +40,13 @@ class Graph:
     Attributes:
         weights: The parameter that a layer multiplies by, by the layer's node.
         modules: The modules around a node, by node.
-        origins: The layer whose channels a node works on, by node; nodes before the first layer are missing.
+        origins: The layers whose channels a node works on, by node: several of them after a concatenation. Nodes before
+            the first layer are missing.
     """
 
     weights: Mapping[str, str]
     modules: Mapping[str, tuple[str, ...]]
-    origins: Mapping[str, str]
+    origins: Mapping[str, tuple[str, ...]]
 
 
 def read_graph(model: onnx.ModelProto, parameters: Mapping[str, Tensor], layers: Iterable[str]) -> Graph:
@@ -60,19 +61,19 @@ def read_graph(model: onnx.ModelProto, parameters: Mapping[str, Tensor], layers:
     constants = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
     weights: dict[str, str] = {}
     modules: dict[str, tuple[str, ...]] = {}
-    origins: dict[str, str] = {}
+    origins: dict[str, tuple[str, ...]] = {}
     makers: dict[str, str] = {}
     for node in model.graph.node:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
         modules[node.name] = tuple(str(scope) for scope in ast.literal_eval(scopes)[:-1])
-        # The nearest layer before it, by its first input that comes from one.
+        # The nearest layers before it, by its first input that comes from any.
         before = [origins[makers[name]] for name in node.input if name in makers and makers[name] in origins]
         if node.name in known:
-            origins[node.name] = node.name
+            origins[node.name] = (node.name,)
             if weight := _weight_of(node, modules[node.name], parameters, constants):
                 weights[node.name] = weight
         elif before:
-            origins[node.name] = before[0]
+            origins[node.name] = tuple(dict.fromkeys(chain(*before))) if node.op_type == "Concat" else before[0]
         makers |= dict.fromkeys(node.output, node.name)
     return Graph(weights, modules, origins)
 
@@ -302,8 +303,7 @@ class Costing:
                 part = partial(self._layer_ms, layer)
                 yield self._over(self._groups_through(layer), self._block_of(layer.name), part)
         for node in self._costs.others:
-            name = self._named(node)
-            yield self._over(self._groups_of(name), self._block_of(name), partial(self._node_ms, node, name))
+            yield from self._node_latencies(node)
 
     def _over(
         self, groups: Sequence[str], blocks: Sequence[str], time_ms: Callable[[Mapping[str, int]], float]
@@ -317,9 +317,20 @@ class Costing:
             table[place] = time_ms(kept)
         return (*groups, *blocks), np.stack([table, np.zeros_like(table)], axis=-1) if blocks else table
 
-    def _node_ms(self, node: OtherNode, name: str, kept: Mapping[str, int]) -> float:
-        layer = self._layers.get(self._graph.origins.get(name, ""))
-        return node.scaled_ms(1.0 if layer is None else self._cut(layer, kept).outputs / layer.outputs)
+    def _node_latencies(self, node: OtherNode) -> Iterator[tuple[tuple[str, ...], Floats]]:
+        """A node's time goes with the channels that it works on: a part of it with those of each layer."""
+        name = self._named(node)
+        blocks, origins = self._block_of(name), self._graph.origins.get(name, ())
+        layers = [self._layers[origin] for origin in origins if origin in self._layers]
+        if not layers:
+            yield self._over((), blocks, lambda _: node.time_ms)
+        channels = sum(layer.outputs for layer in layers)
+        for layer in layers:
+            share = layer.outputs / channels
+            yield self._over(self._groups_out_of(layer), blocks, partial(self._node_ms, node, layer, share))
+
+    def _node_ms(self, node: OtherNode, layer: Layer, share: float, kept: Mapping[str, int]) -> float:
+        return share * node.scaled_ms(self._cut(layer, kept).outputs / layer.outputs)
 
     def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
         cut = self._cut(layer, kept)
@@ -358,9 +369,9 @@ class Costing:
         begun = [name for name in self._graph.modules if name and node.name.startswith(name)]
         return max(begun, key=len, default="")
 
-    def _groups_of(self, name: str) -> list[str]:
-        """The groups whose channels a node works on."""
-        weight = self._graph.weights.get(self._graph.origins.get(name, ""), "")
+    def _groups_out_of(self, layer: Layer) -> list[str]:
+        """The groups whose channels a layer makes."""
+        weight = self._graph.weights.get(layer.name, "")
         return list(dict.fromkeys(group for group, dim, _ in self._runs.get(weight, ()) if dim == 0))
 
     def _block_of(self, name: str) -> tuple[str, ...]:

@@ -14,9 +14,9 @@ from torch import nn
 
 from onnxdistill.device.costs.coldness import Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
-from onnxdistill.device.costs.layers import Exported, Layer, pair_of, read_exported
+from onnxdistill.device.costs.layers import DEPTHWISE, Exported, Layer, pair_of, read_exported
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode
-from onnxdistill.device.costs.surface import Surface, axis, pairs
+from onnxdistill.device.costs.surface import Surface, axis, grouped_axis, pairs
 from onnxdistill.device.host import read_host
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import ChannelAnalysis, analyse_channels
@@ -35,11 +35,14 @@ def profile_of(layers: Sequence[Layer]) -> DeviceProfile:
     surfaces = {}
     for layer in layers:
         widths = pairs(axis(layer.inputs, 8), axis(layer.outputs, 8))
-        if layer.kind.groups == 0:
+        if layer.kind.groups == DEPTHWISE:
             widths = [(width, width) for width in axis(layer.outputs, 8)]
+        elif layer.kind.groups > 1:
+            groups = layer.kind.groups
+            widths = pairs(grouped_axis(layer.inputs, groups), grouped_axis(layer.outputs, groups))
         points = {pair: 1 + replace(layer, inputs=pair[0], outputs=pair[1]).macs / 1000 for pair in widths}
         known = surfaces[layer.kind].points_ms if layer.kind in surfaces else {}
-        surfaces[layer.kind] = Surface({**known, **points})
+        surfaces[layer.kind] = Surface({**known, **points}, layer.kind.groups)
     return DeviceProfile(read_host(), 1, "cpu", "uint8", Coldness((), ()), surfaces)
 
 
@@ -109,7 +112,7 @@ def test_where_nodes_come_from(residual: Case) -> None:
     assert sorted(graph.weights.values()) == sorted([*convolutions, "linear.weight"])
     layers = {name: weight.rpartition(".")[0] for name, weight in graph.weights.items()}
     add = next(name for name, modules in graph.modules.items() if modules[-1] == "layer2.1" and "add" in name)
-    assert layers[graph.origins[add]] == "layer2.1.conv2"
+    assert [layers[origin] for origin in graph.origins[add]] == ["layer2.1.conv2"]
     assert "layer2.1" in graph.modules[add]
 
 
@@ -215,6 +218,38 @@ def test_a_layer_becomes_a_pair_where_that_does_the_least_damage(residual: Case)
     fastest = plans[0]
     assert "layer3.1" in case.choices.gone(fastest)
     assert case.costing.pairs_of(fastest, damages) == {}
+
+
+class Inception(nn.Module):
+    """What two layers make lies side by side, and is worked on together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.wide = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(3, 48, 3, padding=1)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.narrow(x), self.wide(x)], 1)
+        result: torch.Tensor = self.head(torch.sigmoid(both).mean((2, 3)))
+        return result
+
+
+def test_after_a_concatenation_nodes_work_on_the_channels_of_all_its_parts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    case = case_of(Inception(), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
+    others = {node.name for node in case.costs.others}
+    (joined,) = (name for name in others if "cat" in name.lower())
+    (sigmoid,) = (name for name in others if "sigmoid" in name.lower())
+    assert {case.graph.weights[origin] for origin in case.graph.origins[sigmoid]} == {"narrow.weight", "wide.weight"}
+    only = replace(case.costs, others=tuple(node for node in case.costs.others if node.name in (joined, sigmoid)))
+    plans = solve(case.choices.sizes, replace(case, costs=only).costing.terms(case.damages))
+    narrowed = [plans[place] for place in range(len(plans))]
+    assert len({tuple(case.choices.kept(plan).values()) for plan in narrowed}) > 3
+    for plan in narrowed:
+        kept = case.choices.kept(plan)
+        layers_ms = sum(case.costing.layers_ms(plan, case.damages).values())
+        ratio = (kept["narrow"] + kept["wide"]) / 64
+        assert plan.latency_ms == pytest.approx(3.0 + layers_ms + 2 * (0.5 + 1.5 * ratio))
 
 
 class Tokens(nn.Module):

@@ -14,14 +14,14 @@ from onnxdistill.device.costs.coldness import Coldness, measure_coldness
 from onnxdistill.device.costs.layers import DEPTHWISE, Layer, LayerKind
 from onnxdistill.device.costs.measuring import LayerClock
 from onnxdistill.device.costs.probes import Widths
-from onnxdistill.device.costs.surface import Surface, axis, pairs
+from onnxdistill.device.costs.surface import Surface, axis, grouped_axis, pairs
 from onnxdistill.device.host import HostFacts, read_host
 from onnxdistill.device.jsonfile import read_json
 from onnxdistill.device.schema import reading
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import DataError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _MOST_FILES = 16
 
@@ -96,7 +96,7 @@ class DeviceProfile:
             if on_kind is not None:
                 on_kind(kind, len(lacking))
             measured = clock.times_ms(kind, lacking)
-            surfaces[kind] = Surface({**measured_before, **measured})
+            surfaces[kind] = Surface({**measured_before, **measured}, kind.groups)
         return replace(self, surfaces=surfaces)
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class DeviceProfile:
             for item in data["layers"]:
                 kind = LayerKind.from_json({key: item[key] for key in item.keys() - {"points"}})
                 points = {(int(one), int(other)): float(time_ms) for one, other, time_ms in item["points"]}
-                surfaces[kind] = Surface(points)
+                surfaces[kind] = Surface(points, kind.groups)
             return cls(
                 HostFacts.from_json(data["host"]),
                 int(data["threads"]),
@@ -220,11 +220,12 @@ def read_device_profile(path: Path) -> DeviceProfile:
 
 
 def _points(layer: Layer, step: int) -> list[Widths]:
-    if layer.kind.groups == DEPTHWISE:
+    groups = layer.kind.groups
+    if groups == DEPTHWISE:
         return [(width, width) for width in axis(layer.outputs, step)]
-    ins, outs = axis(layer.inputs, step), axis(layer.outputs, step)
-    of_a_group = max(1, layer.kind.groups)
-    return [pair for pair in pairs(ins, outs) if not (pair[0] % of_a_group or pair[1] % of_a_group)]
+    if groups > 1:
+        return pairs(grouped_axis(layer.inputs, groups), grouped_axis(layer.outputs, groups))
+    return pairs(axis(layer.inputs, step), axis(layer.outputs, step))
 
 
 def _empty(host: HostFacts, settings: SessionSettings, activations: str | None = None) -> DeviceProfile:

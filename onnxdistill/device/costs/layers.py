@@ -29,6 +29,7 @@ _PRODUCTS: dict[str, tuple[Precision, int]] = {
     "Gemm": ("float32", 1),
     "FusedGemm": ("float32", 1),
     "MatMul": ("float32", 1),
+    "FusedMatMul": ("float32", 1),
     "QGemm": ("int8", 3),
     "QLinearMatMul": ("int8", 3),
 }

@@ -158,6 +158,8 @@ def network_costs(
     if unclaimed_ms:
         others.append(OtherNode("", unclaimed_ms, 0.0))
     times_ms = _times_ms(layers, _seen_ms(traced, scale))
+    unseen_ms = sum(profile.time_ms(layer) for layer in layers if times_ms[layer.name] is None)
+    others = _without(others, unseen_ms)
     corrections = {}
     for layer in layers:
         seen_ms, expected_ms = times_ms[layer.name], profile.time_ms(layer)
@@ -166,6 +168,16 @@ def network_costs(
         else:
             corrections[layer.name] = (seen_ms + colder_ms.get(layer.name, 0.0)) / expected_ms
     return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms, latency_ms)
+
+
+def _without(nodes: Sequence[OtherNode], within_ms: float) -> list[OtherNode]:
+    """Nodes without so much of their time: ONNX Runtime runs layers that aren't found in its trace within others.
+
+    Which ones is not known, so that all of them lose the same share.
+    """
+    whole_ms = sum(node.time_ms for node in nodes)
+    share = max(0.0, 1 - within_ms / whole_ms) if whole_ms > 0 else 1.0
+    return [replace(node, time_ms=share * node.time_ms) for node in nodes]
 
 
 def _colder_ms(layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, latency_ms: float) -> dict[str, float]:

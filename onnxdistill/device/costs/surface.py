@@ -2,17 +2,18 @@
 
 Kernels work on blocks of channels, and what is left over may cost as much as a block, or more than two: a depthwise
 convolution of 8-bit integers takes twice as long with 152 channels as with 160. So a width is compared with those only
-that leave the same remainder.
+that leave the same remainder. Layers in groups compute each group apart, and are read by all of their widths.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from onnxdistill.device.costs.layers import DEPTHWISE
 from onnxdistill.device.costs.probes import Widths
 
 BLOCK = 16
@@ -22,6 +23,7 @@ BLOCK = 16
 _SHARES, _SHARES_LEFT_OVER = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1), (1 / 4, 1 / 2, 1)
 
 _Row = tuple[list[int], list[float]]
+_Rows = dict[int, _Row]
 
 
 def axis(most: int, step: int = BLOCK) -> list[int]:
@@ -40,6 +42,17 @@ def axis(most: int, step: int = BLOCK) -> list[int]:
     return sorted({point for point in points if point < most} | {most})
 
 
+def grouped_axis(most: int, groups: int) -> list[int]:
+    """Widths at which a layer in groups is measured: whole numbers of channels in each.
+
+    Args:
+        most: Channels that there are now, in all groups together.
+        groups: How many there are.
+    """
+    each = most // groups
+    return sorted({max(1, round(each * share)) * groups for share in _SHARES})
+
+
 def pairs(inputs: Iterable[int], outputs: Iterable[int]) -> list[Widths]:
     """All pairs of two axes."""
     axis_out = list(outputs)
@@ -52,23 +65,21 @@ class Surface:
 
     Attributes:
         points_ms: What was measured.
+        groups: Of such layers, as `LayerKind` has it.
     """
 
     points_ms: Mapping[Widths, float]
+    groups: int = 1
 
     def time_ms(self, inputs: int, outputs: int) -> float:
         """The time of a layer: between the four measured points around it, and beyond the last ones in proportion.
 
-        Layers of one width, as depthwise convolutions are, have been measured with as many inputs as outputs.
+        Where only one width was measured that leaves such a remainder, others cost as many times as much as they do in
+        whole blocks. Depthwise layers have been measured with as many inputs as outputs.
         """
         if (inputs, outputs) in self.points_ms:
             return self.points_ms[inputs, outputs]
-        rows = self._rows[self._nearest_remainders(inputs, outputs)]
-        if all(one == other for one, other in self.points_ms):
-            places = sorted(rows)
-            return _between(places, [rows[width][1][0] for width in places], outputs)
-        places = _around(sorted(rows), inputs)
-        return _between(places, [_between(*rows[width], outputs) for width in places], inputs)
+        return self._read(self._nearest_remainders(inputs, outputs), inputs, outputs)
 
     def covers(self, inputs: int, outputs: int, narrower: Iterable[Widths]) -> bool:
         """Whether layers can be read between points of the same remainders.
@@ -80,29 +91,73 @@ class Surface:
         """
         return all(self._reaches(*widths) for widths in [(inputs, outputs), *narrower])
 
+    def _read(self, remainders: Widths, inputs: int, outputs: int) -> float:
+        """The time of a layer from points of these remainders, where they reach."""
+        rows = self._rows[remainders]
+        of_inputs, of_outputs = remainders
+        if self.groups == DEPTHWISE:
+            places = sorted(rows)
+            if len(places) == 1 and of_outputs and (0, 0) in self._rows:
+                (known,) = places
+                share = _share(self._read((0, 0), outputs, outputs), self._read((0, 0), known, known))
+                return rows[known][1][0] * share
+            return _between(places, [rows[width][1][0] for width in places], outputs)
+        made = sorted({width for widths, _ in rows.values() for width in widths})
+        if len(made) == 1 and outputs != made[0] and of_outputs and (of_inputs, 0) in self._rows:
+            (known,), like = made, (of_inputs, 0)
+            share = _share(self._read(like, inputs, outputs), self._read(like, inputs, known))
+            return self._read(remainders, inputs, known) * share
+        if len(rows) == 1 and inputs not in rows and of_inputs and (0, of_outputs) in self._rows:
+            (known,), like = rows, (0, of_outputs)
+            share = _share(self._read(like, inputs, outputs), self._read(like, known, outputs))
+            return self._read(remainders, known, outputs) * share
+        places = _around(_bounding(rows, inputs, outputs), inputs)
+        return _between(places, [_between(*rows[width], outputs) for width in places], inputs)
+
     def _reaches(self, inputs: int, outputs: int) -> bool:
         if (inputs, outputs) in self.points_ms:
             return True
-        rows = self._rows.get((inputs % BLOCK, outputs % BLOCK), {})
+        rows = self._rows.get((inputs % self._block, outputs % self._block), {})
         wide = [max(widths) for width, (widths, _) in rows.items() if width >= inputs]
         return bool(wide) and outputs <= min(wide)
 
+    @property
+    def _block(self) -> int:
+        return BLOCK if self.groups in (1, DEPTHWISE) else 1
+
     @cached_property
-    def _rows(self) -> dict[Widths, dict[int, _Row]]:
+    def _rows(self) -> dict[Widths, _Rows]:
         """By the remainders of both widths, and by the width that goes in: widths that come out, and times."""
-        rows: dict[Widths, dict[int, _Row]] = {}
+        rows: dict[Widths, _Rows] = {}
         for (inputs, outputs), time_ms in sorted(self.points_ms.items()):
-            row = rows.setdefault((inputs % BLOCK, outputs % BLOCK), {}).setdefault(inputs, ([], []))
+            row = rows.setdefault((inputs % self._block, outputs % self._block), {}).setdefault(inputs, ([], []))
             row[0].append(outputs)
             row[1].append(time_ms)
         return rows
 
     def _nearest_remainders(self, inputs: int, outputs: int) -> Widths:
         """Those of the widths, or else the next larger ones that were measured, of which whole blocks are the last."""
-        wanted = (inputs % BLOCK, outputs % BLOCK)
+        block = self._block
+        wanted = (inputs % block, outputs % block)
         return min(
-            self._rows, key=lambda one: sum((have - want) % BLOCK for have, want in zip(one, wanted, strict=True))
+            self._rows, key=lambda one: sum((have - want) % block for have, want in zip(one, wanted, strict=True))
         )
+
+
+def _bounding(rows: _Rows, inputs: int, outputs: int) -> list[int]:
+    """The inputs of rows to read from: those that reach the outputs, if some do on both sides.
+
+    A row that doesn't, of a narrower layer that was measured as well, would be read far beyond its end.
+    """
+    tests: list[Callable[[list[int]], bool]] = [
+        lambda widths: widths[0] <= outputs <= widths[-1],
+        lambda widths: outputs <= widths[-1],
+    ]
+    for reaches in tests:
+        found = sorted(width for width, (widths, _) in rows.items() if reaches(widths))
+        if found and found[0] <= inputs <= found[-1]:
+            return found
+    return sorted(rows)
 
 
 def _around(places: Sequence[int], at: int) -> list[int]:
@@ -120,6 +175,11 @@ def _between(places: Sequence[int], values: Sequence[float], at: int) -> float:
     one, other = _around(places, at)
     first, last = values[places.index(one)], values[places.index(other)]
     return max(min(first, last) / 2, first + (last - first) * (at - one) / (other - one))
+
+
+def _share(time_ms: float, whole_ms: float) -> float:
+    """One where a clock has seen nothing."""
+    return time_ms / whole_ms if min(time_ms, whole_ms) > 0 else 1.0
 
 
 def _up(width: float) -> int:

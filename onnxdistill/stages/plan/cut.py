@@ -181,7 +181,7 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = self._task.describe_data()
-        version = f"plan 8 {onnxdistill.__version__}"
+        version = f"plan 9 {onnxdistill.__version__}"
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
         return f"{version} {table} {self._keep} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
@@ -213,7 +213,7 @@ class Planner:
             "damage": chosen.damage,
             "decisions": [asdict(decision) for decision in decisions],
             "layers": {name: asdict(state) for name, state in states.items()},
-            "doubts": list(known.seen.traced.doubts),
+            "doubts": known.doubts(dict(subject.network.named_parameters())),
         }
 
     def _see(self, network: nn.Module, deployed: Deployed) -> Seen:

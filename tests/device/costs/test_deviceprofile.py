@@ -71,7 +71,7 @@ def test_finer_steps_than_before_are_measured() -> None:
     assert finer.surfaces[KIND].points_ms.keys() == {(one, other) for one in (8, 16) for other in (8, 16, 24, 32)}
 
 
-def test_what_does_not_fit_groups_is_left_out_and_a_depthwise_layer_has_one_width() -> None:
+def test_grouped_layers_keep_their_groups_and_a_depthwise_layer_has_one_width() -> None:
     grouped, depthwise = replace(KIND, groups=16), replace(KIND, groups=DEPTHWISE)
     layers = [Layer("a", grouped, 32, 32), Layer("b", depthwise, 32, 32)]
     profile = profile_device(layers, SessionSettings(), 8, cached=False)
@@ -79,7 +79,7 @@ def test_what_does_not_fit_groups_is_left_out_and_a_depthwise_layer_has_one_widt
     assert all(one == other for one, other in profile.surfaces[depthwise].points_ms)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 2, "layers": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 3, "layers": 3}'])
 def test_a_damaged_cache_is_measured_anew(cache: Path, content: str) -> None:
     layer = Layer("a", KIND, 16, 16)
     profile_device([layer], SessionSettings(), 16)
@@ -115,8 +115,8 @@ def test_a_profile_is_written_and_read(tmp_path: Path) -> None:
         (None, "cannot be read: No such file"),
         ("{", "is no JSON"),
         ("[]", "is no device profile"),
-        ("{}", "has schema version None; this release reads 2"),
-        ('{"schema_version": 2}', "The device profile is damaged"),
+        ("{}", "has schema version None; this release reads 3"),
+        ('{"schema_version": 3}', "The device profile is damaged"),
     ],
 )
 def test_what_is_no_profile(tmp_path: Path, content: str | None, message: str) -> None:

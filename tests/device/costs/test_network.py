@@ -8,7 +8,7 @@ import pytest
 
 from onnxdistill.device.costs.coldness import CacheLoad, Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
-from onnxdistill.device.costs.layers import Layer, LayerKind, read_exported
+from onnxdistill.device.costs.layers import Layer, LayerKind, read_exported, work_of_layer, work_of_node
 from onnxdistill.device.costs.network import (
     NetworkCosts,
     OtherNode,
@@ -110,6 +110,26 @@ def test_a_real_network_adds_up_to_what_it_takes(tmp_path: Path) -> None:
     assert costs.time_ms(profile, layers, as_it_is) == pytest.approx(traced.run_ms, rel=1e-2)
     doubled = network_costs(layers, traced, profile, 2 * traced.run_ms)
     assert doubled.time_ms(profile, layers, as_it_is) == pytest.approx(2 * traced.run_ms, rel=1e-2)
+
+
+def test_layers_that_run_within_other_nodes_are_counted_once(tmp_path: Path) -> None:
+    """A product that ONNX Runtime has made a part of something else: its time is in that one's already."""
+    path = network(tmp_path / "m.onnx")
+    exported, traced = read_exported(path, FEEDS), trace(path, FEEDS, runs=10)
+    layers = deployed_layers(exported.layers, traced)
+    profile = profile_device(layers, SessionSettings(), 16, cached=False)
+    strided = next(layer for layer in layers if layer.name == "strided")
+    (within,) = (node for node in traced.nodes if (found := work_of_node(node)) and found[1] == work_of_layer(strided))
+    points = {(strided.inputs, strided.outputs): within.time_ms / 2}
+    profile = replace(profile, surfaces={**profile.surfaces, strided.kind: Surface(points)})
+    nodes = tuple(replace(node, op_type="Attention") if node is within else node for node in traced.nodes)
+    costs = network_costs(layers, replace(traced, nodes=nodes), profile)
+    assert costs.corrections["strided"] == 1.0
+    as_it_is = dict.fromkeys(exported.sizes, 1.0)
+    assert costs.time_ms(profile, layers, as_it_is) == pytest.approx(traced.run_ms, rel=1e-2)
+    # Where no other node takes as long, nothing is left of them, and nothing is less than nothing.
+    alone = network_costs(layers, replace(traced, nodes=tuple(n for n in nodes if n.op_type != "Attention")), profile)
+    assert all(node.time_ms >= 0 for node in alone.others)
 
 
 def test_layers_that_take_less_than_any_node_add_up_all_the_same(tmp_path: Path) -> None:

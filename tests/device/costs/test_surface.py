@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxdistill.device.costs.surface import BLOCK, Surface, axis, pairs
+from onnxdistill.device.costs.layers import DEPTHWISE
+from onnxdistill.device.costs.surface import BLOCK, Surface, axis, grouped_axis, pairs
 
 WIDTHS = st.integers(1, 16).map(lambda blocks: blocks * BLOCK)
 
@@ -54,7 +55,7 @@ def test_between_points_it_is_straight(
 def test_widths_are_compared_with_those_of_the_same_remainder() -> None:
     blocks = {(width, width): width / 16 for width in (16, 32, 64)}
     left_over = {(width, width): 2 * (width + 8) / 16 for width in (24, 56)}
-    surface = Surface(blocks | left_over)
+    surface = Surface(blocks | left_over, DEPTHWISE)
     assert surface.time_ms(48, 48) == pytest.approx(3.0)
     assert surface.time_ms(40, 40) == pytest.approx(6.0)
     # What has not been measured counts as the next that has: 44 is filled up to whole blocks.
@@ -68,6 +69,58 @@ def test_dense_layers_of_equal_remainders_are_no_depthwise_ones(step: int) -> No
     for inputs, outputs in ((58, 58), (60, 60), (62, 62)):
         assert surface.time_ms(inputs, outputs) > surface.time_ms(inputs, outputs - 4)
         assert surface.time_ms(inputs, outputs) == pytest.approx(inputs * outputs, rel=0.15)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("groups", [1, DEPTHWISE])
+def test_where_a_remainder_was_measured_once_others_cost_as_in_whole_blocks(step: int, groups: int) -> None:
+    """Whole blocks take their multiply-adds, and what leaves any remainder twice as long."""
+
+    def time_ms(inputs: int, outputs: int) -> float:
+        work = inputs if groups == DEPTHWISE else inputs * outputs
+        return work * (2 if inputs % BLOCK else 1) * (2 if groups != DEPTHWISE and outputs % BLOCK else 1)
+
+    widths = axis(128, step)
+    points = [(one, one) for one in widths] if groups == DEPTHWISE else pairs(widths, widths)
+    surface = Surface({pair: time_ms(*pair) for pair in points}, groups)
+    for inputs in (18, 38, 56, 90, 112, 126):
+        for outputs in (inputs,) if groups == DEPTHWISE else (18, 56, 64, 100):
+            assert surface.time_ms(inputs, outputs) == pytest.approx(time_ms(inputs, outputs), rel=1e-9)
+
+
+def test_colours_take_as_many_times_as_much_for_odd_widths_as_whole_blocks() -> None:
+    surface = Surface({(3, 16): 1.0, (3, 32): 2.0, (3, 64): 4.0, (3, 34): 5.0})
+    assert surface.time_ms(3, 50) == pytest.approx(5.0 * 50 / 34)
+
+
+def test_grouped_layers_are_measured_at_whole_channels_of_each_group() -> None:
+    assert grouped_axis(168, 7) == [21, 42, 84, 126, 168]
+    assert grouped_axis(64, 32) == [32, 64]
+    assert grouped_axis(32, 32) == [32]
+
+    def time_ms(inputs: int, outputs: int) -> float:
+        return 1 + inputs * outputs / 7
+
+    points = pairs(grouped_axis(168, 7), grouped_axis(168, 7))
+    surface = Surface({pair: time_ms(*pair) for pair in points}, 7)
+    assert surface.time_ms(112, 56) == pytest.approx(time_ms(112, 56))
+    assert surface.time_ms(63, 168) == pytest.approx(time_ms(63, 168))
+    assert surface.covers(112, 112, pairs(grouped_axis(112, 7), grouped_axis(112, 7)))
+    assert not surface.covers(336, 336, pairs(grouped_axis(336, 7), grouped_axis(336, 7)))
+
+
+def test_a_wide_layer_is_not_read_from_rows_of_a_narrow_one() -> None:
+    """What was measured of another layer of the kind, whose rows end early, changes nothing between longer ones."""
+
+    def time_ms(inputs: int, outputs: int) -> float:
+        return inputs * outputs if outputs < 64 else inputs * outputs / 2  # no straight line
+
+    wide = {pair: time_ms(*pair) for pair in pairs((16, 64), (64, 128, 256))}
+    narrow = {pair: time_ms(*pair) for pair in pairs((32, 48), (16, 32))}
+    for inputs in (32, 40, 48, 60):
+        assert Surface({**wide, **narrow}).time_ms(inputs, 192) == pytest.approx(Surface(wide).time_ms(inputs, 192))
+    # And where it is the only one there, it is read.
+    assert Surface({**wide, **narrow}).time_ms(40, 24) == pytest.approx(40 * 24)
 
 
 def test_what_reaches_less_far_covers_less() -> None:
@@ -89,5 +142,5 @@ def test_colours_and_classes_stay() -> None:
 def test_beyond_the_points_it_goes_on_and_never_falls_to_nothing() -> None:
     surface = Surface({(16, 16): 1.0, (32, 32): 4.0, (16, 32): 2.0, (32, 16): 2.0})
     assert surface.time_ms(64, 32) == pytest.approx(8.0)
-    assert Surface({(32, 32): 1.0, (64, 64): 9.0}).time_ms(16, 16) == 0.5
+    assert Surface({(32, 32): 1.0, (64, 64): 9.0}, DEPTHWISE).time_ms(16, 16) == 0.5
     assert Surface({(32, 10): 1.0}).time_ms(32, 20) == pytest.approx(2.0)

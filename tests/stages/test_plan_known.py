@@ -1,0 +1,53 @@
+"""What a plan knows of a network's times, and what it doesn't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from onnxdistill.device.costs.deviceprofile import profile_device
+from onnxdistill.device.costs.layers import read_exported
+from onnxdistill.device.costs.network import network_costs
+from onnxdistill.device.profiling.trace import trace
+from onnxdistill.device.session import SessionSettings
+from onnxdistill.graph.channels import analyse_channels
+from onnxdistill.graph.widths import Steps
+from onnxdistill.planning.network import choices_of, read_graph
+from onnxdistill.recipe import ExportTable
+from onnxdistill.stages.export import export
+from onnxdistill.stages.plan.deployed import Seen
+from onnxdistill.stages.plan.known import Known
+
+
+def known_of(network: nn.Module, path: Path) -> Known:
+    """Of a network for images of 8 x 8."""
+    example = torch.randn(2, 3, 8, 8)
+    export(network.eval(), example, path, ExportTable())
+    feeds = {"input": example[:1].numpy()}
+    layers, traced = read_exported(path, feeds).layers, trace(path, feeds, runs=5)
+    graph = read_graph(onnx.load(path), dict(network.named_parameters()), [layer.name for layer in layers])
+    analysis, profile = analyse_channels(network, example), profile_device(layers, SessionSettings(), 8, cached=False)
+    costs = network_costs(layers, traced, profile)
+    return Known(choices_of(analysis, Steps(8, 8), []), analysis, Seen(layers, graph, traced), costs, profile, {})
+
+
+def test_layers_whose_other_widths_cannot_be_timed_are_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    rest = [nn.ReLU(), nn.ConvTranspose2d(32, 32, 2, stride=2), nn.ReLU(), nn.Conv2d(32, 8, 1)]
+    network = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *rest)
+    known = known_of(network, tmp_path / "n.onnx")
+    assert known.doubts(dict(network.named_parameters())) == [
+        *known.seen.traced.doubts,
+        "What 2 would take at other widths is guessed from what goes in: only convolutions of images and matrix "
+        "products are timed.",
+    ]
+
+
+def test_nothing_is_said_where_all_of_them_are_timed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 1))
+    known = known_of(network, tmp_path / "n.onnx")
+    assert known.doubts(dict(network.named_parameters())) == list(known.seen.traced.doubts)
