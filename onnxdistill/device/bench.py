@@ -129,7 +129,7 @@ def bench(
     files = {name: read_model_file(path) for name, path in paths.items()}
     known: dict[str, CaseTiming] = {}
     if earlier is not None:
-        check_same_machine(earlier, host)
+        check_same_machine(earlier, host, {case.settings.provider for case in cases.values()})
         if runs is not None and runs < EARLIER_RUNS_NEEDED:
             raise UsageError(
                 f"{runs} runs are too few for a comparison with another process.",

@@ -69,7 +69,8 @@ def _fitting(console: Console, tables: Sequence[Table]) -> Table:
 def _machine(result: BenchResult) -> str:
     host = result.host
     features = f" ({', '.join(host.int8_features)})" if host.int8_features else ""
-    return f"{host.cpu}, {host.usable_cpus} usable CPUs{features}; {host.os}; ONNX Runtime {host.onnxruntime}"
+    parts = [f"{host.cpu}, {host.usable_cpus} usable CPUs{features}", *host.gpus, host.os]
+    return "; ".join([*parts, f"ONNX Runtime {host.onnxruntime}"])
 
 
 def _conditions(result: BenchResult) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from onnxdistill.device.cases import Case
@@ -16,6 +16,7 @@ from onnxdistill.errors import UsageError
 _OF_EARLIER, _OTHER_RUNTIME = "Of the earlier benchmark", "The earlier benchmark ran with ONNX Runtime"
 _UNKNOWN_DEVICE = "The earlier benchmark does not tell whether the device"
 _OF_PROCESSORS = {f"{name}ExecutionProvider" for name in ("CPU", "Xnnpack", "Dnnl")}
+_OF_NVIDIA = {f"{name}ExecutionProvider" for name in ("CUDA", "Tensorrt", "NvTensorRTRTX")}
 
 # The interval of an earlier median has to cover what opening the file again changes.
 _OPENINGS_NEEDED = 3
@@ -30,18 +31,25 @@ def read_result(path: Path) -> BenchResult:
     return BenchResult.from_json(read_json(path, "benchmark result", "onnxdistill bench --json"))
 
 
-def check_same_machine(earlier: BenchResult, host: HostFacts) -> None:
+def check_same_machine(earlier: BenchResult, host: HostFacts, providers: Collection[str]) -> None:
     """Makes sure that latencies can be compared at all.
+
+    Args:
+        earlier: The earlier benchmark.
+        host: This machine.
+        providers: Full names of those that are asked for here.
 
     Raises:
         UsageError: If the earlier benchmark ran on another kind of machine.
     """
+    used = _OF_NVIDIA & set(providers) and earlier.host.gpus and host.gpus
     for what, before, now in (
         ("processor", earlier.host.cpu, host.cpu),
         ("architecture", earlier.host.architecture, host.architecture),
         ("int8 instructions", earlier.host.int8_features, host.int8_features),
         ("number of usable CPUs", earlier.host.usable_cpus, host.usable_cpus),
         ("limit of CPU time", earlier.host.cpu_limit, host.cpu_limit),
+        *([("GPU", earlier.host.gpus, host.gpus)] if used else []),
     ):
         if before != now:
             raise UsageError(
@@ -68,7 +76,8 @@ def doubts_of_earlier(
     runtimes = [f"{one.onnxruntime} ({one.onnxruntime_package})" for one in (earlier.host, host)]
     if runtimes[0] != runtimes[1]:
         found.append(f"{_OTHER_RUNTIME} {runtimes[0]}, and this one with {runtimes[1]}: what differs may come from it.")
-    if others := sorted(map(short_name, set(providers) - _OF_PROCESSORS)):
+    told = _OF_NVIDIA if earlier.host.gpus and host.gpus else set()
+    if others := sorted(map(short_name, set(providers) - _OF_PROCESSORS - told)):
         found.append(f"{_UNKNOWN_DEVICE} of {' and '.join(others)} was the same.")
     return found
 

@@ -58,6 +58,7 @@ class HostFacts:
         providers: Execution providers that are compiled in, by full name.
         int8_features: Instructions that int8 kernels use; None where the system does not tell.
         load_average: Processes that wanted to run in the last minute; None where the system does not tell.
+        gpus: Models of NVIDIA's that their driver lists; none where it does not tell.
     """
 
     cpu: str
@@ -74,6 +75,7 @@ class HostFacts:
     providers: tuple[str, ...]
     int8_features: tuple[str, ...] | None
     load_average: float | None
+    gpus: tuple[str, ...] = ()
 
     @property
     def is_x86(self) -> bool:
@@ -87,7 +89,8 @@ class HostFacts:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> HostFacts:
         """The inverse of `to_json`."""
-        values: dict[str, Any] = {field.name: data[field.name] for field in dataclasses.fields(cls)}
+        told = {"gpus": (), **data}  # which earlier releases did not tell
+        values: dict[str, Any] = {field.name: told[field.name] for field in dataclasses.fields(cls)}
         for name, value in values.items():
             values[name] = tuple(value) if isinstance(value, list) else value
         values["cpu"] = _on_one_line(str(values["cpu"]))
@@ -164,6 +167,7 @@ def read_host() -> HostFacts:
         providers=available_providers(),
         int8_features=processor.int8_features,
         load_average=load_average(),
+        gpus=gpus(),
     )
 
 
@@ -224,6 +228,19 @@ def cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
     else:
         return None
     return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def gpus(folder: Path = Path("/proc/driver/nvidia/gpus")) -> tuple[str, ...]:
+    """Models of the NVIDIA GPUs that Linux' driver lists, in the order of their slots."""
+    found = []
+    for file in sorted(folder.glob("*/information")):
+        try:
+            lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:  # a container may see the folder and not the file
+            continue
+        pairs = (line.partition(":") for line in lines)
+        found += [_on_one_line(value) for key, _, value in pairs if key.strip() == "Model"]
+    return tuple(found)
 
 
 def load_average() -> float | None:

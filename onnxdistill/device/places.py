@@ -124,4 +124,5 @@ class Here:
 def key_of(host: HostFacts) -> str:
     """The part of a machine's facts that latencies depend on."""
     runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
-    return f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.cpu_limit} {runtime}"
+    processors = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.cpu_limit}"
+    return " ".join([processors, runtime, *host.gpus])

@@ -238,7 +238,8 @@ def _file(profile: DeviceProfile, place: str = "") -> Path:
     host = profile.host
     machine = f"{host.cpu} {host.architecture} {host.int8_features} {host.usable_cpus} {host.cpu_limit} {host.os}"
     runtime = f"{host.onnxruntime} {host.onnxruntime_package}"
-    text = f"{SCHEMA_VERSION} {machine} {runtime} {profile.threads} {profile.provider} {profile.activations} {place}"
+    settings = f"{profile.threads} {profile.provider} {profile.activations}"
+    text = " ".join([str(SCHEMA_VERSION), machine, *host.gpus, runtime, settings, place])
     return cache_folder("devices") / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
 

@@ -32,6 +32,7 @@ def heading(result: BenchResult) -> str:
     parts = [
         f"{host.cpu}, {counted(host.usable_cpus, 'usable CPU')}",
         *([", ".join(host.int8_features)] if host.int8_features else []),
+        *host.gpus,
         f"ONNX Runtime {host.onnxruntime}",
         _conditions(result),
     ]

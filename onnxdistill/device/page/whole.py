@@ -269,6 +269,8 @@ def _facts(result: BenchResult) -> Iterator[tuple[str, str]]:
     yield "CPUs", f"{cores}{host.logical_cpus} logical, {host.usable_cpus} usable{limit}"
     if host.int8_features is not None:
         yield "int8 instructions", ", ".join(host.int8_features) or "none"
+    if host.gpus:
+        yield "GPUs", ", ".join(host.gpus)
     if host.memory_bytes is not None:
         yield "memory", size_text(host.memory_bytes)
     if host.load_average is not None:

@@ -52,7 +52,7 @@ class There:
     def check(self, settings: SessionSettings) -> None:
         """See `Place`."""
         host = self._ask("host", {}, settings, {}, HostFacts.from_json)
-        self._host = replace(host, cpu=printable(host.cpu))
+        self._host = replace(host, cpu=printable(host.cpu), gpus=tuple(map(printable, host.gpus)))
 
     def bench(self, models: Mapping[str, Path], **options: Any) -> BenchResult:
         """See `bench`."""
