@@ -62,19 +62,21 @@ def read_graph(model: onnx.ModelProto, parameters: Mapping[str, Tensor], layers:
     weights: dict[str, str] = {}
     modules: dict[str, tuple[str, ...]] = {}
     origins: dict[str, tuple[str, ...]] = {}
-    makers: dict[str, str] = {}
+    held: dict[str, tuple[str, ...]] = {}  # by value: the layers whose channels it holds
     for node in model.graph.node:
         scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
         modules[node.name] = tuple(str(scope) for scope in ast.literal_eval(scopes)[:-1])
         # The nearest layers before it, by its first input that comes from any.
-        before = [origins[makers[name]] for name in node.input if name in makers and makers[name] in origins]
+        before = [held[name] for name in node.input if held.get(name)]
         if node.name in known:
             origins[node.name] = (node.name,)
             if weight := _weight_of(node, modules[node.name], parameters, constants):
                 weights[node.name] = weight
         elif before:
             origins[node.name] = tuple(dict.fromkeys(chain(*before))) if node.op_type == "Concat" else before[0]
-        makers |= dict.fromkeys(node.output, node.name)
+        # The scores of attention, one for each two places, are no channels any more.
+        of_two = node.op_type == "MatMul" and node.name not in known and len(before) > 1
+        held |= dict.fromkeys(node.output, () if of_two else origins.get(node.name, ()))
     return Graph(weights, modules, origins)
 
 

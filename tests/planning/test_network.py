@@ -300,6 +300,14 @@ def test_the_weights_of_attention_are_those_of_their_nodes(tmp_path: Path) -> No
     torch.manual_seed(0)
     case = case_of(Attending(), torch.randn(2, 3, 8, 8), tmp_path / "n.onnx")
     assert set(case.graph.weights.values()) >= {"attention.in_proj_weight", "attention.out_proj.weight"}
+    # Two products of activations: queries with keys, and what follows from that with values.
+    operations = {node.name: node.op_type for node in onnx.load(tmp_path / "n.onnx").graph.node}
+    layers = {layer.name for layer in case.exported.layers}
+    scores, mixed = (name for name, kind in operations.items() if kind == "MatMul" and name not in layers)
+    (softmax,) = (name for name, kind in operations.items() if kind == "Softmax")
+    made_by = {name: [case.graph.weights[one] for one in origins] for name, origins in case.graph.origins.items()}
+    assert made_by[scores] == made_by[mixed] == ["attention.in_proj_weight"]
+    assert softmax not in made_by  # as many numbers as before, however narrow its queries are
 
 
 class Dense(nn.Module):
