@@ -82,7 +82,13 @@ class MissingPackageError(UsageError):
 
 
 class ResultError(OnnxDistillError):
-    """Everything ran, and the result is refused."""
+    """Everything ran, and the result is refused.
+
+    Attributes:
+        of_teacher: Whether it came before there was anything of a student, so that another one would end alike.
+    """
+
+    of_teacher = False
 
 
 class FallbackError(ResultError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from onnxdistill.tasks import TASKS, Task
 
 FRONT_JSON, FRONT_PAGE = "front.json", "front.html"
 
-_NOT_TRIED = "Not tried: a slower one is out of reach."
+_NOT_TRIED, _NOT_YET = "Not tried: a slower one is out of reach.", "Not made yet."
 
 
 def compress_front(
@@ -61,6 +61,7 @@ def compress_front(
     Raises:
         UsageError: If nothing is planned for, if overrides set another limit on speed, or as `compress` does.
         LimitsMissedError: If no student keeps to its limits; what was made of the front is written all the same.
+        ResultError: If there is no teacher, or if no student is one for another reason.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UsageError("A front is several runs, and torchrun is for one.", "Start it without torchrun.")
@@ -83,6 +84,7 @@ def compress_front(
     teacher = SharedTeacher(target, loaded, task.describe_data(), len(task.class_names))
     del task
     points: list[FrontPoint] = []
+    errors: list[ResultError] = []
     front: StudentFront | None = None
     for speedup in speedups:
         items = (*overrides, *teacher.overrides, *_asked(speedup))
@@ -91,19 +93,29 @@ def compress_front(
         if isinstance(outcome, Made):
             teacher.remember(outcome.report, outcome.folder)
             points.append(point_of(outcome.report, speedup, outcome.folder.name))
-            front = StudentFront.of(front or outcome.report, loaded.limits.max_drop, points)
+            later = _without_student(speedups[len(points) :], _NOT_YET)
+            front = StudentFront.of(front or outcome.report, loaded.limits.max_drop, [*points, *later])
             _write(front, target)
             continue
+        if outcome.of_teacher:  # as that of every other student would end
+            raise outcome
+        errors.append(outcome)
         points.append(FrontPoint(speedup, "", False, note=outcome.what))
         if isinstance(outcome, LimitsMissedError):  # what is faster still cannot be reached either
             break
-    points += [FrontPoint(faster, "", False, note=_NOT_TRIED) for faster in speedups[len(points) :]]
+    points += _without_student(speedups[len(points) :], _NOT_TRIED)
     if front is None:
-        raise LimitsMissedError(f"No speed-up of {loaded.name} can be reached. {points[0].note}", "Ask for less.")
+        if not isinstance(errors[-1], LimitsMissedError):
+            raise errors[0]
+        raise LimitsMissedError(f"No speed-up of {loaded.name} can be reached. {errors[-1].what}", "Ask for less.")
     front = StudentFront.of(front, loaded.limits.max_drop, points)
     _write(front, target)
     _deliver(front, target, console)
     return front
+
+
+def _without_student(speedups: Iterable[float], note: str) -> list[FrontPoint]:
+    return [FrontPoint(speedup, "", False, note=note) for speedup in speedups]
 
 
 def _deliver(front: StudentFront, target: Path, console: Console | None) -> None:

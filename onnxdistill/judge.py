@@ -107,6 +107,14 @@ class Int8Judge:
             )
         return ""
 
+    def may_do(self, loss: Loss) -> bool:
+        """Whether an int8 file that seems to cost too much ships all the same, for want of another one.
+
+        That is, if its loss may be chance, and the float file is too slow in any case: what ships is measured once
+        more, on other samples.
+        """
+        return loss.low <= self.limit + ROUNDING and not self.keeps_speed(self._student)
+
     def _difference(self, before: Score, after: Score) -> Loss:
         points = self._scoring.metric.drop(before.value, after.value)
         interval = paired_interval(before, after, points)

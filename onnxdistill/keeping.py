@@ -14,13 +14,14 @@ from torch.nn.parameter import is_lazy
 import onnxdistill
 from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import read_json, write_json
+from onnxdistill.device.places import key_of
 from onnxdistill.errors import DataError, NetworkError, cannot_write
 from onnxdistill.networks import build_network
 from onnxdistill.networks.user import user_builder
 from onnxdistill.recipe import FurtherTeacherTable, Recipe, TeacherTable
 from onnxdistill.recipe.weights import OWN_WEIGHTS
 from onnxdistill.report import Report
-from onnxdistill.training.checkpoint import fingerprint
+from onnxdistill.training.checkpoint import fingerprint, shown
 
 TEACHER, ORIGIN = "teacher.pt", "teacher.json"
 """Weights of a teacher that was trained in a run, and what it was made of."""
@@ -137,7 +138,7 @@ def _own_weights(network: str, classes: int, seed: int) -> str | None:
     tensors = [*built.named_parameters(), *built.named_buffers()]
     there = [(name, tensor) for name, tensor in tensors if not is_lazy(tensor)]  # the others are drawn
     texts = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in there]
-    return fingerprint(repr(built), repr(texts), *(tensor for _, tensor in there))
+    return fingerprint(shown(built), repr(texts), *(tensor for _, tensor in there))
 
 
 def _source_of(network: str) -> Path:
@@ -171,6 +172,9 @@ def has_settings(report: Report, recipe: Recipe) -> bool:
 
 def is_of(report: Report, host: HostFacts) -> bool:
     """Whether latencies were measured on such a machine, by this version."""
-    facts = host.to_json()
-    same = all(report.host.get(key) == facts[key] for key in ("cpu", "usable_cpus", "onnxruntime", "os"))
+    try:
+        before = HostFacts.from_json(report.host)
+    except (KeyError, TypeError):  # of a release that told other facts
+        return False
+    same = key_of(before) == key_of(host) and before.os == host.os
     return same and report.onnxdistill_version == onnxdistill.__version__

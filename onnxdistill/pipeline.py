@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from rich.console import Console
 
 from onnxdistill.artifacts import SAMPLES, write_files, write_module, write_teacher
 from onnxdistill.device.feeds import check_memory
-from onnxdistill.errors import LimitsMissedError, NetworkError, UsageError
+from onnxdistill.errors import LimitsMissedError, NetworkError, ResultError, UsageError
 from onnxdistill.finetuning import Finetuning
 from onnxdistill.gate import Gate, place_of, settings_of, verifying_settings
 from onnxdistill.graph.cost import parameter_count
@@ -136,9 +137,12 @@ def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
     """
     loaded = load_recipe(Path(recipe), overrides)
     task: Task = TASKS[loaded.task](loaded)
-    import_files(loaded.network_names)
+    # Classes of the user's own have to be known here, too. What is wrong with them is told by the leader.
+    with suppress(NetworkError):
+        import_files(loaded.network_names)
     for name in loaded.network_names:
-        build_network(name, len(task.class_names), loaded.seed)  # classes of the user's own have to be known here, too
+        with suppress(NetworkError):
+            build_network(name, len(task.class_names), loaded.seed)
     follow(task)
 
 
@@ -167,7 +171,11 @@ class _Run:
         if self.task.measurable:
             trainings = [one for one in (self.recipe.teacher.train, self.recipe.distill) if one is not None]
             self.record.note(*notes_on_devices(trainings))
-        original = self._teacher()
+        try:
+            original = self._teacher()
+        except ResultError as error:
+            error.of_teacher = True
+            raise
         student = self._plan(original)
         student = self._prune(student)
         student = self._factorize(student)
@@ -226,7 +234,7 @@ class _Run:
             return original
         self.record.begin("plan", "timing the teacher")
         teacher_ms = self.gate.latency_ms(original.path)
-        budget_ms = PLAN_MARGIN * table.budget_ms(teacher_ms)
+        budget_ms = PLAN_MARGIN * min(table.budget_ms(teacher_ms), *self._limits_ms(teacher_ms))
         result = plan(
             original.module,
             self.task,
@@ -245,8 +253,7 @@ class _Run:
         if table.latency_ms is not None:  # or else the teacher's time does not matter
             for doubt in dict.fromkeys(self.gate.doubts):
                 self.record.note(f"plan: the teacher's time, which all others hang on, is to doubt. {doubt}")
-        if not result.fits:
-            self._refuse_unreachable(teacher_ms, result)
+        self._refuse_unreachable(teacher_ms, result)
         if not result.cuts:
             self.progress.end(f"left out: {'the network is as fast as asked' if result.fits else 'nothing can be cut'}")
             return original
@@ -269,6 +276,12 @@ class _Run:
             [LayerRow(**asdict(layer)) for layer in result.layers],
         )
         return self.record.finish("plan", result.network, summary)
+
+    def _limits_ms(self, teacher_ms: float) -> list[float]:
+        """What the student may take by the recipe's limits; forever, without any."""
+        limits = self.recipe.limits
+        by_ratio = inf if limits.min_speedup is None else teacher_ms / limits.min_speedup
+        return [by_ratio, inf if limits.max_latency_ms is None else limits.max_latency_ms]
 
     def _refuse_unreachable(self, teacher_ms: float, result: PlanResult) -> None:
         """Ends a run that is sure to miss its limits before hours of training."""

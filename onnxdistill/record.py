@@ -140,9 +140,13 @@ class FileRecord:
                 + (f" and {len(unbounded) - 1} further tensors" if len(unbounded) > 1 else "")
                 + " in float: on calibration samples, a value was infinite there, as in masks of attention."
             )
-        if result.refusal:
-            self.note(f"quantize was measured and not used: {result.refusal}")
-        self.add_file("quantize", path, "int8", *cost, str(result.form), applied=not result.refusal)
+        refusal = result.refusal
+        if refusal and result.loss is not None and judge.may_do(result.loss):
+            self.note(f"quantize: {refusal} That may be chance, and float32 is too slow for the limits.")
+            refusal = ""
+        if refusal:
+            self.note(f"quantize was measured and not used: {refusal}")
+        self.add_file("quantize", path, "int8", *cost, str(result.form), applied=not refusal)
         for target in table.targets:
             self.begin(target, "a file for other machines")
             path = scratch / f"{target}.onnx"

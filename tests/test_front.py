@@ -116,7 +116,9 @@ def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report
     assert not has_settings(made, recipe_of(["plan.speedup=2", "quantize.max_drop=0.25"]))
     assert is_of(made, read_host())
     assert not is_of(replace(made, onnxdistill_version="0"), read_host())
-    assert not is_of(made, replace(read_host(), cpu="another one"))
+    for change in ({"cpu": "another one"}, {"cpu_limit": 0.5}, {"gpus": ("another one",)}, {"os": "another one"}):
+        assert not is_of(made, replace(read_host(), **change))
+    assert not is_of(replace(made, host={}), read_host())
 
 
 def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:
@@ -226,6 +228,55 @@ def test_a_student_that_diverges_does_not_end_the_front(
         ("8x", ""),
     ]
     assert "2 of 3 students" in (tmp_path / "front" / "front.html").read_text()
+
+
+def test_a_front_whose_teacher_cannot_be_made_ends_with_the_reason(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each student would train it anew, to the same end; and what is asked for is no reason."""
+    trained = list[int]()
+
+    def diverges(_: object, __: object, *___: object) -> None:
+        trained.append(1)
+        raise TrainingError("The training diverged.", "Lower learning_rate.")
+
+    monkeypatch.setattr("onnxdistill.pipeline.teacher", diverges)
+    with pytest.raises(TrainingError, match="diverged") as caught:
+        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
+    assert caught.value.fix == "Lower learning_rate."
+    assert trained == [1]
+
+
+def test_a_front_all_of_whose_students_diverge_does_not_say_that_they_are_out_of_reach(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(*_: object, out: Path, **__: object) -> Report:
+        raise TrainingError(f"{out.name} diverged.", "Lower learning_rate.")
+
+    monkeypatch.setattr("onnxdistill.front.compress", diverges)
+    with pytest.raises(TrainingError, match="2x diverged") as caught:
+        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
+    assert caught.value.fix == "Lower learning_rate."
+
+
+def test_a_front_that_is_ended_on_the_way_says_what_is_missing(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
+) -> None:
+    def ended_at_four_times(*_: object, out: Path, **__: object) -> Report:
+        if out.name == "4x":
+            raise KeyboardInterrupt
+        out.mkdir(parents=True)
+        (out / "teacher.pt").write_bytes(b"")
+        (out / "report.json").write_text(report.to_json())
+        return report
+
+    monkeypatch.setattr("onnxdistill.front.compress", ended_at_four_times)
+    with pytest.raises(KeyboardInterrupt):
+        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
+    points = json.loads((tmp_path / "front" / "front.json").read_text())["points"]
+    assert [(one["asked_speedup"], one["note"]) for one in points] == [
+        (2.0, ""), (4.0, "Not made yet."), (8.0, "Not made yet."),
+    ]  # fmt: skip
 
 
 def test_what_is_read_stays_in_the_folder_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,3 +84,16 @@ def test_speeds_are_those_beside_the_teacher(
 ) -> None:
     recipe: dict[str, object] = {"limits": limits, "bench": {"seconds": 0.5}}
     assert judge_of(digits, tmp_path, GOOD, GOOD, **recipe).keeps_speed(GOOD) is keeps
+
+
+@pytest.mark.usefixtures("brief_looks")
+def test_a_loss_that_may_be_chance_is_no_reason_to_be_too_slow(digits: Classification, tmp_path: Path) -> None:
+    tables: dict[str, object] = {"bench": {"seconds": 0.5}}
+    slow, fast = (
+        judge_of(digits, tmp_path, GOOD, GOOD, limits={"max_drop": 0.2, "min_speedup": ratio}, **tables)
+        for ratio in (50.0, 0.5)
+    )
+    assert slow.refusal(Loss(0.3, -0.1)) != ""
+    assert slow.may_do(Loss(0.3, -0.1))
+    assert not slow.may_do(Loss(0.9, 0.3))
+    assert not fast.may_do(Loss(0.3, -0.1))

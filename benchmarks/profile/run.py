@@ -1,6 +1,6 @@
 """Latency predicted from the device profile against latency measured, of networks at random widths.
 
-Five networks in float32 and in int8. Of each, channel groups are cut to random widths; the file that comes out is
+Six networks in float32 and in int8. Of each, channel groups are cut to random widths; the file that comes out is
 timed in turns with the whole network, in ONNX Runtime with one thread. The prediction knows the whole network's trace,
 the profile of the machine, and the new widths; nothing of the cut network is measured for it.
 
@@ -55,6 +55,7 @@ NETWORKS = {
     "cifar-vgg16": 32,
     "torchvision:resnet18": 224,
     "torchvision:mobilenet_v2": 224,
+    "torchvision:regnet_x_400mf": 224,
 }
 PRECISIONS = ("float32", "int8")
 # How long their profile may take.
@@ -67,7 +68,7 @@ SHARE_ASKED = 0.9
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
 COLORS = {"float32": "#5b8def", "int8": "#1f9d6b"}
-MARKERS = "osD^v"
+MARKERS = "osD^vP"
 
 
 def network_of(name: str, size: int) -> nn.Module:

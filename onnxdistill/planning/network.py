@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, product
+from itertools import product
 from math import prod
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from torch import Tensor
 
 from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
@@ -21,7 +18,7 @@ from onnxdistill.device.costs.layers import DEPTHWISE, Layer, pair_of
 from onnxdistill.device.costs.network import NetworkCosts, OtherNode
 from onnxdistill.graph.groups import ChannelAnalysis, ChannelGroup
 from onnxdistill.graph.widths import Steps
-from onnxdistill.onnxfile import SCOPES
+from onnxdistill.planning.exportedgraph import Graph
 from onnxdistill.planning.problem import MOST_CASES, EntangledError, Plan, Term
 
 Floats = npt.NDArray[np.float64]
@@ -31,70 +28,6 @@ STAYS, GOES = 0, 1
 
 # Widths of a group that are considered: more of them are hardly told apart by what they cost.
 _MOST_WIDTHS = 10
-
-
-@dataclass(frozen=True)
-class Graph:
-    """What an exported file tells of where its nodes come from.
-
-    Attributes:
-        weights: The parameter that a layer multiplies by, by the layer's node.
-        modules: The modules around a node, by node.
-        origins: The layers whose channels a node works on, by node: several of them after a concatenation. Nodes before
-            the first layer are missing.
-    """
-
-    weights: Mapping[str, str]
-    modules: Mapping[str, tuple[str, ...]]
-    origins: Mapping[str, tuple[str, ...]]
-
-
-def read_graph(model: onnx.ModelProto, parameters: Mapping[str, Tensor], layers: Iterable[str]) -> Graph:
-    """Reads where the nodes of an exported network come from.
-
-    Args:
-        model: As the stage `export` writes it.
-        parameters: Of the network, by name.
-        layers: Names of the nodes that are layers.
-    """
-    known = set(layers)
-    constants = {constant.name: tuple(constant.dims) for constant in model.graph.initializer}
-    weights: dict[str, str] = {}
-    modules: dict[str, tuple[str, ...]] = {}
-    origins: dict[str, tuple[str, ...]] = {}
-    held: dict[str, tuple[str, ...]] = {}  # by value: the layers whose channels it holds
-    for node in model.graph.node:
-        scopes = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
-        modules[node.name] = tuple(str(scope) for scope in ast.literal_eval(scopes)[:-1])
-        # The nearest layers before it, by its first input that comes from any.
-        before = [held[name] for name in node.input if held.get(name)]
-        if node.name in known:
-            origins[node.name] = (node.name,)
-            if weight := _weight_of(node, modules[node.name], parameters, constants):
-                weights[node.name] = weight
-        elif before:
-            origins[node.name] = tuple(dict.fromkeys(chain(*before))) if node.op_type == "Concat" else before[0]
-        # The scores of attention, one for each two places, are no channels any more.
-        of_two = node.op_type == "MatMul" and node.name not in known and len(before) > 1
-        held |= dict.fromkeys(node.output, () if of_two else origins.get(node.name, ()))
-    return Graph(weights, modules, origins)
-
-
-def _weight_of(
-    node: onnx.NodeProto,
-    modules: Sequence[str],
-    parameters: Mapping[str, Tensor],
-    constants: Mapping[str, tuple[int, ...]],
-) -> str | None:
-    """The parameter that a layer multiplies by; a linear layer's may have been transposed, and have another name."""
-    for name in map(str, node.input[1:]):
-        if name in parameters and parameters[name].ndim > 1:
-            return name
-    shapes = [constants[name] for name in node.input[1:] if name in constants]
-    for own in (f"{modules[-1]}.weight", f"{modules[-1]}.in_proj_weight") if modules else ():
-        if own in parameters and tuple(parameters[own].shape[::-1]) in shapes:
-            return own
-    return None
 
 
 @dataclass(frozen=True)
@@ -322,17 +255,16 @@ class Costing:
     def _node_latencies(self, node: OtherNode) -> Iterator[tuple[tuple[str, ...], Floats]]:
         """A node's time goes with the channels that it works on: a part of it with those of each layer."""
         name = self._named(node)
-        blocks, origins = self._block_of(name), self._graph.origins.get(name, ())
-        layers = [self._layers[origin] for origin in origins if origin in self._layers]
-        if not layers:
-            yield self._over((), blocks, lambda _: node.time_ms)
-        channels = sum(layer.outputs for layer in layers)
-        for layer in layers:
-            share = layer.outputs / channels
-            yield self._over(self._groups_out_of(layer), blocks, partial(self._node_ms, node, layer, share))
+        blocks, shares = self._block_of(name), self._graph.origins.get(name, {})
+        fixed_ms = node.scaled_ms(1 - sum(shares.values()))
+        yield self._over((), blocks, lambda _: fixed_ms)
+        varying_ms = node.scaled_ms(1.0) - node.scaled_ms(0.0)
+        for origin, share in shares.items():
+            part = partial(self._channels_ms, self._layers[origin], share * varying_ms)
+            yield self._over(self._groups_out_of(self._layers[origin]), blocks, part)
 
-    def _node_ms(self, node: OtherNode, layer: Layer, share: float, kept: Mapping[str, int]) -> float:
-        return share * node.scaled_ms(self._cut(layer, kept).outputs / layer.outputs)
+    def _channels_ms(self, layer: Layer, whole_ms: float, kept: Mapping[str, int]) -> float:
+        return whole_ms * self._cut(layer, kept).outputs / layer.outputs
 
     def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
         cut = self._cut(layer, kept)

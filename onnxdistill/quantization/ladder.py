@@ -173,7 +173,7 @@ class Ladder:
         slower = self._slower
         if slower is None:
             return best
-        if not self._measures.refuses(best.loss):
+        if not self._measures.refuses(best.loss) or best.loss.low <= self._limit:  # which may be chance
             slower.path.unlink()
             return best
         rung = max(index for index, one in enumerate(self.rungs) if one.note == _SLOWER and one.loss == slower.loss)

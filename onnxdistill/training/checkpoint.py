@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 
 from onnxdistill.errors import UsageError, is_of_memory
 from onnxdistill.tensorfile import load_tensors, save_tensors
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 State = dict[str, Any]
 """Tensors and plain values only."""
@@ -73,13 +76,18 @@ class Checkpoint:
         return state if isinstance(state, dict) else None
 
 
+def shown(network: nn.Module) -> str:
+    """What a network shows of itself; without addresses of functions, which every process has its own of."""
+    return _ADDRESS.sub("", repr(network))
+
+
 def fingerprint(*parts: nn.Module | BaseModel | Tensor | str | None) -> str:
     """A hash of networks (their tensors, and what they show of themselves), recipe tables, tensors and texts."""
     digest = hashlib.sha256(torch.__version__.encode())
     for part in parts:
         match part:
             case nn.Module():
-                digest.update(repr(part).encode())
+                digest.update(shown(part).encode())
                 tensors = [*part.named_parameters(), *part.named_buffers()]
                 for name, tensor in tensors:
                     digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {tensor.requires_grad}".encode())

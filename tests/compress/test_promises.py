@@ -45,15 +45,19 @@ def test_a_speedup_that_is_asked_for_is_planned_and_promised(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("brief_looks")
+@pytest.mark.parametrize(
+    "asked_for", [("--latency-ms", 1e-6), ("--speedup", 1.01, "--set", "limits.max_latency_ms=1e-6")]
+)
 def test_a_latency_that_cannot_be_had_is_missed_with_the_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], asked_for: tuple[object, ...]
 ) -> None:
+    """However it is asked for; also beside a speed-up that is soon reached."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(QUICK)
     few = ("--set", "teacher.train.epochs=1", "--set", "distill=", "--set", "quantize=", "--set", "plan.steps=1")
     # Few widths and no pairs, so that little has to be timed until nothing is left to cut.
     few += ("--set", "plan.pairs=false", "--set", "plan.multiple_of=16", "--set", "plan.minimum=32")
-    asked = ("compress", recipe, "--out", tmp_path / "run", "--latency-ms", 1e-6, *few)
+    asked = ("compress", recipe, "--out", tmp_path / "run", *asked_for, *few)
     process = run_here(monkeypatch, capsys, *asked)
     assert process.returncode == 1
     assert "max_latency_ms = 1e-06: " in process.stderr

@@ -42,6 +42,21 @@ def test_two_processes_make_a_student_together(tmp_path: Path) -> None:
     assert [point.value for point in curves.Scalars("distill/score")] == pytest.approx(scores)
 
 
+def test_of_two_processes_the_one_that_leads_says_what_is_wrong(tmp_path: Path) -> None:
+    """By the key that names the network; and the other one neither waits nor speaks."""
+    (tmp_path / "nets.py").write_text("def make():\n    raise RuntimeError('no such file')\n")
+    (tmp_path / "recipe.toml").write_text(QUICK)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+    command += ["--set", f'distill.teachers=[{{network="{tmp_path / "nets.py"}:make", weights="none"}}]']
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode != 0
+    errors = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1, process.stderr
+    assert "distill.teachers" in errors[0]
+    assert "no such file" in process.stderr
+
+
 def test_a_console_that_cannot_be_written_costs_no_run(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(QUICK[: QUICK.index("[prune]")].replace("epochs = 4", "epochs = 1") + "[bench]\nseconds = 0.2\n")

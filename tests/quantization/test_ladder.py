@@ -165,18 +165,24 @@ def test_accuracy_is_not_bought_with_the_speed_that_was_promised(tmp_path: Path)
     # Where nothing else is accurate enough, it is faster than float32 at least.
     quantizers.clear()
     (tmp_path / "slower").mkdir()
-    ladder, held = climb(Cancelling(), tmp_path / "slower", limit=10.0, keeps=keeps, finetune=in_vain)
+    ladder, held = climb(Cancelling(), tmp_path / "slower", limit=10.0, low=20.0, keeps=keeps, finetune=in_vain)
     assert held.form.scheme.float_nodes
     assert held.loss.points <= 10
     assert (len(tried), ladder.rungs[-1].loss) == (2, held.loss)
     assert (ladder.rungs[-1].kept, ladder.rungs[-1].note) == (True, "slower than its limit")
     assert len({rung.name for rung in ladder.rungs}) == len(ladder.rungs)  # none is told twice
     assert {path.name for path in (tmp_path / "slower").glob("*.onnx")} == {"float.onnx", held.path.name}
+    # A loss that may be chance is no reason to miss for certain what was promised.
+    quantizers.clear()
+    (tmp_path / "chance").mkdir()
+    _, held = climb(Cancelling(), tmp_path / "chance", limit=10.0, low=0.1, keeps=keeps, finetune=in_vain)
+    assert not held.form.scheme.float_nodes
+    assert {path.name for path in (tmp_path / "chance").glob("*.onnx")} == {"float.onnx", held.path.name}
     # Where it is too slow in any case, what is more accurate is as good.
     (tmp_path / "missed").mkdir()
     _, held = climb(Cancelling(), tmp_path / "missed", limit=10.0, keeps=lambda _: False, finetune=finetune)
     assert held.form.scheme.float_nodes
-    assert len(tried) == 2
+    assert len(tried) == 3
 
 
 def test_a_run_that_goes_on_takes_operators_back_in_the_order_that_was_timed(

@@ -15,7 +15,8 @@ from onnxdistill.device.profiling.trace import trace
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.channels import analyse_channels
 from onnxdistill.graph.widths import Steps
-from onnxdistill.planning.network import choices_of, read_graph
+from onnxdistill.planning.exportedgraph import read_graph
+from onnxdistill.planning.network import choices_of
 from onnxdistill.recipe import ExportTable
 from onnxdistill.stages.export import export
 from onnxdistill.stages.plan.deployed import Seen
@@ -39,15 +40,32 @@ def test_layers_whose_other_widths_cannot_be_timed_are_named(tmp_path: Path) -> 
     rest = [nn.ReLU(), nn.ConvTranspose2d(32, 32, 2, stride=2), nn.ReLU(), nn.Conv2d(32, 8, 1)]
     network = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *rest)
     known = known_of(network, tmp_path / "n.onnx")
-    assert known.doubts(dict(network.named_parameters())) == [
+    assert known.doubts(network) == [
         *known.seen.traced.doubts,
-        "What 2 would take at other widths is guessed from what goes in: only convolutions of images and matrix "
-        "products are timed.",
+        "What 2 would take at other widths is only guessed: convolutions of images and matrix products are timed at "
+        "them, and nothing else.",
     ]
 
 
-def test_nothing_is_said_where_all_of_them_are_timed(tmp_path: Path) -> None:
+class Scaled(nn.Module):
+    """Channels with a parameter of their own, and a head that runs in training only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.scale = nn.Conv2d(3, 32, 3, padding=1), nn.Parameter(torch.rand(32, 1, 1))
+        self.auxiliary, self.head = nn.ConvTranspose2d(32, 8, 2), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.conv(x) * self.scale)
+        if self.training:
+            return self.head(x) + self.auxiliary(x).mean()
+        result: torch.Tensor = self.head(x)
+        return result
+
+
+def test_nothing_is_said_where_all_layers_are_timed(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 8, 1))
-    known = known_of(network, tmp_path / "n.onnx")
-    assert known.doubts(dict(network.named_parameters())) == list(known.seen.traced.doubts)
+    known = known_of(network := Scaled(), tmp_path / "n.onnx")
+    (group,) = (known.analysis[name] for name in known.choices.widths)
+    assert "scale" in {member.tensor for member in group.members}
+    assert known.doubts(network) == list(known.seen.traced.doubts)

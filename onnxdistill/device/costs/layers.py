@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from onnxdistill.device.profiling.operators import Operation
+from onnxdistill.device.profiling.operators import Operation, summed
 from onnxdistill.device.profiling.profiler import Operands, read_operands
 from onnxdistill.device.session import Array, SessionSettings, open_session
 
@@ -244,7 +244,7 @@ def work_of_node(node: Operation) -> tuple[Precision, Work] | None:
         precision, place = _PRODUCTS[node.op_type]
         if len(node.inputs) > place and len(node.inputs[place].shape) == _MATRIX_RANK:
             out = node.outputs[0].shape
-            return precision, Work((1, 1), _blocks(node.inputs[0].shape[-1]), _blocks(out[-1]), prod(out[:-1]))
+            return precision, Work((1, 1), _blocks(summed(node)), _blocks(out[-1]), prod(out[:-1]))
     return None
 
 

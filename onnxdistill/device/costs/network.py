@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, Precision, Work, work_of_layer, work_of_node
+from onnxdistill.device.profiling.operators import may_multiply
 from onnxdistill.device.profiling.trace import Trace
 
 # The faster a network is, the more of its weights it still finds in the caches, which makes it faster; after so many
@@ -155,29 +156,31 @@ def network_costs(
     # Of layers that are found in the trace only, or that were written otherwise before.
     known = set(map(work_of_layer, layers))
     unclaimed_ms = sum(sum(times) for work, times in _seen_ms(traced, scale).items() if work not in known)
-    if unclaimed_ms:
-        others.append(OtherNode("", unclaimed_ms, 0.0))
     times_ms = _times_ms(layers, _seen_ms(traced, scale))
+    # Layers that are not found are among those, or within other nodes; or nowhere, with what is computed only once.
     unseen_ms = sum(profile.time_ms(layer) for layer in layers if times_ms[layer.name] is None)
-    others = _without(others, unseen_ms)
+    claimed_ms = min(unseen_ms, unclaimed_ms)
+    products = {node.name for node in traced.nodes if may_multiply(node)}
+    others, within_ms = _taken_out(others, products, unseen_ms - claimed_ms)
+    found = (claimed_ms + within_ms) / unseen_ms if unseen_ms > 0 else 1.0
+    if unclaimed_ms > claimed_ms:
+        others.append(OtherNode("", unclaimed_ms - claimed_ms, 0.0))
     corrections = {}
     for layer in layers:
         seen_ms, expected_ms = times_ms[layer.name], profile.time_ms(layer)
         if seen_ms is None or expected_ms <= 0:
-            corrections[layer.name] = 1.0
+            corrections[layer.name] = found if seen_ms is None else 1.0
         else:
             corrections[layer.name] = (seen_ms + colder_ms.get(layer.name, 0.0)) / expected_ms
     return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms, latency_ms)
 
 
-def _without(nodes: Sequence[OtherNode], within_ms: float) -> list[OtherNode]:
-    """Nodes without so much of their time: ONNX Runtime runs layers that aren't found in its trace within others.
-
-    Which ones is not known, so that all of them lose the same share.
-    """
-    whole_ms = sum(node.time_ms for node in nodes)
-    share = max(0.0, 1 - within_ms / whole_ms) if whole_ms > 0 else 1.0
-    return [replace(node, time_ms=share * node.time_ms) for node in nodes]
+def _taken_out(nodes: Sequence[OtherNode], names: Collection[str], most_ms: float) -> tuple[list[OtherNode], float]:
+    """The nodes, with so much less for those of these names, if they have it; and how much that is."""
+    whole_ms = sum(node.time_ms for node in nodes if node.name in names)
+    taken_ms = min(most_ms, whole_ms)
+    share = 1 - taken_ms / whole_ms if whole_ms > 0 else 1.0
+    return [replace(node, time_ms=share * node.time_ms) if node.name in names else node for node in nodes], taken_ms
 
 
 def _colder_ms(layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, latency_ms: float) -> dict[str, float]:

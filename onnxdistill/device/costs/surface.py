@@ -74,8 +74,7 @@ class Surface:
     def time_ms(self, inputs: int, outputs: int) -> float:
         """The time of a layer: between the four measured points around it, and beyond the last ones in proportion.
 
-        Where only one width was measured that leaves such a remainder, others cost as many times as much as they do in
-        whole blocks. Depthwise layers have been measured with as many inputs as outputs.
+        Depthwise layers have been measured with as many inputs as outputs.
         """
         if (inputs, outputs) in self.points_ms:
             return self.points_ms[inputs, outputs]
@@ -92,27 +91,52 @@ class Surface:
         return all(self._reaches(*widths) for widths in [(inputs, outputs), *narrower])
 
     def _read(self, remainders: Widths, inputs: int, outputs: int) -> float:
-        """The time of a layer from points of these remainders, where they reach."""
+        """The time of a layer from points of these remainders."""
         rows = self._rows[remainders]
-        of_inputs, of_outputs = remainders
         if self.groups == DEPTHWISE:
-            places = sorted(rows)
-            if len(places) == 1 and of_outputs and (0, 0) in self._rows:
-                (known,) = places
-                share = _share(self._read((0, 0), outputs, outputs), self._read((0, 0), known, known))
-                return rows[known][1][0] * share
-            return _between(places, [rows[width][1][0] for width in places], outputs)
-        made = sorted({width for widths, _ in rows.values() for width in widths})
-        if len(made) == 1 and outputs != made[0] and of_outputs and (of_inputs, 0) in self._rows:
-            (known,), like = made, (of_inputs, 0)
-            share = _share(self._read(like, inputs, outputs), self._read(like, inputs, known))
-            return self._read(remainders, inputs, known) * share
-        if len(rows) == 1 and inputs not in rows and of_inputs and (0, of_outputs) in self._rows:
-            (known,), like = rows, (0, of_outputs)
-            share = _share(self._read(like, inputs, outputs), self._read(like, known, outputs))
-            return self._read(remainders, known, outputs) * share
-        places = _around(_bounding(rows, inputs, outputs), inputs)
-        return _between(places, [_between(*rows[width], outputs) for width in places], inputs)
+            times = {width: row[1][0] for width, row in rows.items()}
+            return self._along(times, outputs, lambda width: (width, width), [(0, 0)])
+        around = _around(_bounding(rows, inputs, outputs), inputs)
+        times = {width: self._in_row(remainders, width, outputs) for width in around}
+        return self._along(times, inputs, lambda width: (width, outputs), [(0, remainders[1]), (0, 0)])
+
+    def _in_row(self, remainders: Widths, inputs: int, outputs: int) -> float:
+        """The time of a layer with as many inputs as were measured."""
+        times = dict(zip(*self._rows[remainders][inputs], strict=True))
+        return self._along(times, outputs, lambda width: (inputs, width), [(remainders[0], 0), (0, 0)])
+
+    def _along(
+        self, times_ms: Mapping[int, float], at: int, layer: Callable[[int], Widths], whole: Sequence[Widths]
+    ) -> float:
+        """The time at a width, from those at others.
+
+        Beyond them it goes as it does in whole blocks, where these reach; else in proportion.
+
+        Args:
+            times_ms: By width.
+            at: The width.
+            layer: The widths of a layer that has such a width.
+            whole: Remainders of which this width leaves none, the best first.
+        """
+        places = sorted(times_ms)
+        nearest = min(places, key=lambda place: abs(place - at))
+        if not places[0] <= at <= places[-1]:
+            for like in whole:
+                if self._spans(like, layer(nearest), layer(at)):
+                    share = _share(self._read(like, *layer(at)), self._read(like, *layer(nearest)))
+                    return times_ms[nearest] * share
+        return _between(places, [times_ms[place] for place in places], at)
+
+    def _spans(self, remainders: Widths, *layers: Widths) -> bool:
+        """Whether layers lie between points of these remainders, so that they can be read from those alone."""
+        rows = self._rows.get(remainders, {})
+        if self.groups == DEPTHWISE:
+            return bool(rows) and all(min(rows) <= outputs <= max(rows) for _, outputs in layers)
+        return all(self._lies_within(rows, *layer) for layer in layers)
+
+    def _lies_within(self, rows: _Rows, inputs: int, outputs: int) -> bool:
+        found = [width for width, (widths, _) in rows.items() if widths[0] <= outputs <= widths[-1]]
+        return bool(found) and min(found) <= inputs <= max(found)
 
     def _reaches(self, inputs: int, outputs: int) -> bool:
         if (inputs, outputs) in self.points_ms:

@@ -42,6 +42,8 @@ _INTEGER = {
     "DynamicQuantizeMatMul",
     "QAttention",
 }
+# What operators are called that hold products; those of several layers at once among them.
+_OF_PRODUCTS = ("Attention", "MatMul", "Gemm", "Conv", "LSTM", "GRU", "RNN")
 _BYTES = {"uint8", "int8"}
 _FLOATS = {"float32", "float16", "bfloat16", "float64"}
 
@@ -68,6 +70,11 @@ class Operation(Protocol):
 def multiplies(op_type: str) -> bool:
     """Whether it is a convolution or a matrix product, of whatever precision."""
     return op_type in {*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS, *_TRANSPOSABLE, *_MATRIX_PRODUCTS}
+
+
+def may_multiply(node: Operation) -> bool:
+    """Whether it is a convolution or a matrix product, or an operator that ONNX Runtime has made of some."""
+    return multiplies(node.op_type) or any(part in node.op_type for part in _OF_PRODUCTS)
 
 
 def kind(node: NodeTrace) -> Kind:
@@ -113,12 +120,16 @@ def macs(node: Operation) -> int | None:
         weight = _weight(node, _TRANSPOSED_CONVOLUTIONS[node.op_type])
         # [input channels, output channels of a group, *kernel]: what one input value is spread over.
         return None if weight is None else prod(first) * prod(weight.shape[1:])
+    return prod(out) * summed(node) if node.op_type in {*_TRANSPOSABLE, *_MATRIX_PRODUCTS} else None
+
+
+def summed(node: Operation) -> int:
+    """How many products a matrix product adds up for every value that comes out."""
+    first, out = node.inputs[0].shape, node.outputs[0].shape
     if node.op_type in _TRANSPOSABLE:
         # [..., rows, summed], or the other way round.
-        return prod(out) * (first[-1] if first[-2] == out[-2] else first[-2])
-    if node.op_type in _MATRIX_PRODUCTS:
-        return prod(out) * first[-1]
-    return None
+        return first[-1] if first[-2] == out[-2] else first[-2]
+    return first[-1]
 
 
 def moved_bytes(node: NodeTrace) -> int:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import onnx
@@ -29,7 +30,8 @@ from onnxdistill.graph.standins import replaceable
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.planning.decisions import Decision, decisions_of
-from onnxdistill.planning.network import Costing, Damages, Graph, choices_of, read_graph, scopes_of
+from onnxdistill.planning.exportedgraph import Graph, read_graph
+from onnxdistill.planning.network import Costing, Damages, choices_of, scopes_of
 from onnxdistill.planning.problem import Plan, Term, solve
 from onnxdistill.planning.thinning import solvable
 from onnxdistill.recipe import PlanTable
@@ -38,6 +40,8 @@ from onnxdistill.stages.plan.damages import Appraiser
 from onnxdistill.stages.plan.deployed import Deployed, Seen
 from onnxdistill.stages.plan.known import Known
 from onnxdistill.tasks import Task
+from onnxdistill.training.checkpoint import fingerprint
+from onnxdistill.training.job import FINGERPRINT_BATCH
 from onnxdistill.training.pairs import PairForm, best_fitted, pair_factors, with_pairs
 from onnxdistill.training.repaired import best_repaired, calibration_losses
 
@@ -176,11 +180,16 @@ class Planner:
         seen = self._see(network, deployed)
         return seen.states(layer_times_ms(seen.layers, seen.traced, deployed.latency_ms), {})
 
+    @cached_property
+    def _samples(self) -> str:
+        """Of the calibration samples as they are read now: large images are described by their files alone."""
+        return fingerprint(*(fingerprint(batch.inputs) for batch in self._task.calibration_batches(FINGERPRINT_BATCH)))
+
     def _key(self, deployed: Deployed, budget_ms: float) -> str:
         """Of all that a decision hangs on; what it is timed with is remembered itself."""
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
-        data = self._task.describe_data()
+        data = f"{self._task.describe_data()} {self._samples}"
         version = f"plan 9 {onnxdistill.__version__}"
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
         return f"{version} {table} {self._keep} {settings} {data} {budget_ms!r} {' '.join(digests)}"
@@ -199,8 +208,7 @@ class Planner:
             return {}
         chosen, costing = solution.plan, solution.costing
         decisions = decisions_of(known.choices, damages, solution.terms, chosen)
-        # What the choice was made by, before and after.
-        now_ms = {layer.name: known.costs.layer_ms(known.profile, layer) for layer in known.costs.layers}
+        now_ms = layer_times_ms(known.seen.layers, known.seen.traced, deployed.latency_ms)
         states = known.seen.states(now_ms, costing.layers_ms(chosen, damages))
         return {
             "widths": known.choices.kept(chosen),
@@ -213,7 +221,7 @@ class Planner:
             "damage": chosen.damage,
             "decisions": [asdict(decision) for decision in decisions],
             "layers": {name: asdict(state) for name, state in states.items()},
-            "doubts": known.doubts(dict(subject.network.named_parameters())),
+            "doubts": known.doubts(subject.network),
         }
 
     def _see(self, network: nn.Module, deployed: Deployed) -> Seen:

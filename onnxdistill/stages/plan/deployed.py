@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxdistill.device.costs.layers import Layer
 from onnxdistill.device.profiling.trace import Trace
-from onnxdistill.planning.network import Graph
+from onnxdistill.planning.exportedgraph import Graph
 from onnxdistill.stages.plan.account import LayerState, total
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import nn
 
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.network import NetworkCosts
 from onnxdistill.graph.groups import ChannelAnalysis
 from onnxdistill.graph.pairmoments import Scheme
+from onnxdistill.graph.surgery import CONVOLUTIONS, TRANSPOSED
 from onnxdistill.planning.network import Choices
 from onnxdistill.stages.plan.deployed import Seen
 
-_MATRIX_RANK = 2
 _MOST_NAMES = 3
 
 
@@ -38,24 +38,22 @@ class Known:
     profile: DeviceProfile
     schemes: Mapping[str, Sequence[Scheme]]
 
-    def doubts(self, parameters: Mapping[str, Tensor]) -> list[str]:
-        """Reasons not to trust the times, a sentence each.
-
-        Args:
-            parameters: Of the network, by name.
-        """
-        timed = set(self.seen.graph.weights.values())
-        cut = {member.tensor for name in self.choices.widths for member in self.analysis[name].members}
+    def doubts(self, network: nn.Module) -> list[str]:
+        """Reasons not to trust the times, a sentence each."""
+        graph = self.seen.graph
+        timed = {weight.rpartition(".")[0] for weight in graph.weights.values()}
+        deployed = {name for around in graph.modules.values() for name in around}
+        cut = {member.layer for group in self.choices.widths for member in self.analysis[group].members}
         untimed = [
-            name.removesuffix(".weight")
-            for name, parameter in parameters.items()
-            if name in cut and name not in timed and parameter.ndim > _MATRIX_RANK
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and name in (cut & deployed) - timed
         ]
         found = list(self.seen.traced.doubts)
         if untimed:
             names = ", ".join(untimed[:_MOST_NAMES]) + (" and others" if len(untimed) > _MOST_NAMES else "")
             found.append(
-                f"What {names} would take at other widths is guessed from what goes in: only convolutions of images "
-                "and matrix products are timed."
+                f"What {names} would take at other widths is only guessed: convolutions of images and matrix products "
+                "are timed at them, and nothing else."
             )
         return found

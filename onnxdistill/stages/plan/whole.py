@@ -235,7 +235,7 @@ class _Course:
                 raise
             raise NetworkError(
                 f"The choices that {type(network).__name__} offers are too entangled to plan: {error}.",
-                "Leave out [plan], and say how much goes with [prune].",
+                "Leave out --speedup, --latency-ms and [plan], and say how much goes with [prune].",
             ) from error
         if tune is not None and state.deployed.latency_ms > self._budget_ms:
             # The next cut reads the weights off this file.

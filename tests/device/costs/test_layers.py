@@ -123,6 +123,28 @@ def test_every_layer_is_found_again_in_the_optimized_graph(tmp_path: Path) -> No
         assert [replace(layer.kind, precision="float32") for layer in deployed] == [layer.kind for layer in layers]
 
 
+class Mixing(nn.Module):
+    """A linear layer of what was transposed before it, as in ViT and MLP-Mixer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Conv2d(3, 48, 4, stride=4), nn.Linear(48, 80)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.mix(self.embed(x).flatten(2).transpose(1, 2))
+        return result
+
+
+def test_a_product_whose_first_matrix_is_transposed_within_it_is_found_again(tmp_path: Path) -> None:
+    path, example = tmp_path / "n.onnx", torch.randn(2, 3, 16, 16)
+    export(Mixing().eval(), example, path, ExportTable())
+    feeds = {"input": example[:1].numpy()}
+    (_, mix), traced = read_exported(path, feeds).layers, trace(path, feeds, runs=1)
+    assert (mix.inputs, mix.outputs, mix.kind.places) == (48, 80, (16, 1, 1))
+    assert "FusedMatMul" in {node.op_type for node in traced.nodes}  # or else this is no test
+    assert work_of_layer(mix) in {found[1] for node in traced.nodes if (found := work_of_node(node))}
+
+
 def test_a_kind_says_what_it_is() -> None:
     assert str(PLAIN) == "float32 3x3 on 8x8"
     assert str(replace(PLAIN, stride=(2, 2), groups=DEPTHWISE)) == "float32 3x3 depthwise stride 2x2 on 8x8"

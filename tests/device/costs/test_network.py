@@ -20,6 +20,7 @@ from onnxdistill.device.costs.network import (
 from onnxdistill.device.costs.surface import Surface
 from onnxdistill.device.host import read_host
 from onnxdistill.device.measuring.compare import compare
+from onnxdistill.device.profiling.operators import multiplies
 from onnxdistill.device.profiling.trace import trace
 from onnxdistill.device.session import SessionSettings
 from tests.device.costs.models import FEEDS, network
@@ -127,9 +128,15 @@ def test_layers_that_run_within_other_nodes_are_counted_once(tmp_path: Path) -> 
     assert costs.corrections["strided"] == 1.0
     as_it_is = dict.fromkeys(exported.sizes, 1.0)
     assert costs.time_ms(profile, layers, as_it_is) == pytest.approx(traced.run_ms, rel=1e-2)
-    # Where no other node takes as long, nothing is left of them, and nothing is less than nothing.
-    alone = network_costs(layers, replace(traced, nodes=tuple(n for n in nodes if n.op_type != "Attention")), profile)
-    assert all(node.time_ms >= 0 for node in alone.others)
+    # None of it is taken from nodes that multiply nothing.
+    times_ms = {node.name: node.time_ms for node in costs.others}
+    plain_ms = {node.name: node.time_ms for node in traced.nodes if not multiplies(node.op_type)}
+    assert plain_ms
+    assert {name: times_ms[name] for name in plain_ms} == pytest.approx(plain_ms)
+    assert times_ms[within.name] == pytest.approx(within.time_ms / 2)
+    # What is nowhere, as what hangs on constants alone, takes nothing.
+    folded = replace(traced, nodes=tuple(node for node in nodes if node.name != within.name))
+    assert network_costs(layers, folded, profile).corrections["strided"] == 0.0
 
 
 def test_layers_that_take_less_than_any_node_add_up_all_the_same(tmp_path: Path) -> None:

@@ -88,6 +88,38 @@ def test_where_a_remainder_was_measured_once_others_cost_as_in_whole_blocks(step
             assert surface.time_ms(inputs, outputs) == pytest.approx(time_ms(inputs, outputs), rel=1e-9)
 
 
+@pytest.mark.parametrize("most", [17, 20, 24, 31])
+def test_where_there_is_but_one_whole_block_it_goes_in_proportion(most: int) -> None:
+    """Nothing is known of how whole blocks grow."""
+    points = {(width, width): float(width) for width in axis(most, 2)}
+    surface = Surface(points, DEPTHWISE)
+    for width in range(8, most + 1, 2):
+        assert surface.time_ms(width, width) >= 0.5 * width
+
+
+def test_other_layers_of_the_kind_take_nothing_from_what_whole_blocks_tell() -> None:
+    """Beyond the rows of one layer lie whole blocks of another one, with twice the time for odd widths."""
+
+    def time_ms(inputs: int, outputs: int) -> float:
+        return inputs * outputs * (2 if inputs % BLOCK else 1) * (2 if outputs % BLOCK else 1)
+
+    sizes = ((64, 64), (64, 256), (256, 64))
+    points = {pair for one, other in sizes for pair in pairs(axis(one, 2), axis(other, 2))}
+    surface = Surface({pair: time_ms(*pair) for pair in points})
+    for one, other in ((250, 50), (58, 250), (202, 34), (34, 34), (250, 64)):
+        assert surface.time_ms(one, other) == pytest.approx(time_ms(one, other), rel=1e-9)
+
+
+@given(data=st.data())
+def test_every_surface_can_be_read_everywhere(data: st.DataObject) -> None:
+    width = st.integers(1, 80)
+    groups = data.draw(st.sampled_from([1, DEPTHWISE, 4]))
+    pair = st.tuples(width, width).map(lambda two: (two[0], two[0]) if groups == DEPTHWISE else two)
+    points = data.draw(st.dictionaries(pair, st.floats(0, 9), min_size=1, max_size=12))
+    asked = data.draw(pair)
+    assert Surface(points, groups).time_ms(*asked) >= 0
+
+
 def test_colours_take_as_many_times_as_much_for_odd_widths_as_whole_blocks() -> None:
     surface = Surface({(3, 16): 1.0, (3, 32): 2.0, (3, 64): 4.0, (3, 34): 5.0})
     assert surface.time_ms(3, 50) == pytest.approx(5.0 * 50 / 34)
