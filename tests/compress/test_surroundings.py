@@ -48,7 +48,7 @@ def test_of_two_processes_the_one_that_leads_says_what_is_wrong(tmp_path: Path) 
     (tmp_path / "recipe.toml").write_text(QUICK)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
     command += ["onnxdistill", "compress", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
-    command += ["--set", f'distill.teachers=[{{network="{tmp_path / "nets.py"}:make", weights="none"}}]']
+    command += ["--set", f'distill.teachers=[{{network="{tmp_path / "nets.py"}:make", weights="own"}}]']
     process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert process.returncode != 0
     errors = [line for line in process.stderr.splitlines() if line.startswith("Error: ")]
