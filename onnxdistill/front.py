@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +86,18 @@ def compress_front(
     points: list[FrontPoint] = []
     errors: list[ResultError] = []
     front: StudentFront | None = None
-    for speedup in speedups:
+
+    def run_of(speedup: float) -> _Run:
         items = (*overrides, *teacher.overrides, *_asked(speedup))
-        run = _Run(speedup, target / f"{speedup:g}x", source, items, host)
+        return _Run(speedup, target / f"{speedup:g}x", source, items, host)
+
+    for speedup in speedups:
+        run = run_of(speedup)
         outcome = run.kept(teacher, console) or run.tried(console, log_file, tensorboard)
         if isinstance(outcome, Made):
             teacher.remember(outcome.report, outcome.folder)
             points.append(point_of(outcome.report, speedup, outcome.folder.name))
-            later = _without_student(speedups[len(points) :], _NOT_YET)
+            later = [run_of(faster).found(teacher) for faster in speedups[len(points) :]]
             front = StudentFront.of(front or outcome.report, loaded.limits.max_drop, [*points, *later])
             _write(front, target)
             continue
@@ -103,19 +107,21 @@ def compress_front(
         points.append(FrontPoint(speedup, "", False, note=outcome.what))
         if isinstance(outcome, LimitsMissedError):  # what is faster still cannot be reached either
             break
-    points += _without_student(speedups[len(points) :], _NOT_TRIED)
+    points += [FrontPoint(faster, "", False, note=_NOT_TRIED) for faster in speedups[len(points) :]]
     if front is None:
-        if not isinstance(errors[-1], LimitsMissedError):
-            raise errors[0]
-        raise LimitsMissedError(f"No speed-up of {loaded.name} can be reached. {errors[-1].what}", "Ask for less.")
+        raise _reason(loaded.name, errors)
     front = StudentFront.of(front, loaded.limits.max_drop, points)
     _write(front, target)
     _deliver(front, target, console)
     return front
 
 
-def _without_student(speedups: Iterable[float], note: str) -> list[FrontPoint]:
-    return [FrontPoint(speedup, "", False, note=note) for speedup in speedups]
+def _reason(name: str, errors: Sequence[ResultError]) -> ResultError:
+    """Why there is no student at all."""
+    others = [error for error in errors if not isinstance(error, LimitsMissedError)]
+    if others:  # it knows what to do
+        return others[0]
+    return LimitsMissedError(f"No speed-up of {name} can be reached. {errors[0].what}", "Ask for less.")
 
 
 def _deliver(front: StudentFront, target: Path, console: Console | None) -> None:
@@ -152,6 +158,13 @@ class _Run:
     recipe: Path
     overrides: tuple[str, ...]
     host: HostFacts
+
+    def found(self, teacher: SharedTeacher) -> FrontPoint:
+        """What there is of it before its turn."""
+        kept = self.kept(teacher, None)
+        if kept is None:
+            return FrontPoint(self.speedup, "", False, note=_NOT_YET)
+        return point_of(kept.report, self.speedup, kept.folder.name)
 
     def kept(self, teacher: SharedTeacher, console: Console | None) -> Made | None:
         """What an earlier call has made here of the same teacher with the same settings."""

@@ -107,13 +107,13 @@ class Int8Judge:
             )
         return ""
 
-    def may_do(self, loss: Loss) -> bool:
-        """Whether an int8 file that seems to cost too much ships all the same, for want of another one.
+    def may_be_chance(self, loss: Loss) -> bool:
+        """Whether a file that seems to cost too much may keep to `limits.max_drop`, which other samples will tell."""
+        return self._left is not None and loss.low <= self.limit + ROUNDING
 
-        That is, if its loss may be chance, and the float file is too slow in any case: what ships is measured once
-        more, on other samples.
-        """
-        return loss.low <= self.limit + ROUNDING and not self.keeps_speed(self._student)
+    def is_the_only_hope(self, path: Path, loss: Loss) -> bool:
+        """Whether an int8 file that seems to cost too much may keep to all limits, and float32 is too slow to."""
+        return self.may_be_chance(loss) and self.keeps_speed(path) and not self.keeps_speed(self._student)
 
     def _difference(self, before: Score, after: Score) -> Loss:
         points = self._scoring.metric.drop(before.value, after.value)

@@ -137,13 +137,15 @@ def assist(recipe: Path | str, overrides: Sequence[str] = ()) -> None:
     """
     loaded = load_recipe(Path(recipe), overrides)
     task: Task = TASKS[loaded.task](loaded)
-    # Classes of the user's own have to be known here, too. What is wrong with them is told by the leader.
-    with suppress(NetworkError):
+    # Classes of the user's own have to be known here, too. If the leader has them, their lack is told by this process.
+    lacking: NetworkError | None = None
+    try:
         import_files(loaded.network_names)
-    for name in loaded.network_names:
-        with suppress(NetworkError):
+        for name in loaded.network_names:
             build_network(name, len(task.class_names), loaded.seed)
-    follow(task)
+    except NetworkError as error:
+        lacking = error
+    follow(task, lacking)
 
 
 @dataclass
@@ -234,7 +236,9 @@ class _Run:
             return original
         self.record.begin("plan", "timing the teacher")
         teacher_ms = self.gate.latency_ms(original.path)
-        budget_ms = PLAN_MARGIN * min(table.budget_ms(teacher_ms), *self._limits_ms(teacher_ms))
+        # What follows a plan may make up for what its own budget leaves of limits.
+        limits_ms = self._limits_ms(teacher_ms) if self.recipe.factorize is None else (inf, inf)
+        budget_ms = PLAN_MARGIN * min(table.budget_ms(teacher_ms), *limits_ms)
         result = plan(
             original.module,
             self.task,
@@ -250,10 +254,11 @@ class _Run:
             on_progress=self.progress.update,
         )
         self.record.note(*result.notes)
-        if table.latency_ms is not None:  # or else the teacher's time does not matter
+        if table.latency_ms is not None or limits_ms[1] < inf:  # or else the teacher's time does not matter
             for doubt in dict.fromkeys(self.gate.doubts):
                 self.record.note(f"plan: the teacher's time, which all others hang on, is to doubt. {doubt}")
-        self._refuse_unreachable(teacher_ms, result)
+        if not result.fits:
+            self._refuse_unreachable(teacher_ms, result)
         if not result.cuts:
             self.progress.end(f"left out: {'the network is as fast as asked' if result.fits else 'nothing can be cut'}")
             return original
@@ -277,11 +282,11 @@ class _Run:
         )
         return self.record.finish("plan", result.network, summary)
 
-    def _limits_ms(self, teacher_ms: float) -> list[float]:
-        """What the student may take by the recipe's limits; forever, without any."""
+    def _limits_ms(self, teacher_ms: float) -> tuple[float, float]:
+        """What the student may take by the limits on its speed-up and on its latency; forever, without them."""
         limits = self.recipe.limits
         by_ratio = inf if limits.min_speedup is None else teacher_ms / limits.min_speedup
-        return [by_ratio, inf if limits.max_latency_ms is None else limits.max_latency_ms]
+        return by_ratio, inf if limits.max_latency_ms is None else limits.max_latency_ms
 
     def _refuse_unreachable(self, teacher_ms: float, result: PlanResult) -> None:
         """Ends a run that is sure to miss its limits before hours of training."""

@@ -141,7 +141,7 @@ class FileRecord:
                 + " in float: on calibration samples, a value was infinite there, as in masks of attention."
             )
         refusal = result.refusal
-        if refusal and result.loss is not None and judge.may_do(result.loss):
+        if refusal and result.loss is not None and judge.is_the_only_hope(path, result.loss):
             self.note(f"quantize: {refusal} That may be chance, and float32 is too slow for the limits.")
             refusal = ""
         if refusal:

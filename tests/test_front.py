@@ -259,6 +259,19 @@ def test_a_front_all_of_whose_students_diverge_does_not_say_that_they_are_out_of
     assert caught.value.fix == "Lower learning_rate."
 
 
+def test_a_student_that_diverges_before_one_that_is_out_of_reach_is_what_is_told(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def neither(*_: object, out: Path, **__: object) -> Report:
+        if out.name == "2x":
+            raise TrainingError("It diverged.", "Lower learning_rate.")
+        raise LimitsMissedError("The plan reached 3 x.", "Ask for less.")
+
+    monkeypatch.setattr("onnxdistill.front.compress", neither)
+    with pytest.raises(TrainingError, match="It diverged"):
+        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
+
+
 def test_a_front_that_is_ended_on_the_way_says_what_is_missing(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
 ) -> None:

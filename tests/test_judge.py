@@ -87,13 +87,23 @@ def test_speeds_are_those_beside_the_teacher(
 
 
 @pytest.mark.usefixtures("brief_looks")
-def test_a_loss_that_may_be_chance_is_no_reason_to_be_too_slow(digits: Classification, tmp_path: Path) -> None:
+def test_a_loss_that_may_be_chance_is_no_reason_to_be_too_slow(
+    digits: Classification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tables: dict[str, object] = {"bench": {"seconds": 0.5}}
     slow, fast = (
         judge_of(digits, tmp_path, GOOD, GOOD, limits={"max_drop": 0.2, "min_speedup": ratio}, **tables)
         for ratio in (50.0, 0.5)
     )
     assert slow.refusal(Loss(0.3, -0.1)) != ""
-    assert slow.may_do(Loss(0.3, -0.1))
-    assert not slow.may_do(Loss(0.9, 0.3))
-    assert not fast.may_do(Loss(0.3, -0.1))
+    chance, certain = Loss(0.3, -0.1), Loss(0.9, 0.3)
+    assert slow.may_be_chance(chance)
+    assert not slow.may_be_chance(certain)
+    # The float file is fast enough, or the int8 file is as slow.
+    assert not fast.is_the_only_hope(GOOD, chance)
+    assert not slow.is_the_only_hope(GOOD, chance)
+    monkeypatch.setattr(slow, "keeps_speed", lambda path: path != GOOD)
+    assert slow.is_the_only_hope(tmp_path / "int8.onnx", chance)
+    assert not slow.is_the_only_hope(tmp_path / "int8.onnx", certain)
+    # Nothing checks what ships if there is no limit.
+    assert not judge_of(digits, tmp_path, GOOD, GOOD).may_be_chance(Loss(3.0, 0.4))

@@ -86,6 +86,10 @@ class Measures(Protocol):
         """Whether a file that costs so much must not ship. A loss that may be chance is no reason."""
         ...
 
+    def may_be_chance(self, loss: Loss) -> bool:
+        """Whether a file that is refused may be accurate enough after all, which is measured before it ships."""
+        ...
+
     def is_faster(self, path: Path) -> bool:
         """Whether an int8 file is measurably faster than the float model."""
         ...
@@ -151,8 +155,9 @@ class Ladder:
             finetune: Trains the best form further, as the last rung; none if left out.
 
         Returns:
-            The first that loses little enough and is fast enough; or else what loses little enough; or else what loses
-            least of all that is fast enough. No other file is left of what was tried.
+            The first that loses little enough and is fast enough; or else what loses least of all that is fast enough,
+            if that may be chance, or if nothing slower loses little enough; or else that. No other file is left of what
+            was tried.
         """
         best = self._judged("as it is", form, path, None, time.monotonic())
         for name, change in self._changes(form, any_ranges):
@@ -169,11 +174,11 @@ class Ladder:
         return self._rather_slower(best)
 
     def _rather_slower(self, best: Held) -> Held:
-        """If nothing else is accurate enough, what is slower than its limit is still faster than float32."""
+        """If nothing else can be accurate enough, what is slower than its limit is still faster than float32."""
         slower = self._slower
         if slower is None:
             return best
-        if not self._measures.refuses(best.loss) or best.loss.low <= self._limit:  # which may be chance
+        if not self._measures.refuses(best.loss) or self._measures.may_be_chance(best.loss):
             slower.path.unlink()
             return best
         rung = max(index for index, one in enumerate(self.rungs) if one.note == _SLOWER and one.loss == slower.loss)

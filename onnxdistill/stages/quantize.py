@@ -46,6 +46,10 @@ class Judge(Protocol):
         """Why a file that costs so much must not ship; empty if it may."""
         ...
 
+    def may_be_chance(self, loss: Loss) -> bool:
+        """Whether a file that is refused may be accurate enough after all, which is measured before it ships."""
+        ...
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -160,7 +164,7 @@ class _Measures:
     def __init__(self, judge: Judge, keeps_speed: Callable[[Path], bool]) -> None:
         self._judge = judge
         self.keeps_speed = keeps_speed
-        self.loss = judge.loss
+        self.loss, self.may_be_chance = judge.loss, judge.may_be_chance
 
     def refuses(self, loss: Loss) -> bool:
         return bool(self._judge.refusal(loss))

@@ -70,9 +70,27 @@ def train(
     return _run(job, task, on_status, kept)
 
 
-def follow(task: Task) -> None:
-    """Takes part in all trainings of the leading process, until it lets its team go."""
-    while (job := current_team().leaders(cast("Job | None", None))) is not None:
+def follow(task: Task, lacking: NetworkError | None = None) -> None:
+    """Takes part in all trainings of the leading process, until it lets its team go.
+
+    Args:
+        task: As the leading process has it.
+        lacking: Which of its networks cannot be had here.
+
+    Raises:
+        NetworkError: That one, if the leading process begins a training.
+    """
+    while True:
+        try:
+            job = current_team().leaders(cast("Job | None", None))
+        except (ImportError, AttributeError) as error:  # of a class that is not known here
+            if lacking is None:
+                raise
+            raise lacking from error
+        if job is None:
+            return
+        if lacking is not None:
+            raise lacking
         with suppress(OnnxDistillError):  # the leading process meets the same, and says so
             _run(job, task, None, None)
 

@@ -55,6 +55,9 @@ class Accuracy:
     def refusal(self, loss: Loss) -> str:
         return "too much" if loss.points > self.limit else ""
 
+    def may_be_chance(self, loss: Loss) -> bool:
+        return False
+
 
 def calibration_of(task: Classification) -> Calibration:
     return lambda: ({task.input_name: batch.inputs.numpy()} for batch in task.calibration_batches(32))

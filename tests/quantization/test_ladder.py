@@ -51,6 +51,9 @@ class ErrorOfOutputs:
     def refuses(self, loss: Loss) -> bool:
         return loss.points > self._limit and loss.low > 0
 
+    def may_be_chance(self, loss: Loss) -> bool:
+        return loss.low <= self._limit
+
     def _run(self, path: Path) -> NDArray[np.float32]:
         return open_session(path, SessionSettings()).run({"input": samples(1)})["output"]
 

@@ -108,6 +108,9 @@ class Scripted:
     def refusal(self, loss: Loss) -> str:
         return "too much" if loss.points > self.limit else ""
 
+    def may_be_chance(self, loss: Loss) -> bool:
+        return False
+
 
 SAME, SLOW, FAST, FASTER = (1.0, 0.9, 1.1), (0.7, 0.6, 0.8), (1.5, 1.4, 1.6), (2.0, 1.9, 2.1)
 

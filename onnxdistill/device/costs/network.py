@@ -10,7 +10,7 @@ from functools import cached_property
 from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
 from onnxdistill.device.costs.layers import Layer, Precision, Work, work_of_layer, work_of_node
-from onnxdistill.device.profiling.operators import may_multiply
+from onnxdistill.device.profiling.operators import may_hold_layers
 from onnxdistill.device.profiling.trace import Trace
 
 # The faster a network is, the more of its weights it still finds in the caches, which makes it faster; after so many
@@ -160,7 +160,7 @@ def network_costs(
     # Layers that are not found are among those, or within other nodes; or nowhere, with what is computed only once.
     unseen_ms = sum(profile.time_ms(layer) for layer in layers if times_ms[layer.name] is None)
     claimed_ms = min(unseen_ms, unclaimed_ms)
-    products = {node.name for node in traced.nodes if may_multiply(node)}
+    products = {node.name for node in traced.nodes if node.parameter_bytes and may_hold_layers(node.op_type)}
     others, within_ms = _taken_out(others, products, unseen_ms - claimed_ms)
     found = (claimed_ms + within_ms) / unseen_ms if unseen_ms > 0 else 1.0
     if unclaimed_ms > claimed_ms:

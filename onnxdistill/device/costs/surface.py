@@ -95,34 +95,44 @@ class Surface:
         rows = self._rows[remainders]
         if self.groups == DEPTHWISE:
             times = {width: row[1][0] for width, row in rows.items()}
-            return self._along(times, outputs, lambda width: (width, width), [(0, 0)])
+            return self._along(times, outputs, lambda width: (width, width), remainders, [(0, 0)])
         around = _around(_bounding(rows, inputs, outputs), inputs)
         times = {width: self._in_row(remainders, width, outputs) for width in around}
-        return self._along(times, inputs, lambda width: (width, outputs), [(0, remainders[1]), (0, 0)])
+        whole = [(0, remainders[1]), (0, 0)]
+        return self._along(times, inputs, lambda width: (width, outputs), remainders, whole)
 
     def _in_row(self, remainders: Widths, inputs: int, outputs: int) -> float:
         """The time of a layer with as many inputs as were measured."""
         times = dict(zip(*self._rows[remainders][inputs], strict=True))
-        return self._along(times, outputs, lambda width: (inputs, width), [(remainders[0], 0), (0, 0)])
+        whole = [(remainders[0], 0), (0, 0)]
+        return self._along(times, outputs, lambda width: (inputs, width), remainders, whole)
 
     def _along(
-        self, times_ms: Mapping[int, float], at: int, layer: Callable[[int], Widths], whole: Sequence[Widths]
+        self,
+        times_ms: Mapping[int, float],
+        at: int,
+        layer: Callable[[int], Widths],
+        own: Widths,
+        whole: Sequence[Widths],
     ) -> float:
         """The time at a width, from those at others.
 
-        Beyond them it goes as it does in whole blocks, where these reach; else in proportion.
+        Beyond them it goes as it does in whole blocks, where these reach so far, or if it was measured at one width
+        only; else in a straight line.
 
         Args:
             times_ms: By width.
             at: The width.
             layer: The widths of a layer that has such a width.
+            own: Remainders of the layers.
             whole: Remainders of which this width leaves none, the best first.
         """
         places = sorted(times_ms)
         nearest = min(places, key=lambda place: abs(place - at))
         if not places[0] <= at <= places[-1]:
             for like in whole:
-                if self._spans(like, layer(nearest), layer(at)):
+                lies_between = self._spans(like, layer(nearest), layer(at))
+                if lies_between or (len(places) == 1 and like != own and self._has_line(like, layer)):
                     share = _share(self._read(like, *layer(at)), self._read(like, *layer(nearest)))
                     return times_ms[nearest] * share
         return _between(places, [times_ms[place] for place in places], at)
@@ -133,6 +143,12 @@ class Surface:
         if self.groups == DEPTHWISE:
             return bool(rows) and all(min(rows) <= outputs <= max(rows) for _, outputs in layers)
         return all(self._lies_within(rows, *layer) for layer in layers)
+
+    def _has_line(self, remainders: Widths, layer: Callable[[int], Widths]) -> bool:
+        """Whether there are two points of these remainders in the direction in which such layers differ."""
+        rows = self._rows.get(remainders, {})
+        by_inputs = layer(1)[0] != layer(2)[0]
+        return len(rows) > 1 if by_inputs else any(len(widths) > 1 for widths, _ in rows.values())
 
     def _lies_within(self, rows: _Rows, inputs: int, outputs: int) -> bool:
         found = [width for width, (widths, _) in rows.items() if widths[0] <= outputs <= widths[-1]]

@@ -72,9 +72,9 @@ def multiplies(op_type: str) -> bool:
     return op_type in {*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS, *_TRANSPOSABLE, *_MATRIX_PRODUCTS}
 
 
-def may_multiply(node: Operation) -> bool:
+def may_hold_layers(op_type: str) -> bool:
     """Whether it is a convolution or a matrix product, or an operator that ONNX Runtime has made of some."""
-    return multiplies(node.op_type) or any(part in node.op_type for part in _OF_PRODUCTS)
+    return op_type not in _TRANSPOSED_CONVOLUTIONS and any(part in op_type for part in _OF_PRODUCTS)
 
 
 def kind(node: NodeTrace) -> Kind:

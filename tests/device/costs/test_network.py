@@ -121,6 +121,7 @@ def test_layers_that_run_within_other_nodes_are_counted_once(tmp_path: Path) -> 
     profile = profile_device(layers, SessionSettings(), 16, cached=False)
     strided = next(layer for layer in layers if layer.name == "strided")
     (within,) = (node for node in traced.nodes if (found := work_of_node(node)) and found[1] == work_of_layer(strided))
+    traced = replace(traced, call_ms=0.0)  # on a busy machine a node may seem to take less than any does
     points = {(strided.inputs, strided.outputs): within.time_ms / 2}
     profile = replace(profile, surfaces={**profile.surfaces, strided.kind: Surface(points)})
     nodes = tuple(replace(node, op_type="Attention") if node is within else node for node in traced.nodes)

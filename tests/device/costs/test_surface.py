@@ -83,8 +83,8 @@ def test_where_a_remainder_was_measured_once_others_cost_as_in_whole_blocks(step
     widths = axis(128, step)
     points = [(one, one) for one in widths] if groups == DEPTHWISE else pairs(widths, widths)
     surface = Surface({pair: time_ms(*pair) for pair in points}, groups)
-    for inputs in (18, 38, 56, 90, 112, 126):
-        for outputs in (inputs,) if groups == DEPTHWISE else (18, 56, 64, 100):
+    for inputs in (10, 18, 38, 56, 90, 112, 126):
+        for outputs in (inputs,) if groups == DEPTHWISE else (10, 18, 56, 64, 100):
             assert surface.time_ms(inputs, outputs) == pytest.approx(time_ms(inputs, outputs), rel=1e-9)
 
 
@@ -118,6 +118,16 @@ def test_every_surface_can_be_read_everywhere(data: st.DataObject) -> None:
     points = data.draw(st.dictionaries(pair, st.floats(0, 9), min_size=1, max_size=12))
     asked = data.draw(pair)
     assert Surface(points, groups).time_ms(*asked) >= 0
+
+
+def test_the_narrowest_of_a_wide_layer_are_not_as_slow_as_half_of_it() -> None:
+    """A tenth of the channels lies below the narrowest whole blocks that were measured."""
+    axes = axis(512, 2)
+    surface = Surface({(one, other): float(one * other) for one, other in pairs(axes, axes)})
+    assert surface.time_ms(52, 52) == pytest.approx(52 * 52)
+    assert surface.time_ms(52, 512) == pytest.approx(52 * 512)
+    single = Surface({(width, width): float(width) for width in axis(96, 2)}, DEPTHWISE)
+    assert single.time_ms(10, 10) == pytest.approx(10)
 
 
 def test_colours_take_as_many_times_as_much_for_odd_widths_as_whole_blocks() -> None:
