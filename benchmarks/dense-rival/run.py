@@ -6,6 +6,9 @@ and distils as the recipe says, for at most so many minutes. So that distillatio
 second rival: the same ResNet-20, taught by ResNet-56 with the same settings for as long. In the end all int8 files are
 timed in turns in one run, and scored on the 10,000 test images, which nothing is decided by.
 
+The weights of both networks were trained on all training images, those of validation among them. So validation favours
+what is near to them: the ResNet-20 that is taught begins with its own weights, and may keep them.
+
 Runs are kept in `runs/`: a benchmark that was ended goes on, on a machine of the same kind.
 Usage: python benchmarks/dense-rival/run.py --data CIFAR10 --weights FOLDER
 """

@@ -267,11 +267,7 @@ class Costing:
         return whole_ms * self._cut(layer, kept).outputs / layer.outputs
 
     def _layer_ms(self, layer: Layer, kept: Mapping[str, int]) -> float:
-        cut = self._cut(layer, kept)
-        if cut.kind.groups != layer.kind.groups:  # of as many kinds as there are numbers of groups, one is measured
-            share = cut.kind.groups / layer.kind.groups
-            return share * self._costs.layer_ms(self._profile, layer, self._load)
-        return self._costs.layer_ms(self._profile, cut, self._load)
+        return self._costs.layer_ms(self._profile, self._cut(layer, kept), self._load)
 
     def _pair_ms(self, layer: Layer, pair: Pair, kept: Mapping[str, int]) -> float:
         return sum(self._costs.layer_ms(self._profile, one, self._load) for one in self._pair(layer, pair, kept))

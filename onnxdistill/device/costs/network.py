@@ -75,10 +75,14 @@ class NetworkCosts:
 
         Args:
             profile: Of the machine.
-            layer: With its name in the network, and its new widths.
+            layer: With its name in the network, and its new widths; fewer groups take their share.
             load: What the network asks of the caches then; by default what it does now.
         """
         correction, now, coldness = self.corrections[layer.name], self._by_name[layer.name], profile.coldness
+        if layer.kind.groups != now.kind.groups:  # of as many kinds as there are numbers of groups, one is measured
+            left, whole = layer.kind.groups, now.kind.groups
+            as_many = replace(now, inputs=layer.inputs // left * whole, outputs=layer.outputs // left * whole)
+            return left / whole * self.layer_ms(profile, as_many, load)
         alone_ms, cold_now = profile.time_ms(now), coldness.at(self.load)
         cold_ms = min(max(0.0, correction - 1) * alone_ms, now.weight_bytes * coldness.ms_per_byte * cold_now)
         if cold_ms == 0:
