@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onnxdistill.device.cases import Case, name_models
-from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
+from onnxdistill.device.costs.deviceprofile import ROUNDS, DeviceProfile, profile_device
 from onnxdistill.device.costs.layers import Layer, LayerKind, Precision, read_exported
 from onnxdistill.device.feeds import InputSource
 from onnxdistill.device.runtime import usable_provider
@@ -84,7 +84,7 @@ def profile_models(
 def _told(layers: Sequence[Layer], on_progress: OnProgress | None) -> Callable[[LayerKind, int], None] | None:
     if on_progress is None:
         return None
-    total = len({layer.kind for layer in layers})
+    total = ROUNDS * len({layer.kind for layer in layers})
     done: list[LayerKind] = []
 
     def on_kind(kind: LayerKind, _widths: int) -> None:
