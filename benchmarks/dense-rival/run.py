@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,20 @@ def main(data: Path, weights: Path, minutes: float, times: tuple[float, ...]) ->
     recipe = load_recipe(MODELS / "resnet56-cifar10" / "recipe.toml", [root])
     task = Classification(load_images(recipe.data, recipe.seed))
     scores = {name: verify(path, task, SessionSettings(threads=2)) for name, path in files.items()}
+    results = {
+        name: {
+            "test_percent": scores[name].value,
+            "median_ms": timed[name].latency_ms.median.value,
+            "speedup": timed[name].speedup.to_json(),
+            # How it was made.
+            "seconds": (report := load_report(path.parent / "report.json")).seconds,
+            "stages": [{**asdict(row), "score": row.score and row.score.value} for row in report.rows],
+            "trainings": [asdict(training) for training in report.trainings],
+            "notes": report.notes,
+        }
+        for name, path in files.items()
+    }
+    (FOLDER / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     summarise(scores, {name: timed[name].speedup for name in files if name != "teacher"}, list(students), minutes)
 
 
