@@ -171,7 +171,7 @@ def profile_device(
     """Measures layers on this machine, or takes what was measured here before.
 
     Each is measured twice, the second time after all others, and the lower time counts. What was measured is kept by
-    processor, version of ONNX Runtime and settings.
+    processor, GPUs, version of ONNX Runtime and settings.
 
     Args:
         layers: Of networks as they are now; narrower ones are measured, too.
