@@ -43,7 +43,7 @@ class Job:
 
     def fingerprint(self, task: Task, processes: int) -> str:
         """Of all that decides the weights. What networks compute and real inputs stand for code and for files."""
-        settings = f"state 3 {onnxdistill.__version__} {self.seed} {self.objective} {Hardware.of(self.table).dtype}"
+        settings = f"state 4 {onnxdistill.__version__} {self.seed} {self.objective} {Hardware.of(self.table).dtype}"
         following = f"{self.guidance.views} {self.guidance.features}"
         data = f"{task.describe_data()} {task.metadata()}"
         networks = (self.network, *self.guidance.teachers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,6 +20,7 @@ from onnxdistill.training.checkpoint import Checkpoint
 from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.job import Guidance, Job
 from onnxdistill.training.loop import Loop
+from onnxdistill.training.memory import memory_kept
 from onnxdistill.training.records import OnStatus, TrainingResult
 from onnxdistill.training.team import current_team
 
@@ -146,7 +147,8 @@ def _run(job: Job, task: Task, on_status: OnStatus | None, checkpoint: Checkpoin
     team.agreed(failed)
     hardware = replace(hardware, dtype=team.leaders(hardware.dtype))
     try:
-        with hardware.forked():
+        kept = memory_kept() if hardware.device.type == "cpu" else nullcontext()
+        with kept, hardware.forked():
             torch.manual_seed(job.seed + team.rank)  # of dropout
             return Loop(job, task, team, hardware, on_status, checkpoint).run()
     finally:

@@ -8,6 +8,7 @@ from onnxdistill.tasks.base import Objective, Task, TrainingBatch
 from onnxdistill.training.batches import parts_of
 from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.learner import Learner
+from onnxdistill.training.smallmaps import small_maps_as_products
 from onnxdistill.training.teaching import Teaching
 from onnxdistill.training.team import Team
 
@@ -70,7 +71,7 @@ class Steps:
         for part in parts_of(batch, self._micro_batch, whole, team.size):
             share = len(part.inputs) / whole
             taught = self._teaching.outputs(epoch, part)
-            with self._hardware.autocast():
+            with self._hardware.autocast(), small_maps_as_products(learner.network):
                 loss = self._task.step(learner.trained, part, self._objective, taught)["loss"]
             if learner.follower is not None:
                 loss = loss + learner.follower.weight * learner.follower.loss()

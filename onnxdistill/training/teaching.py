@@ -14,6 +14,7 @@ from onnxdistill.errors import OnnxDistillError
 from onnxdistill.tasks.base import Task, TrainingBatch
 from onnxdistill.training.hardware import Hardware
 from onnxdistill.training.layout import channels_last
+from onnxdistill.training.smallmaps import small_maps_as_products
 from onnxdistill.training.team import current_team
 
 TEACHING_BATCH = 256
@@ -128,7 +129,7 @@ class Teaching:
         parts = torch.split(inputs, self._at_once or len(inputs))
         with torch.no_grad(), self._hardware.autocast():
             # One may work in place on what it gets.
-            return [torch.cat([network(part.clone()) for part in parts]) for network in self.networks]
+            return [torch.cat([_answer(network, part.clone()) for part in parts]) for network in self.networks]
 
     def _check_size(self) -> None:
         sample = sum(output.nbytes for output in self.computed(self._task.example_input(1).to(self._hardware.device)))
@@ -139,3 +140,9 @@ class Teaching:
                 f"the teacher's outputs for all views would take {size / 1e9:.1f} GB, more than "
                 f"{STORED_BYTES / 1e9:.1f}; they were computed in every step instead"
             )
+
+
+def _answer(network: nn.Module, inputs: Tensor) -> Tensor:
+    with small_maps_as_products(network):
+        output: Tensor = network(inputs)
+    return output
