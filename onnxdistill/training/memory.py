@@ -23,9 +23,9 @@ def memory_kept() -> Iterator[None]:
     """Within the block, memory that is freed stays with the process; after it, what is free goes back to the system.
 
     glibc gives blocks of tens of megabytes back at once, and every step then gets its activations in fresh pages that
-    have to be cleared: a fifth of a step of VGG-16 on images of 32 pixels. Blocks fit less well into each other instead:
-    the most that is held grows by up to a sixth. With another C library, or settings of it in the environment, nothing
-    is done.
+    have to be cleared: a fifth of a step of VGG-16 on images of 32 pixels. Instead, blocks fit less well into each
+    other: the most that is held grows by up to a sixth. With another C library, or settings of it in the environment,
+    nothing is done.
     """
     library = _glibc()
     if library is None:
