@@ -16,7 +16,6 @@ from onnxdistill.device.host import HostFacts
 from onnxdistill.device.jsonfile import check_place, write_text
 from onnxdistill.errors import LimitsMissedError, ModelFileError, OutputError, ResultError, UsageError
 from onnxdistill.gate import place_of
-from onnxdistill.journal import hand_teacher_over
 from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, foreign_file, has_settings, is_of
 from onnxdistill.overrides import keys_given
 from onnxdistill.pipeline import compress
@@ -186,7 +185,6 @@ class _Run:
             console.print(Text(f"\n{self.speedup:g} times as fast as the teacher\n", "bold"))
         before = [report for _, report in self._reports()]
         curves = None if tensorboard is None else Path(tensorboard) / self.folder.name
-        hand_teacher_over(self.folder)
         settings: dict[str, Any] = {"overrides": self.overrides, "console": console, "log_file": log_file}
         try:
             report = compress(self.recipe, out=self.folder, tensorboard=curves, **settings)

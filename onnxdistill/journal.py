@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,8 +21,7 @@ from onnxdistill.device.measuring.statistics import Estimate
 from onnxdistill.errors import FallbackError, OutputError, ResultError, cannot_write
 
 _LOCK, _RATIOS, _DECISIONS = "lock", "ratios.json", "decisions.json"
-_TEACHER = "teacher.pt"
-_NAMES = (_LOCK, _RATIOS, _DECISIONS, _TEACHER, "distill.pt", "quantize.pt")
+_NAMES = (_LOCK, _RATIOS, _DECISIONS, "teacher.pt", "distill.pt", "quantize.pt")
 _AFTER_CUTS = "plan-*.pt"
 
 
@@ -151,26 +149,6 @@ class Journal:
             with contextlib.suppress(OSError):  # a help that is missed only if the run is ended
                 fresh.write_text(json.dumps(values), encoding="utf-8")
                 fresh.replace(self._folder / name)
-
-
-def hand_teacher_over(target: Path) -> None:
-    """Gives a run the training of its teacher, if runs beside it came to no student, and so to no teacher's file.
-
-    The training itself finds out whether it is the same one. Without room for a copy it begins anew.
-
-    Args:
-        target: The run folder, without a journal that has such a training.
-    """
-    with contextlib.suppress(OSError):
-        real = Path(os.path.realpath(target))
-        place = real.parent / f".{real.name}.resume" / _TEACHER
-        found = sorted(real.parent.glob(f".*.resume/{_TEACHER}"), key=lambda path: path.stat().st_mtime)
-        if place.exists() or not found:
-            return
-        place.parent.mkdir(exist_ok=True)
-        fresh = place.with_name(f"{_TEACHER}.new")
-        shutil.copyfile(found[-1], fresh)
-        fresh.replace(place)
 
 
 def _read(path: Path) -> dict[str, dict[str, float | None]]:

@@ -259,24 +259,6 @@ def test_a_front_all_of_whose_students_diverge_does_not_say_that_they_are_out_of
     assert caught.value.fix == "Lower learning_rate."
 
 
-@pytest.mark.usefixtures("brief_looks")
-def test_a_teacher_whose_students_were_out_of_reach_is_not_trained_again(recipe: Path, tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    front_of = partial(compress_front, recipe, 1, out=tmp_path / "front", log_file=log)
-    fixed = ["plan.skip=['*']", "teacher.train.epochs=2"]
-
-    def epochs() -> int:
-        events = [json.loads(line) for line in log.read_text().splitlines()]
-        return sum(event["event"] == "epoch" and event["stage"] == "teacher" for event in events)
-
-    with pytest.raises(LimitsMissedError, match="No speed-up of quick can be reached"):
-        front_of(overrides=["plan.speedup=500", *fixed])
-    assert epochs() == 2
-    with pytest.raises(LimitsMissedError, match="No speed-up of quick can be reached"):
-        front_of(overrides=["plan.speedup=400", *fixed])
-    assert epochs() == 2
-
-
 def test_a_student_that_diverges_before_one_that_is_out_of_reach_is_what_is_told(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,17 +68,15 @@ def main(data: Path, rounds: int) -> None:
     splits = load_images(DataTable(source="folder", root=str(data), image_size=32, calibration=64), seed=0)
     few = {"train": splits.train.subset(np.arange(IMAGES)), "validation": splits.validation.subset(np.arange(64))}
     task = Classification(dataclasses.replace(splits, **few))
-    tables = {
-        "auto": TrainingTable(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.01),
-        "float32": TrainingTable(epochs=EPOCHS, batch_size=BATCH, learning_rate=0.01, precision="float32"),
-    }
+    shared = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": 0.01}
+    tables = [TrainingTable.model_validate({**shared, "precision": precision}) for precision in ("auto", "float32")]
     contestants: dict[str, Callable[[nn.Module, Classification, TrainingTable], None]] = {
         "onnxdistill": onnxdistill_trains,
         "plain": plain_loop_trains,
     }
     seconds: dict[str, dict[str, list[float]]] = {}
-    for precision, table in tables.items():
-        dtype = str(Hardware.of(table).dtype).removeprefix("torch.")
+    of_dtype = {str(Hardware.of(table).dtype).removeprefix("torch."): table for table in tables}
+    for dtype, table in of_dtype.items():
         for name in NETWORKS:
             times = seconds[f"{name} {dtype}"] = {contestant: [] for contestant in contestants}
             for number in range(-1, rounds):  # the first one warms up
@@ -89,7 +87,7 @@ def main(data: Path, rounds: int) -> None:
                     elapsed_s = time.perf_counter() - started
                     if number >= 0:
                         times[contestant].append(elapsed_s)
-                        print(name, precision, contestant, f"{IMAGES * EPOCHS / elapsed_s:.0f} images/s", flush=True)
+                        print(name, dtype, contestant, f"{IMAGES * EPOCHS / elapsed_s:.0f} images/s", flush=True)
     result = {"threads": torch.get_num_threads(), "images": IMAGES * EPOCHS, "seconds": seconds}
     (Path(__file__).parent / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     summarise(seconds)

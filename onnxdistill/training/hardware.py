@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -39,9 +40,7 @@ class Hardware:
             UsageError: If torch cannot use what is asked for.
         """
         if table.device == "cpu":
-            capabilities = torch.cpu.get_capabilities()
-            fast = any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
-            return cls(torch.device("cpu"), _type(table, fast))
+            return cls(torch.device("cpu"), _type(table, has_fast_bfloat16()))
         if not torch.cuda.is_available():
             raise UsageError(
                 "device = 'cuda' asks for a GPU, and this installation of torch cannot use one.",
@@ -83,6 +82,13 @@ class Hardware:
         """The inverse of `random_state`."""
         if state is not None:
             torch.get_device_module(self.device).set_rng_state(state, self.device)
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """Whether the processor has instructions for it."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in BFLOAT16_CAPABILITIES)
 
 
 def _type(table: TrainingTable, fast: bool) -> torch.dtype:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
+
+from onnxdistill.training.hardware import has_fast_bfloat16
 
 # Where a product wins by times measured on two cores; fixed, since a choice by a measurement would come out another
 # way when a training goes on, whose weights are to be the same to the last bit.
@@ -23,7 +26,7 @@ MOST_PIXELS = {torch.bfloat16: 16, torch.float32: 4}
 
 
 def small_maps_as_products(network: nn.Module) -> AbstractContextManager[Any]:
-    """Within the block, convolutions for which it is faster are computed as matrix products.
+    """A block, which may be entered again, within which convolutions are matrix products where that is faster.
 
     Those are on the processor, of stride 1, dense, and in one group. Sums are made in another order than oneDNN's.
 
@@ -35,12 +38,12 @@ def small_maps_as_products(network: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _may_win(layer: nn.Module) -> bool:
-    return (
-        isinstance(layer, nn.Conv2d)
-        and layer.groups == 1
-        and layer.stride == layer.dilation == (1, 1)
-        and layer.weight.numel() >= LEAST_WEIGHTS
-        and layer.weight.device.type == "cpu"
+    if isinstance(layer, nn.Conv2d) and (layer.groups > 1 or not layer.stride == layer.dilation == (1, 1)):
+        return False
+    # A layer's weights may be computed from these whenever they are asked for.
+    return any(
+        not is_lazy(one) and one.ndim == 4 and one.numel() >= LEAST_WEIGHTS and one.device.type == "cpu"
+        for one in layer.parameters(recurse=False)
     )
 
 
@@ -54,7 +57,7 @@ class _AsProducts(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        # Tensors of other types have a way of their own.
+        # Types with a `__torch_function__` of their own may have another convolution.
         ours = func is F.conv2d and not types and not torch.compiler.is_compiling()
         return (_convolved if ours else func)(*args, **(kwargs or {}))
 
@@ -89,7 +92,8 @@ def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
 
 def _wins(inputs: Tensor, weight: Tensor, bias: Tensor | None, pads: tuple[int, ...], dtype: torch.dtype) -> bool:
     """Whether a product is faster. It is not of anything that torch would refuse."""
-    most = MOST_PIXELS.get(dtype, 0)
+    # Without instructions for bfloat16, torch has other ways for products than for convolutions.
+    most = MOST_PIXELS.get(dtype, 0) if dtype != torch.bfloat16 or has_fast_bfloat16() else 0
     shapes_fit = (
         inputs.ndim == weight.ndim == 4
         and inputs.shape[1] == weight.shape[1]
@@ -98,7 +102,8 @@ def _wins(inputs: Tensor, weight: Tensor, bias: Tensor | None, pads: tuple[int, 
         and len(pads) == 2
         and min(pads) >= 0
     )
-    if not shapes_fit or inputs.device.type != "cpu" or weight.numel() < LEAST_WEIGHTS:
+    plain = all(one.device.type == "cpu" and one.layout is torch.strided for one in (inputs, weight))
+    if not shapes_fit or not plain or weight.numel() < LEAST_WEIGHTS:
         return False
     # The gradient of the inputs is a product over all pixels of the inputs.
     size = _size(inputs.shape[2:], weight.shape[2:], pads)
@@ -132,7 +137,7 @@ class _Product(torch.autograd.Function):
         inner = _cropped(weight, rims)
         patches = _patches(inputs, inner.shape[2:], (pads[0] - rims[0], pads[1] - rims[1]))
         rows = F.linear(patches, _matrix(inner), bias)
-        kind = torch.channels_last if _lies_last(inputs) or _lies_last(weight) else torch.contiguous_format
+        kind = torch.preserve_format if _lies_last(inputs) or _lies_last(weight) else torch.contiguous_format
         # A copy, since what a function returns as a view cannot be changed in place.
         return _map(rows, (len(inputs), len(weight), *size)).clone(memory_format=kind)
 

@@ -47,6 +47,7 @@ class Steps:
         self._team = team
         self._micro_batch = micro_batch
         self._hardware = hardware
+        self._as_products = small_maps_as_products(learner.network)
 
     def step(self, batch: TrainingBatch, epoch: int) -> float:
         """One step of the optimizer; returns the loss before it, of all processes together.
@@ -71,7 +72,7 @@ class Steps:
         for part in parts_of(batch, self._micro_batch, whole, team.size):
             share = len(part.inputs) / whole
             taught = self._teaching.outputs(epoch, part)
-            with self._hardware.autocast(), small_maps_as_products(learner.network):
+            with self._hardware.autocast(), self._as_products:
                 loss = self._task.step(learner.trained, part, self._objective, taught)["loss"]
             if learner.follower is not None:
                 loss = loss + learner.follower.weight * learner.follower.loss()

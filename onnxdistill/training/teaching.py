@@ -58,6 +58,7 @@ class Teaching:
         every_step: bool = False,
     ) -> None:
         self.networks = [channels_last(copy.deepcopy(net).to(hardware.device)).eval() for net in teachers]
+        self._as_products = [small_maps_as_products(network) for network in self.networks]
         self._task = task
         self._augmentation = augmentation
         self._hardware = hardware
@@ -127,9 +128,13 @@ class Teaching:
     def computed(self, inputs: Tensor) -> list[Tensor]:
         """What every teacher returns for inputs `[B, ...]`, which lie where they do, now."""
         parts = torch.split(inputs, self._at_once or len(inputs))
+        answers = []
         with torch.no_grad(), self._hardware.autocast():
-            # One may work in place on what it gets.
-            return [torch.cat([_answer(network, part.clone()) for part in parts]) for network in self.networks]
+            for network, as_products in zip(self.networks, self._as_products, strict=True):
+                with as_products:
+                    # One may work in place on what it gets.
+                    answers.append(torch.cat([network(part.clone()) for part in parts]))
+        return answers
 
     def _check_size(self) -> None:
         sample = sum(output.nbytes for output in self.computed(self._task.example_input(1).to(self._hardware.device)))
@@ -140,9 +145,3 @@ class Teaching:
                 f"the teacher's outputs for all views would take {size / 1e9:.1f} GB, more than "
                 f"{STORED_BYTES / 1e9:.1f}; they were computed in every step instead"
             )
-
-
-def _answer(network: nn.Module, inputs: Tensor) -> Tensor:
-    with small_maps_as_products(network):
-        output: Tensor = network(inputs)
-    return output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -15,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
-from onnxdistill.training import smallmaps, train
+from onnxdistill.training import Guidance, smallmaps, train
 from onnxdistill.training.smallmaps import small_maps_as_products
-from tests.training.small import table
+from tests.training.small import small_network, table
 
 
 def _layer(outputs: int = 512, kernel: int | tuple[int, int] = 3, **settings: object) -> nn.Conv2d:
@@ -35,6 +37,14 @@ def _is_product(output: Tensor) -> bool:
 def _taken(layer: nn.Module, inputs: Tensor) -> bool:
     with small_maps_as_products(DENSE):
         return _is_product(layer(inputs))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_bfloat16() -> Iterator[None]:
+    """As on a processor with instructions for it, so that the same is computed on all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smallmaps, "has_fast_bfloat16", lambda: True)
+        yield
 
 
 @pytest.fixture
@@ -89,17 +99,20 @@ def test_it_is_the_convolution(
     autocast: bool,
 ) -> None:
     outcome = [length + 2 * pad - one + 1 for length, pad, one in zip(size, pads, kernel, strict=True)]
-    assume(min(outcome) > 0 and max(outcome[0] * outcome[1], size[0] * size[1]) <= (16 if autocast else 4))
+    assume(min(outcome) > 0)
     torch.manual_seed(0)
-    shapes = [(2, 520, *size), (520, 520, *kernel), (2, 520, *outcome)]  # 270,400 weights at least
+    shapes = [(2, 24, *size), (20, 24, *kernel), (2, 20, *outcome)]
     inputs, weight, upstream = (
         _in_order(torch.randn(shape), order) for shape, order in zip(shapes, orders, strict=True)
     )
-    values = [inputs, weight, *([torch.randn(520)] if bias else [])]
+    values = [inputs, weight, *([torch.randn(20)] if bias else [])]
     ours = [one.requires_grad_() for one in values]
     exact = [one.detach().double().contiguous().requires_grad_() for one in values]  # others, torch cannot do
-    with small_maps_as_products(DENSE), torch.autocast("cpu", enabled=autocast):
-        output = F.conv2d(*ours, padding=pads)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(smallmaps, "LEAST_WEIGHTS", 1)
+        patch.setattr(smallmaps, "MOST_PIXELS", dict.fromkeys(smallmaps.MOST_PIXELS, 100))
+        with small_maps_as_products(DENSE), torch.autocast("cpu", enabled=autocast):
+            output = F.conv2d(*ours, padding=pads)
     assert _is_product(output)
     assert output.dtype == (torch.bfloat16 if autocast else torch.float32)
     expected = F.conv2d(*exact, padding=pads)
@@ -154,6 +167,38 @@ def test_arguments_are_torchs() -> None:
         of_numpy = F.conv2d(inputs, layer.weight, layer.bias, padding=np.int64(1))  # type: ignore[arg-type]
     assert _is_product(named)
     assert torch.equal(named, of_numpy)
+
+
+def test_without_instructions_for_bfloat16_its_convolutions_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(smallmaps, "has_fast_bfloat16", lambda: False)
+    layer, inputs = _layer(padding=1), torch.randn(2, 64, 2, 2)
+    assert _taken(layer, inputs)
+    with torch.autocast("cpu"):
+        assert not _taken(layer, inputs)
+
+
+def test_weights_that_are_computed_are_not_computed_to_look_at_them() -> None:
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            Counting.calls += 1
+            return weight
+
+    layer = nn.utils.parametrize.register_parametrization(_layer(padding=1), "weight", Counting(), unsafe=True)
+    before = Counting.calls
+    block = small_maps_as_products(layer)
+    assert Counting.calls == before
+    for _ in range(2):  # a block may be entered again
+        with block:
+            assert _is_product(layer(torch.randn(2, 64, 2, 2)))
+
+
+def test_layers_without_weights_are_passed_over() -> None:
+    empty = nn.Conv2d(64, 512, 3)
+    empty.weight = None  # type: ignore[assignment]
+    lazy = nn.LazyConv2d(512, 3)
+    assert isinstance(small_maps_as_products(nn.Sequential(empty, lazy)), nullcontext)
 
 
 @pytest.mark.parametrize("layer", [_layer(128), _layer(stride=2), _layer(512, 7, groups=2), nn.Linear(1024, 1024)])
@@ -211,17 +256,29 @@ def test_what_is_computed_again_for_the_gradients_may_be_torchs(size: int) -> No
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_transforms_of_functions() -> None:
-    layer, inputs = _layer(padding=1), torch.randn(3, 2, 64, 2, 2)
+KINDS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms_of_functions(kind: torch.memory_format) -> None:
+    weight = DENSE.weight.detach().contiguous(memory_format=kind)
+    inputs = torch.randn(6, 64, 2, 2).contiguous(memory_format=kind).unflatten(0, (3, 2))
 
     def loss(weight: Tensor, inputs: Tensor) -> Tensor:
-        return F.conv2d(inputs, weight, layer.bias, padding=1).square().sum()
+        return F.conv2d(inputs, weight, DENSE.bias, padding=1).square().sum()
 
     of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))
-    expected = of_each(layer.weight, inputs)
-    with small_maps_as_products(layer):
-        found = of_each(layer.weight, inputs)
+    expected = of_each(weight, inputs)
+    with small_maps_as_products(DENSE):
+        found = of_each(weight, inputs)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_exported_has_convolutions() -> None:
+    layer, inputs = _layer(padding=1), torch.randn(2, 64, 2, 2)
+    with small_maps_as_products(layer):
+        exported = torch.export.export(layer, (inputs,), strict=False)
+    assert "conv2d" in str(exported.graph)
 
 
 class _Marked(Tensor):
@@ -235,9 +292,8 @@ def test_tensors_of_other_kinds_have_their_own_way() -> None:
     assert not _is_product(output)
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_outputs_lie_in_memory_as_torchs(last: bool) -> None:
-    kind = torch.channels_last if last else torch.contiguous_format
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_lie_in_memory_as_torchs(kind: torch.memory_format) -> None:
     weight, inputs = DENSE.weight.detach(), torch.randn(2, 64, 2, 2).contiguous(memory_format=kind)
     with small_maps_as_products(DENSE):
         output = F.conv2d(inputs, weight, padding=1)
@@ -275,3 +331,18 @@ def test_a_training_has_them(digits: Classification, monkeypatch: pytest.MonkeyP
     assert set(as_ever.taken) == {False}
     for one, other in zip(as_products.parameters(), as_ever.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_what_teachers_say_has_them(digits: Classification, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def counted(*arguments: object) -> Tensor:
+        made.append(torch.is_grad_enabled())
+        return forward(*arguments)
+
+    forward = smallmaps._Product.forward
+    monkeypatch.setattr(smallmaps._Product, "forward", staticmethod(counted))
+    few = Classification(dataclasses.replace(digits.splits, train=digits.splits.train.subset(np.arange(64))))
+    settings_ = table(epochs=1, precision="float32")
+    train(small_network(), few, settings_, 0, Objective(soft_weight=1.0), Guidance((_Deep(),), 1))
+    assert made
