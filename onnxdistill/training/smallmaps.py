@@ -87,7 +87,7 @@ def _convolved(
 
 
 def _pair(value: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(value) if isinstance(value, tuple | list) else (value, value)  # type: ignore[return-value]
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)  # type: ignore[return-value]  # a number
 
 
 def _wins(inputs: Tensor, weight: Tensor, bias: Tensor | None, pads: tuple[int, ...], dtype: torch.dtype) -> bool:
