@@ -7,27 +7,41 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from onnxdistill.device.host import HostFacts
-from onnxdistill.device.jsonfile import check_place, write_text
-from onnxdistill.errors import LimitsMissedError, ModelFileError, OutputError, ResultError, UsageError
+from onnxdistill.device.jsonfile import write_text
+from onnxdistill.errors import (
+    LimitsMissedError,
+    ModelFileError,
+    ResultError,
+    UsageError,
+)
+from onnxdistill.frontchecks import (
+    FRONT_JSON,
+    FRONT_PAGE,
+    TEACHER,
+    check_limits,
+    check_places,
+    check_teacher,
+    name_of_teacher,
+    real_path,
+)
 from onnxdistill.gate import place_of
-from onnxdistill.keeping import ORIGIN, TEACHER, SharedTeacher, foreign_file, has_settings, is_of
-from onnxdistill.overrides import keys_given
+from onnxdistill.keeping import Data, is_student, trained_teacher
 from onnxdistill.pipeline import compress
 from onnxdistill.recipe import Recipe, load_recipe
 from onnxdistill.report import Report, load_report
 from onnxdistill.report.front import FrontPoint, StudentFront, point_of
 from onnxdistill.report.frontpage import render_front_page
 from onnxdistill.report.fronttable import render_front
-from onnxdistill.stages.ship import RunFolder
+from onnxdistill.sources import Sources, file_source, network_sources
 from onnxdistill.tasks import TASKS, Task
 
-FRONT_JSON, FRONT_PAGE = "front.json", "front.html"
+# What a run leaves out that only makes the teacher.
+_WITHOUT_STUDENT = tuple(f"{table}=" for table in ("plan", "prune", "factorize", "distill", "quantize", "limits"))
 
 _NOT_TRIED, _NOT_YET = "Not tried: a slower one is out of reach.", "Not made yet."
 
@@ -45,14 +59,14 @@ def compress_front(
     """Runs a recipe several times, for speed-ups in equal ratios up to the one that is planned for.
 
     Each run's `limits.min_speedup` is its own speed-up, and a `limits.max_latency_ms` of the recipe is left out. A
-    teacher that is trained in the runs is trained in the first one that makes a student. What an earlier call has made
-    on this machine with the same settings and the same teacher is not made again.
+    teacher that is to be trained is so in a run of its own, before all students. What an earlier call has made on this
+    machine with the same settings and the same teacher is not made again.
 
     Args:
         recipe: The recipe's TOML file.
         count: How many students, at least one.
-        out: Gets a run folder for each, named by its speed-up, and `front.json` and `front.html`; `runs/NAME-front` by
-            default.
+        out: Gets a run folder for each, named by its speed-up, `teacher` for one that is trained, and `front.json` and
+            `front.html`; `runs/NAME-front` by default.
         overrides: As for `compress`; `plan.speedup` is that of the fastest student.
         console: As for `compress`.
         log_file: As for `compress`.
@@ -73,47 +87,24 @@ def compress_front(
             "A front needs to know how far it goes.", "Give the fastest student's --speedup, or plan.speedup."
         )
     speedups = _ratios(loaded.plan.speedup, count)
-    _check_limits(overrides, loaded.limits.min_speedup not in (None, loaded.plan.speedup))
+    check_limits(overrides, loaded.limits.min_speedup not in (None, loaded.plan.speedup))
     overrides = (*overrides, *_places(loaded))
     log_file, tensorboard = (None if place is None else Path(place).absolute() for place in (log_file, tensorboard))
-    target = (Path(out) if out is not None else Path("runs") / f"{loaded.name}-front").absolute()
-    _check_places(target, speedups, is_trained=loaded.teacher.train is not None)
+    target = real_path(Path(out) if out is not None else Path("runs") / f"{loaded.name}-front")
+    check_places(target, loaded, source, speedups, log_file, tensorboard)
     host = place_of(loaded.bench).host
-    # Not kept: every run reads the data again.
     task: Task = TASKS[loaded.task](loaded)
-    teacher = SharedTeacher(target, loaded, task.describe_data(), len(task.class_names))
+    outputs = _Outputs(console, log_file, tensorboard)
+    sources = network_sources(loaded, len(task.class_names))
+    front = _Front(source, loaded, overrides, target, host, sources, task.describe_data(), outputs)
+    lacks_teacher = loaded.teacher.train is not None and front.trained is None
+    if lacks_teacher:
+        check_teacher(target, loaded, task)
+    # Not kept: every run reads the data again.
     del task
-    points: list[FrontPoint] = []
-    errors: list[ResultError] = []
-    front: StudentFront | None = None
-
-    def run_of(speedup: float) -> _Run:
-        items = (*overrides, *teacher.overrides, *_asked(speedup))
-        return _Run(speedup, target / f"{speedup:g}x", source, items, host)
-
-    for speedup in speedups:
-        run = run_of(speedup)
-        outcome = run.kept(teacher, console) or run.tried(console, log_file, tensorboard)
-        if isinstance(outcome, Made):
-            teacher.remember(outcome.report, outcome.folder)
-            points.append(point_of(outcome.report, speedup, outcome.folder.name))
-            later = [run_of(faster).found(teacher) for faster in speedups[len(points) :]]
-            front = StudentFront.of(front or outcome.report, loaded.limits.max_drop, [*points, *later])
-            _write(front, target)
-            continue
-        if outcome.of_teacher:  # as that of every other student would end
-            raise outcome
-        errors.append(outcome)
-        points.append(FrontPoint(speedup, "", False, note=outcome.what))
-        if isinstance(outcome, LimitsMissedError):  # what is faster still cannot be reached either
-            break
-    points += [FrontPoint(faster, "", False, note=_NOT_TRIED) for faster in speedups[len(points) :]]
-    if front is None:
-        raise _reason(loaded.name, errors)
-    front = StudentFront.of(front, loaded.limits.max_drop, points)
-    _write(front, target)
-    _deliver(front, target, console)
-    return front
+    if lacks_teacher:
+        front.train_teacher(speedups)
+    return front.of(speedups)
 
 
 def _reason(name: str, errors: Sequence[ResultError]) -> ResultError:
@@ -150,54 +141,162 @@ class Made:
 
 
 @dataclass(frozen=True)
+class _Outputs:
+    """Where all runs of a front show what they do."""
+
+    console: Console | None
+    log_file: Path | None
+    tensorboard: Path | None
+
+    def begin(self, what: str) -> None:
+        if self.console is not None:
+            self.console.print(Text(f"\n{what}\n", "bold"))
+
+    def compress(self, recipe: Path, folder: Path, overrides: tuple[str, ...]) -> Report:
+        """One run; its curves are told from those of others by the name of its folder."""
+        curves = None if self.tensorboard is None else self.tensorboard / folder.name
+        return compress(
+            recipe, out=folder, overrides=overrides, console=self.console, log_file=self.log_file, tensorboard=curves
+        )
+
+
+@dataclass(frozen=True)
 class _Run:
-    """One of the students."""
+    """One of the students.
+
+    Attributes:
+        speedup: That is asked for.
+        folder: Its run folder.
+        source: The recipe's file.
+        overrides: All of them.
+        outputs: Where it shows what it does.
+    """
 
     speedup: float
     folder: Path
-    recipe: Path
+    source: Path
     overrides: tuple[str, ...]
-    host: HostFacts
+    outputs: _Outputs
 
-    def found(self, teacher: SharedTeacher) -> FrontPoint:
-        """What there is of it before its turn."""
-        kept = self.kept(teacher, None)
-        if kept is None:
-            return FrontPoint(self.speedup, "", False, note=_NOT_YET)
-        return point_of(kept.report, self.speedup, kept.folder.name)
-
-    def kept(self, teacher: SharedTeacher, console: Console | None) -> Made | None:
-        """What an earlier call has made here of the same teacher with the same settings."""
-        recipe = load_recipe(self.recipe, self.overrides)
-        for folder, report in self._reports():
-            if teacher.made(report, folder) and has_settings(report, recipe) and is_of(report, self.host):
-                if console is not None:
-                    kept = Text(f"{folder} is kept: it was made with the same settings.")
-                    console.print(kept, soft_wrap=True)
-                return Made(report, folder)
-        return None
-
-    def tried(
-        self, console: Console | None, log_file: Path | str | None, tensorboard: Path | str | None
-    ) -> Made | ResultError:
+    def tried(self) -> Made | ResultError:
         """The student, if need be one that misses its limits; or why there is none."""
-        if console is not None:
-            console.print(Text(f"\n{self.speedup:g} times as fast as the teacher\n", "bold"))
-        before = [report for _, report in self._reports()]
-        curves = None if tensorboard is None else Path(tensorboard) / self.folder.name
-        settings: dict[str, Any] = {"overrides": self.overrides, "console": console, "log_file": log_file}
+        self.outputs.begin(f"{self.speedup:g} times as fast as the teacher")
+        before = [made.report for made in self.reports()]
         try:
-            report = compress(self.recipe, out=self.folder, tensorboard=curves, **settings)
+            report = self.outputs.compress(self.source, self.folder, self.overrides)
         except ResultError as error:
             # Of a plan that came nowhere near there is nothing; else there is a student that misses something.
-            made = [one for one in self._reports() if not one[1].shipped and one[1] not in before]
-            return Made(made[0][1], made[0][0]) if made else error
+            made = [one for one in self.reports() if not one.report.shipped and one.report not in before]
+            return made[0] if made else error
         return Made(report, self.folder)
 
-    def _reports(self) -> Iterator[tuple[Path, Report]]:
+    def reports(self) -> Iterator[Made]:
+        """What there is, whatever it was made of."""
         for folder in (self.folder, self.folder.with_name(f"{self.folder.name}.missed")):
             with suppress(ModelFileError):
-                yield folder, load_report(folder / "report.json")
+                yield Made(load_report(folder / "report.json"), folder)
+
+
+@dataclass(frozen=True)
+class _Front:
+    """All students of one teacher.
+
+    Attributes:
+        source: The recipe's file.
+        recipe: As it was asked for.
+        overrides: All of them, but for what each student is asked for.
+        folder: The front's.
+        host: Where latencies are measured.
+        sources: Of the recipe's networks, as they were in the beginning.
+        data: The splits.
+        outputs: Where all runs show what they do.
+    """
+
+    source: Path
+    recipe: Recipe
+    overrides: tuple[str, ...]
+    folder: Path
+    host: HostFacts
+    sources: Sources
+    data: Data
+    outputs: _Outputs
+
+    @property
+    def trained(self) -> Report | None:
+        """The report of the run that trained the teacher; None if there is none, or none is needed."""
+        if self.recipe.teacher.train is None:
+            return None
+        return trained_teacher(self.folder / TEACHER, self.recipe, self.sources, self.data)
+
+    def train_teacher(self, speedups: Sequence[float]) -> None:
+        """Trains the teacher in a run of its own."""
+        self.outputs.begin("The teacher of all students")
+        items = (*self.overrides, *_WITHOUT_STUDENT, f"name={name_of_teacher(self.recipe)}")
+        report = self.outputs.compress(self.source, self.folder / TEACHER, items)
+        self._written(report, [self._found(speedup) for speedup in speedups])
+
+    def of(self, speedups: Sequence[float]) -> StudentFront:
+        """Makes what is missing, writes the front after each student, and shows it in the end."""
+        points: list[FrontPoint] = []
+        errors: list[ResultError] = []
+        front: StudentFront | None = None
+        for speedup in speedups:
+            outcome = self._kept(speedup, tell=True) or self._run(speedup).tried()
+            if isinstance(outcome, Made):
+                points.append(point_of(outcome.report, speedup, outcome.folder.name))
+                later = [self._found(faster) for faster in speedups[len(points) :]]
+                front = self._written(front or outcome.report, [*points, *later])
+                continue
+            if outcome.of_teacher:  # as that of every other student would end
+                raise outcome
+            errors.append(outcome)
+            points.append(FrontPoint(speedup, "", False, note=outcome.what))
+            if isinstance(outcome, LimitsMissedError):  # what is faster still cannot be reached either
+                break
+        points += [FrontPoint(faster, "", False, note=_NOT_TRIED) for faster in speedups[len(points) :]]
+        if front is None:
+            if (trained := self.trained) is not None:
+                self._written(trained, points)
+            raise _reason(self.recipe.name, errors)
+        front = self._written(front, points)
+        _deliver(front, self.folder, self.outputs.console)
+        return front
+
+    def _run(self, speedup: float) -> _Run:
+        weights = self.folder / TEACHER / "teacher.pt"
+        trained = [f"teacher.weights={weights}", "teacher.train=", "teacher.new_head="]
+        items = (*self.overrides, *(trained if self.recipe.teacher.train is not None else []), *_asked(speedup))
+        return _Run(speedup, self.folder / f"{speedup:g}x", self.source, items, self.outputs)
+
+    def _kept(self, speedup: float, *, tell: bool = False) -> Made | None:
+        """What an earlier call has made here of the same teacher with the same settings."""
+        run = self._run(speedup)
+        recipe = load_recipe(self.source, run.overrides)
+        sources = dict(self.sources)
+        if self.recipe.teacher.train is not None:
+            beside = {place: source for place, source in sources.items() if not place.startswith("teacher")}
+            sources = {"teacher": file_source(recipe.teacher), **beside}
+        for made in run.reports():
+            if is_student(made.report, recipe, sources, self.data, self.host):
+                if tell and self.outputs.console is not None:
+                    kept = Text(f"{made.folder} is kept: it was made with the same settings.")
+                    self.outputs.console.print(kept, soft_wrap=True)
+                return made
+        return None
+
+    def _found(self, speedup: float) -> FrontPoint:
+        """What there is of a student before its turn."""
+        kept = self._kept(speedup)
+        if kept is None:
+            return FrontPoint(speedup, "", False, note=_NOT_YET)
+        return point_of(kept.report, speedup, kept.folder.name)
+
+    def _written(self, first: Report | StudentFront, points: Sequence[FrontPoint]) -> StudentFront:
+        teacher_folder = "" if self.recipe.teacher.train is None else TEACHER
+        front = StudentFront.of(first, self.recipe.limits.max_drop, points, teacher_folder)
+        write_text(self.folder / FRONT_JSON, front.to_json())
+        write_text(self.folder / FRONT_PAGE, render_front_page(front))
+        return front
 
 
 def _places(recipe: Recipe) -> list[str]:
@@ -223,39 +322,3 @@ def _ratios(speedup: float, count: int) -> list[float]:
 
 def _asked(speedup: float) -> list[str]:
     return [f"plan.speedup={speedup}", f"limits.min_speedup={speedup}", "limits.max_latency_ms="]
-
-
-def _check_limits(overrides: Sequence[str], is_another: bool) -> None:
-    """Refuses a limit that was asked for and would be left out; those of a recipe are for its one student.
-
-    Args:
-        overrides: What was asked for.
-        is_another: Whether the speed-up that has to be is not the one that is planned for.
-    """
-    left_out = {"limits.max_latency_ms", *(["limits.min_speedup"] if is_another else [])}
-    for item in overrides:
-        if left_out.intersection(keys_given(item)):
-            raise UsageError(
-                f"--set {item!r} has no effect on a front, whose students are each held to their own speed-up.",
-                "Leave it out.",
-            )
-
-
-def _check_places(target: Path, speedups: Sequence[float], *, is_trained: bool) -> None:
-    """Refuses now what could not be written after hours."""
-    if (target / "report.json").exists():
-        raise UsageError(f"{target} is the folder of a run, not of a front.", "Give a new folder with --out.")
-    foreign = foreign_file(target, (FRONT_JSON, FRONT_PAGE), is_trained=is_trained)
-    if foreign is not None:
-        raise OutputError(
-            f"{target / foreign} is not one of a front, and would be replaced.", "Give a new folder with --out."
-        )
-    for speedup in speedups:
-        with RunFolder(target / f"{speedup:g}x"):
-            for name in (FRONT_JSON, FRONT_PAGE, TEACHER, ORIGIN):
-                check_place(target / name)
-
-
-def _write(front: StudentFront, target: Path) -> None:
-    write_text(target / FRONT_JSON, front.to_json())
-    write_text(target / FRONT_PAGE, render_front_page(front))

@@ -35,6 +35,7 @@ from onnxdistill.recipe.weights import NO_WEIGHTS, OWN_WEIGHTS
 from onnxdistill.record import Candidate, Record
 from onnxdistill.report import CutRow, DecisionRow, GroupCut, LayerRow, PlanLog, Report
 from onnxdistill.shell import opened
+from onnxdistill.sources import network_sources
 from onnxdistill.stages.factorize import factorize
 from onnxdistill.stages.plan import PlanResult, plan
 from onnxdistill.stages.prune import prune
@@ -204,6 +205,7 @@ class _Run:
         self.record.begin("teacher", f"building {table.network}")
         with suppress(NetworkError):  # which is told below, by the key that names it
             import_files(self.recipe.network_names)
+        self.record.sources = network_sources(self.recipe, len(self.task.class_names))
         further = self.recipe.distill.teachers if self.recipe.distill is not None else []
         # Refused now rather than after a training.
         further_ones = further_teachers(further, "distill.teachers", self.task, self.recipe.seed, self.recipe.distill)

@@ -24,6 +24,7 @@ from onnxdistill.quantization.workshop import Calibration, Workshop
 from onnxdistill.recipe import OnnxRecipe, QuantizeTable, Recipe
 from onnxdistill.report import GroupCut, PlanLog, QuantizationLog, Report, RungRow, SchemeRow, TrainingLog
 from onnxdistill.report.assemble import Step, TargetFile, assemble
+from onnxdistill.sources import Sources
 from onnxdistill.stages.export import export
 from onnxdistill.stages.quantize import quantize_measured
 from onnxdistill.stages.verify import verify
@@ -60,6 +61,7 @@ class FileRecord:
         quantization: What was tried for int8.
         targets: Files for other kinds of machines.
         plan: How a latency budget was spent.
+        sources: What the networks are built from.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class FileRecord:
         self.quantization: QuantizationLog | None = None
         self.targets: list[TargetFile] = []
         self.plan: PlanLog | None = None
+        self.sources: Sources = {}
         self._recipe = recipe
         self._scoring = scoring
         self._settings = settings
@@ -235,6 +238,7 @@ class FileRecord:
             self.quantization,
             self.targets,
             self.plan,
+            self.sources,
         )
 
     def _show_verifying(self, done: int, total: int) -> None:

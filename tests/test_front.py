@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import json
-import sys
+import re
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from rich.console import Console
 import onnxdistill
 from onnxdistill import compress_front, front
 from onnxdistill.device.host import read_host
-from onnxdistill.errors import LimitsMissedError, TrainingError, UsageError
-from onnxdistill.keeping import SharedTeacher, has_settings, is_of
+from onnxdistill.errors import LimitsMissedError, OutputError, ParityError, TrainingError, UsageError
+from onnxdistill.networks import build_network
 from onnxdistill.recipe import Recipe, load_recipe
-from onnxdistill.report import Artifact, Report, StageRow, load_report
+from onnxdistill.report import Report, StageRow, load_report
+from onnxdistill.sources import network_sources
+from onnxdistill.tasks import TASKS
 from tests.compress.commands import run_here
 
 QUICK = """
@@ -69,158 +72,174 @@ def test_a_student_and_its_teacher_are_kept(recipe: Path, tmp_path: Path) -> Non
     report = load_report(out / "1.2x" / "report.json")
     assert report.shipped
     assert first.points[0].student == report.student
-    assert [log.stage for log in report.trainings] == ["teacher"]
-    assert "<svg" in (out / "front.html").read_text()
-    assert (out / "teacher.pt").read_bytes() == (out / "1.2x" / "teacher.pt").read_bytes()
-    # It is not made again, although a run would begin with the trained weights now.
-    made_ns = (out / "1.2x" / "report.json").stat().st_mtime_ns
+    assert not report.trainings
+    trained = load_report(out / "teacher" / "report.json")
+    assert [log.stage for log in trained.trainings] == ["teacher"]
+    (sha256,) = (one.sha256 for one in trained.artifacts if one.file == "teacher.onnx")
+    assert sha256 in (one.sha256 for one in report.artifacts if one.file == "teacher.onnx")
+    assert report.recipe["teacher"]["weights"] == str(out / "teacher" / "teacher.pt")
+    page = (out / "front.html").read_text()
+    assert "<svg" in page
+    assert '<a href="teacher/report.html">teacher</a>' in page
+    made_ns = [(out / name / "report.json").stat().st_mtime_ns for name in ("teacher", "1.2x")]
     console = Console(file=io.StringIO(), width=60)
     assert compress_front(recipe, 1, out=out, overrides=asked, console=console) == first
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "1.2x is kept: it was made with the same settings." in text
     assert "quick: 1 of 1 students" in text
-    assert (out / "1.2x" / "report.json").stat().st_mtime_ns == made_ns
+    assert [(out / name / "report.json").stat().st_mtime_ns for name in ("teacher", "1.2x")] == made_ns
 
 
-def test_what_is_kept_is_of_the_same_teacher_settings_and_machine(report: Report, recipe: Path, tmp_path: Path) -> None:
-    host = read_host().to_json()
-    recipe_of = partial(load_recipe, recipe)
+class Compress:
+    """In place of `compress`: makes what it would make, without any work, and ends students as it is told to."""
+
+    def __init__(self, report: Report, ends: Mapping[str, BaseException] | None = None, weights: bytes = b"") -> None:
+        self._report, self._ends, self._weights = report, ends or {}, weights
+        self.begun: list[str] = []
+        self.settings: list[dict[str, Any]] = []
+
+    def __call__(self, source: Path, *, out: Path, **settings: Any) -> Report:
+        self.begun.append(out.name)
+        self.settings.append(settings)
+        if out.name in self._ends:
+            raise self._ends[out.name]
+        return made_by(self._report, load_recipe(source, settings["overrides"]), out, self._weights)
+
+
+def made_by(report: Report, recipe: Recipe, folder: Path, weights: bytes = b"") -> Report:
+    """Puts down a run folder of a recipe, with the numbers of a report."""
+    task = TASKS[recipe.task](recipe)
     made = replace(
         report,
+        name=recipe.name,
         onnxdistill_version=onnxdistill.__version__,
-        host=host,
-        recipe=recipe_of(["plan.speedup=2", "seed=0"]).model_dump(mode="json", exclude_none=True),
-        artifacts=[Artifact("teacher.onnx", 1, "ab")],
+        host=read_host().to_json(),
+        data=task.describe_data(),
+        recipe=recipe.model_dump(mode="json", exclude_none=True),
+        sources=dict(network_sources(recipe, 10)),
     )
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
-    first = SharedTeacher(tmp_path, recipe_of(), {}, 10)
-    assert (first.overrides, first.made(made, tmp_path / "run")) == ([], False)
-    first.remember(made, tmp_path / "run")
-    later = SharedTeacher(tmp_path, recipe_of(["plan.speedup=4"]), {}, 10)
-    assert later.made(made, tmp_path / "run")
-    assert later.overrides == [f"teacher.weights={tmp_path / 'teacher.pt'}", "teacher.train=", "teacher.new_head="]
-    assert (tmp_path / "teacher.pt").read_bytes() == b"weights"
-    assert not later.made(replace(made, artifacts=[Artifact("teacher.onnx", 1, "cd")]), tmp_path / "run")
-    assert not later.made(made, tmp_path / "run 2")
-    # A teacher that was trained otherwise, or on other data, is another one.
-    for change in ("teacher.train.epochs=4", "seed=1", "data.validation=0.2"):
-        other = SharedTeacher(tmp_path, recipe_of([change]), {}, 10)
-        assert (other.overrides, other.made(made, tmp_path / "run")) == ([], False)
-    assert not SharedTeacher(tmp_path, recipe_of(), {"test": {"sha256": "of other images"}}, 10).made(
-        made, tmp_path / "run"
-    )
-    shared = recipe_of(["plan.speedup=2", *later.overrides])
-    assert has_settings(made, shared)
-    assert not has_settings(made, recipe_of(["plan.speedup=2", "quantize.max_drop=0.25"]))
-    assert is_of(made, read_host())
-    assert not is_of(replace(made, onnxdistill_version="0"), read_host())
-    for change in ({"cpu": "another one"}, {"cpu_limit": 0.5}, {"gpus": ("another one",)}, {"os": "another one"}):
-        assert not is_of(made, replace(read_host(), **change))
-    assert not is_of(replace(made, host={}), read_host())
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.teacher.train is not None:
+        (folder / "teacher.pt").write_bytes(weights)
+    (folder / "report.json").write_text(made.to_json())
+    return made
 
 
-def test_weights_that_were_replaced_are_another_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:
-    weights = tmp_path / "w.pt"
-    weights.write_bytes(b"one")
-    loaded = load_recipe(recipe, [f"teacher.weights={weights}", "teacher.train="])
-    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
-    assert SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
-    assert SharedTeacher(tmp_path, loaded, {}, 10).overrides == []  # each run reads them itself
-    weights.write_bytes(b"two")
-    assert not SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
+@pytest.fixture
+def compresses(monkeypatch: pytest.MonkeyPatch, report: Report) -> Callable[..., Compress]:
+    """Puts one in the place of `compress`."""
+
+    def placed(**settings: Any) -> Compress:
+        found = Compress(report, **settings)
+        monkeypatch.setattr("onnxdistill.front.compress", found)
+        return found
+
+    return placed
 
 
-def test_what_students_learn_from_beside_counts_as_well(
-    recipe: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+def test_what_is_there_is_not_made_again(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress], report: Report
 ) -> None:
-    weights, module = tmp_path / "w.pt", tmp_path / "my_networks.py"
-    module.write_text("def make(): ...")
-    monkeypatch.syspath_prepend(tmp_path)
-    weights.write_bytes(b"one")
-    recipe.write_text(
-        f"{QUICK}\n[distill]\nepochs = 1\n[[distill.teachers]]\nnetwork = 'my_networks:make'\nweights = '{weights}'"
-    )
-    loaded = load_recipe(recipe, ["teacher.train="])
-    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
-    assert SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
-    broken = load_recipe(recipe, ["teacher.train=", "teacher.network=no_such_module:make"])
-    assert SharedTeacher(tmp_path, broken, {}, 10).overrides == []  # to be refused by the run
-    for path in (weights, module):
-        before = path.read_bytes()
-        path.write_bytes(b"# two")
-        other = SharedTeacher(tmp_path, loaded, {}, 10)
-        assert not other.made(made, tmp_path / "run")
-        other.remember(made, tmp_path / "run 2")
-        assert other.made(made, tmp_path / "run 2")
-        path.write_bytes(before)
-        assert SharedTeacher(tmp_path, loaded, {}, 10).made(made, tmp_path / "run")
+    made, out = compresses(), tmp_path / "front"
+
+    def begun(speedup: float, count: int, *overrides: str) -> list[str]:
+        made.begun.clear()
+        compress_front(recipe, count, out=out, overrides=[f"plan.speedup={speedup}", *overrides])
+        return list(made.begun)
+
+    assert begun(4, 2) == ["teacher", "2x", "4x"]
+    assert begun(4, 2) == []
+    assert begun(8, 3) == ["8x"]
+    assert begun(8, 3, "quantize.max_drop=0.25") == ["2x", "4x", "8x"]
+    assert begun(8, 3, "data.validation=0.2") == ["teacher", "2x", "4x", "8x"]
+    assert begun(8, 3, "data.validation=0.2", "teacher.train.epochs=4") == ["teacher"]  # to the same bytes
+    # Wherever a call was ended, what is complete stays.
+    (out / "front.json").unlink()
+    (out / "front.html").unlink()
+    (out / "4x" / "report.json").unlink()
+    assert begun(8, 3, "data.validation=0.2", "teacher.train.epochs=4") == ["4x"]
+    (out / "teacher" / "teacher.pt").unlink()
+    assert begun(8, 3, "data.validation=0.2", "teacher.train.epochs=4") == ["teacher"]
 
 
-def test_a_front_goes_on_without_the_weights_of_its_teacher(recipe: Path, tmp_path: Path, report: Report) -> None:
-    """A student that began with them has none of its own; then the next one trains them anew."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "teacher.pt").write_bytes(b"weights")
-    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    loaded = load_recipe(recipe)
-    SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
-    (tmp_path / "teacher.pt").unlink()
-    later = SharedTeacher(tmp_path, loaded, {}, 10)
-    later.remember(made, tmp_path / "run without")
-    assert later.overrides == []
-    later.remember(made, tmp_path / "run")
-    assert later.overrides != []
-
-
-def test_weights_are_never_those_of_another_origin(
-    recipe: Path, tmp_path: Path, report: Report, monkeypatch: pytest.MonkeyPatch
+def test_students_of_another_teacher_are_made_again(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
 ) -> None:
-    """Wherever it is killed, and the next call trains again and writes what is missing."""
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "teacher.pt").write_bytes(b"new")
-    (tmp_path / "teacher.pt").write_bytes(b"old")
-    made = replace(report, artifacts=[Artifact("teacher.onnx", 1, "ab")])
-    loaded = load_recipe(recipe)
-    with monkeypatch.context() as context:
-        context.setattr("onnxdistill.keeping.shutil.copyfile", lambda *_: sys.exit())
-        with pytest.raises(SystemExit):
-            SharedTeacher(tmp_path, loaded, {}, 10).remember(made, tmp_path / "run")
-    later = SharedTeacher(tmp_path, loaded, {}, 10)
-    assert later.overrides == []
-    later.remember(made, tmp_path / "run")
-    assert (tmp_path / "teacher.pt").read_bytes() == b"new"
+    """The same training may end in other weights, as on a GPU."""
+    compresses(weights=b"some")
+    compress_front(recipe, 2, out=tmp_path / "front", overrides=["plan.speedup=4"])
+    shutil.rmtree(tmp_path / "front" / "teacher")
+    second = compresses(weights=b"others")
+    compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
+    assert second.begun == ["teacher", "2x", "4x", "8x"]
 
 
-def test_what_is_out_of_reach_ends_the_front(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_what_is_out_of_reach_ends_the_front_and_its_teacher_stays(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
+) -> None:
+    made = compresses(ends={name: LimitsMissedError("1.4 x is the most.") for name in ("2x", "1.5x")})
+    with pytest.raises(LimitsMissedError, match=r"No speed-up of quick can be reached. 1.4 x is the most"):
+        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8", "limits.max_drop=1"])
+    assert made.begun == ["teacher", "2x"]
+    points = json.loads((tmp_path / "front" / "front.json").read_text())["points"]
+    assert [one["note"] for one in points] == ["1.4 x is the most."] + ["Not tried: a slower one is out of reach."] * 2
+    alone, asked = (load_recipe(recipe, settings["overrides"]) for settings in made.settings)
+    assert (alone.plan, alone.quantize, alone.limits.max_drop, alone.limits.min_speedup) == (None, None, None, None)
+    assert alone.teacher.train is not None
+    assert alone.name == "quick-teacher"
+    assert asked.plan is not None
+    assert (asked.plan.speedup, asked.limits.min_speedup, asked.limits.max_drop) == (2.0, 2.0, 1.0)
+    assert asked.teacher.train is None
+    assert asked.teacher.weights == str(tmp_path / "front" / "teacher" / "teacher.pt")
+    # Asked for less, the teacher that took hours is there.
+    with pytest.raises(LimitsMissedError):
+        compress_front(recipe, 1, out=tmp_path / "front", overrides=["plan.speedup=1.5"])
+    assert made.begun == ["teacher", "2x", "1.5x"]
 
-    def unreachable(*_: object, overrides: tuple[str, ...], **__: object) -> Report:
-        asked.extend(overrides[-3:])
-        raise LimitsMissedError("3 x is the most.")
 
-    monkeypatch.setattr("onnxdistill.front.compress", unreachable)
-    with pytest.raises(LimitsMissedError, match=r"No speed-up of quick can be reached. 3 x is the most"):
-        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
-    # No second training of a teacher whose students cannot be faster either.
-    assert asked == ["plan.speedup=2.0", "limits.min_speedup=2.0", "limits.max_latency_ms="]
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("[distill.features]\nlayers = ['no_such_layer']", "no_such_layer"),
+        ("[[distill.teachers]]\nnetwork = 'cifar-resnet20'\nweights = 'w.pt'", "distill.teachers.0.network"),
+    ],
+)
+def test_what_no_student_can_learn_from_is_told_before_the_teacher_is_trained(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress], table: str, message: str
+) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "w.pt")
+    recipe.write_text(f"{QUICK}[distill]\nepochs = 1\n{table}")
+    made = compresses()
+    with pytest.raises(UsageError, match=message):
+        compress_front(recipe, 2, out=tmp_path / "front", overrides=["plan.speedup=4"])
+    assert not made.begun
     assert not (tmp_path / "front").exists()
 
 
-def test_a_student_that_diverges_does_not_end_the_front(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
+def test_a_teacher_whose_weights_cannot_be_read_again_is_told_before_it_is_trained(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
 ) -> None:
-    def diverges_at_twice(*_: object, out: Path, **__: object) -> Report:
-        if out.name == "2x":
-            raise TrainingError("The loss is not a number.")
-        out.mkdir(parents=True)
-        (out / "teacher.pt").write_bytes(b"")
-        (out / "report.json").write_text(report.to_json())
-        return report
+    (tmp_path / "nets.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n    def get_extra_state(self):\n"
+        "        return {'scale': 1.0}\n\n    def set_extra_state(self, state):\n        self.scale = state['scale']\n"
+        "\n\ndef make():\n    return Net(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    made = compresses()
+    with pytest.raises(UsageError, match="cannot be read again"):
+        compress_front(
+            recipe,
+            2,
+            out=tmp_path / "front",
+            overrides=["plan.speedup=4", f"teacher.network={tmp_path / 'nets.py'}:make"],
+        )
+    assert not made.begun
 
-    monkeypatch.setattr("onnxdistill.front.compress", diverges_at_twice)
+
+def test_a_student_that_diverges_does_not_end_the_front(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
+) -> None:
+    compresses(ends={"2x": TrainingError("The loss is not a number.")})
     found = compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
     assert [(point.folder, point.note) for point in found.points] == [
         ("", "The loss is not a number."),
@@ -230,60 +249,52 @@ def test_a_student_that_diverges_does_not_end_the_front(
     assert "2 of 3 students" in (tmp_path / "front" / "front.html").read_text()
 
 
+@pytest.mark.parametrize("is_trained", [True, False])
 def test_a_front_whose_teacher_cannot_be_made_ends_with_the_reason(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trained: bool
 ) -> None:
-    """Each student would train it anew, to the same end; and what is asked for is no reason."""
-    trained = list[int]()
+    """Each student would begin with it, and come to the same end; and what is asked for is no reason."""
+    torch.save(build_network("digits-resnet", 10, 0).state_dict(), tmp_path / "w.pt")
+    loaded = ["teacher.train=", f"teacher.weights={tmp_path / 'w.pt'}"]
+    made = list[int]()
 
-    def diverges(_: object, __: object, *___: object) -> None:
-        trained.append(1)
-        raise TrainingError("The training diverged.", "Lower learning_rate.")
+    def refused(_: object, __: object, *___: object) -> None:
+        made.append(1)
+        raise ParityError("The ONNX file differs.", "Report it.")
 
-    monkeypatch.setattr("onnxdistill.pipeline.teacher", diverges)
-    with pytest.raises(TrainingError, match="diverged") as caught:
-        compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
-    assert caught.value.fix == "Lower learning_rate."
-    assert trained == [1]
+    monkeypatch.setattr("onnxdistill.pipeline.teacher", refused)
+    overrides = ["plan.speedup=8", *([] if is_trained else loaded)]
+    with pytest.raises(ParityError, match="differs") as caught:
+        compress_front(recipe, 3, out=tmp_path / "front", overrides=overrides)
+    assert caught.value.fix == "Report it."
+    assert made == [1]
 
 
 def test_a_front_all_of_whose_students_diverge_does_not_say_that_they_are_out_of_reach(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
 ) -> None:
-    def diverges(*_: object, out: Path, **__: object) -> Report:
-        raise TrainingError(f"{out.name} diverged.", "Lower learning_rate.")
-
-    monkeypatch.setattr("onnxdistill.front.compress", diverges)
+    compresses(ends={name: TrainingError(f"{name} diverged.", "Lower learning_rate.") for name in ("2x", "4x", "8x")})
     with pytest.raises(TrainingError, match="2x diverged") as caught:
         compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
     assert caught.value.fix == "Lower learning_rate."
 
 
 def test_a_student_that_diverges_before_one_that_is_out_of_reach_is_what_is_told(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
 ) -> None:
-    def neither(*_: object, out: Path, **__: object) -> Report:
-        if out.name == "2x":
-            raise TrainingError("It diverged.", "Lower learning_rate.")
-        raise LimitsMissedError("The plan reached 3 x.", "Ask for less.")
-
-    monkeypatch.setattr("onnxdistill.front.compress", neither)
+    ends = {
+        "2x": TrainingError("It diverged.", "Lower learning_rate."),
+        "4x": LimitsMissedError("The plan reached 3 x.", "Ask for less."),
+    }
+    compresses(ends=ends)
     with pytest.raises(TrainingError, match="It diverged"):
         compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
 
 
 def test_a_front_that_is_ended_on_the_way_says_what_is_missing(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report: Report
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
 ) -> None:
-    def ended_at_four_times(*_: object, out: Path, **__: object) -> Report:
-        if out.name == "4x":
-            raise KeyboardInterrupt
-        out.mkdir(parents=True)
-        (out / "teacher.pt").write_bytes(b"")
-        (out / "report.json").write_text(report.to_json())
-        return report
-
-    monkeypatch.setattr("onnxdistill.front.compress", ended_at_four_times)
+    compresses(ends={"4x": KeyboardInterrupt()})
     with pytest.raises(KeyboardInterrupt):
         compress_front(recipe, 3, out=tmp_path / "front", overrides=["plan.speedup=8"])
     points = json.loads((tmp_path / "front" / "front.json").read_text())["points"]
@@ -313,45 +324,108 @@ def test_what_is_read_stays_in_the_folder_of_the_command(tmp_path: Path, monkeyp
 
 
 def test_runs_of_a_front_get_places_that_do_not_move(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Path, compresses: Callable[..., Compress]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked: list[dict[str, Any]] = []
-
-    def refused(_recipe: Path, **settings: Any) -> None:
-        asked.append(settings)
-        raise LimitsMissedError("1 x is the most.")
-
-    monkeypatch.setattr(front, "compress", refused)
-    with pytest.raises(LimitsMissedError):
-        front.compress_front(
-            recipe, 2, overrides=["plan.speedup=2"], out="front", log_file="log.jsonl", tensorboard="curves"
-        )
-    (settings,) = asked
-    assert "teacher.network=digits-resnet" in settings["overrides"]
-    assert settings["log_file"] == tmp_path / "log.jsonl"
-    assert settings["out"].parent == tmp_path / "front"
-    assert settings["tensorboard"].parent == tmp_path / "curves"
-
-
-def test_weights_that_a_function_loads_are_part_of_what_a_teacher_is_made_of(tmp_path: Path) -> None:
-    (tmp_path / "nets.py").write_text(
-        "import torch\nfrom torch import nn\n\n\ndef make():\n    net = nn.Linear(2, 2)\n"
-        f"    net.load_state_dict(torch.load({str(tmp_path / 'w.pt')!r}))\n    return net\n"
+    made = compresses()
+    front.compress_front(
+        recipe, 2, overrides=["plan.speedup=4"], out="front", log_file="log.jsonl", tensorboard="curves"
     )
-    loaded = Recipe.model_validate(
-        {
-            "name": "x",
-            "data": {"source": "digits"},
-            "teacher": {"network": f"{tmp_path}/nets.py:make", "weights": "own"},
-        }
-    )
-    origins = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        torch.save(torch.nn.Linear(2, 2).state_dict(), tmp_path / "w.pt")
-        origins.append(SharedTeacher(tmp_path, loaded, {}, 2)._origin)
-    assert origins[0] == origins[1] != origins[2]
+    assert made.begun == ["teacher", "2x", "4x"]
+    assert {path.name for path in (tmp_path / "front").iterdir()} == {*made.begun, "front.json", "front.html"}
+    for name, settings in zip(made.begun, made.settings, strict=True):
+        assert "teacher.network=digits-resnet" in settings["overrides"]
+        assert settings["log_file"] == tmp_path / "log.jsonl"
+        assert settings["tensorboard"] == tmp_path / "curves" / name
+
+
+def test_a_teacher_alone_is_without_every_stage_of_a_student() -> None:
+    """A stage that is new, and not left out there, would be done to the teacher."""
+    left_out = {item.rstrip("=") for item in front._WITHOUT_STUDENT}
+    assert set(Recipe.model_fields) - left_out == {"name", "task", "seed", "data", "teacher", "export", "bench"}
+
+
+def test_what_a_student_of_the_recipe_has_is_left_out_of_its_teacher(recipe: Path) -> None:
+    """In whatever way it was asked for."""
+    recipe.write_text(f"{QUICK}[distill]\nepochs = 2\n[prune]\nratio = 0.5\n[factorize]\nmacs_ratio = 0.5\n")
+    asked = ("distill.minutes=40", 'quantize.targets=["arm64"]', "limits.max_drop=1", "distill.learning_rate=1")
+    alone = load_recipe(recipe, (*asked, *front._WITHOUT_STUDENT))
+    assert alone == load_recipe(recipe, front._WITHOUT_STUDENT)
+    assert (alone.prune, alone.factorize, alone.distill, alone.quantize) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("place", ["2x", "4x", "teacher"])
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("distill.teachers", "distill.teachers[0].weights"),
+        ("teacher.train.teachers", "teacher.train.teachers[0].weights"),
+    ],
+)
+def test_what_is_learnt_from_does_not_lie_where_a_front_writes(
+    recipe: Path, tmp_path: Path, report: Report, place: str, key: str, message: str
+) -> None:
+    made_by(report, load_recipe(recipe), tmp_path / "front" / place, b"weights")
+    weights = tmp_path / "front" / place / "teacher.pt"
+    overrides = ["plan.speedup=4", "distill.epochs=1", f'{key}=[{{network="digits-resnet", weights="{weights}"}}]']
+    with pytest.raises(UsageError, match=re.escape(message)):
+        compress_front(recipe, 2, out=tmp_path / "front", overrides=overrides)
+    assert weights.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("option", "place", "message"),
+    [
+        ("log_file", "2x/log.jsonl", "lies in the run folder"),
+        ("log_file", "teacher/log.jsonl", "lies in the run folder"),
+        ("log_file", "front.json", "is written by the front itself"),
+        ("tensorboard", "", "lies in the run folder"),
+        ("tensorboard", "4x", "lies in the run folder"),
+    ],
+)
+def test_logs_do_not_lie_where_a_front_writes(
+    recipe: Path, tmp_path: Path, option: str, place: str, message: str
+) -> None:
+    out = tmp_path / "front"
+    places: dict[str, Any] = {option: out / place}
+    with pytest.raises(OutputError, match=message):
+        compress_front(recipe, 2, out=out, overrides=["plan.speedup=4"], **places)
+    assert not out.exists()
+
+
+def test_a_run_of_somebody_is_not_replaced_by_the_teacher_of_a_front(
+    recipe: Path, tmp_path: Path, report: Report, compresses: Callable[..., Compress]
+) -> None:
+    made = compresses()
+    made_by(report, load_recipe(recipe, ["teacher.train.epochs=7"]), tmp_path / "teacher", b"weights")
+    with pytest.raises(OutputError, match=r"teacher is a run that this front has not made"):
+        compress_front(recipe, 2, out=tmp_path, overrides=["plan.speedup=4"])
+    assert (tmp_path / "teacher" / "teacher.pt").read_bytes() == b"weights"
+    assert made.begun == []
+    # But it is taken if it is just what would be made; it is not ours by that.
+    compress_front(recipe, 2, out=tmp_path, overrides=["plan.speedup=4", "teacher.train.epochs=7"])
+    assert made.begun == ["2x", "4x"]
+    with pytest.raises(OutputError, match=r"teacher is a run that this front has not made"):
+        compress_front(recipe, 2, out=tmp_path, overrides=["plan.speedup=4"])
+
+
+def test_the_teacher_of_a_front_stays_its_own(
+    recipe: Path, tmp_path: Path, compresses: Callable[..., Compress]
+) -> None:
+    """Also after a call that took it as a teacher that was given."""
+    made = compresses()
+    compress_front(recipe, 1, out=tmp_path, overrides=["plan.speedup=4"])
+    weights = tmp_path / "teacher" / "teacher.pt"
+    torch.save(build_network("digits-resnet", 10, 0).state_dict(), weights)
+    given = ["plan.speedup=2", "teacher.train=", f"teacher.weights={weights}"]
+    compress_front(recipe, 1, out=tmp_path, overrides=given)
+    compress_front(recipe, 1, out=tmp_path, overrides=["plan.speedup=4", "teacher.train.epochs=7"])
+    assert made.begun == ["teacher", "4x", "2x", "teacher"]
+
+
+def test_what_can_be_no_folder(recipe: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        compress_front(recipe, 2, out="a\0b", overrides=["plan.speedup=4"])
 
 
 def test_ratios() -> None:
@@ -400,7 +474,7 @@ def test_what_makes_no_front(
     ("name", "message"),
     [
         ("report.json", "is the folder of a run"),
-        *((name, "is not one of a front") for name in ("front.html", "front.json", "teacher.json", "teacher.pt")),
+        *((name, "is not one of a front") for name in ("front.html", "front.json")),
     ],
 )
 def test_what_is_no_place_for_a_front(
@@ -418,17 +492,18 @@ def test_what_is_no_place_for_a_front(
     assert (tmp_path / name).read_text() == "{}"
 
 
+@pytest.mark.parametrize("name", ["4x", "teacher"])
 def test_files_of_others_are_found_before_hours_of_training(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    (tmp_path / "front" / "4x").mkdir(parents=True)
-    (tmp_path / "front" / "4x" / "mine.txt").touch()
+    (tmp_path / "front" / name).mkdir(parents=True)
+    (tmp_path / "front" / name / "mine.txt").touch()
     process = run_here(
         monkeypatch, capsys, "compress", recipe, "--pareto", 2, "--speedup", 4, "--out", tmp_path / "front"
     )
     assert process.returncode == 2
     assert "it holds mine.txt" in process.stderr
-    assert [path.name for path in (tmp_path / "front").iterdir()] == ["4x"]
+    assert [path.name for path in (tmp_path / "front").iterdir()] == [name]
 
 
 def test_torchrun_makes_no_front(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

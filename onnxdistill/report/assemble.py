@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,6 +70,7 @@ def assemble(
     quantization: QuantizationLog | None = None,
     targets: Sequence[TargetFile] = (),
     plan: PlanLog | None = None,
+    sources: Mapping[str, dict[str, str | None]] | None = None,
 ) -> Report:
     """Builds the report; the first step is the teacher, and the last applied one the student."""
     by_name = {timing.name: timing for timing in timings.cases}
@@ -107,6 +108,7 @@ def assemble(
         quantization=quantization,
         targets=[_target_row(one) for one in targets],
         plan=plan,
+        sources=dict(sources or {}),
     )
 
 

@@ -45,6 +45,7 @@ class StudentFront:
         max_drop: Points that a student may lie below the teacher; None without such a limit.
         teacher: The teacher's row in the first report.
         points: The students.
+        teacher_folder: Name of the run folder that it was trained in; empty if it was there before.
     """
 
     schema_version: int
@@ -55,9 +56,16 @@ class StudentFront:
     max_drop: float | None
     teacher: StageRow
     points: list[FrontPoint]
+    teacher_folder: str = ""
 
     @classmethod
-    def of(cls, first: Report | StudentFront, max_drop: float | None, points: Sequence[FrontPoint]) -> StudentFront:
+    def of(
+        cls,
+        first: Report | StudentFront,
+        max_drop: float | None,
+        points: Sequence[FrontPoint],
+        teacher_folder: str = "",
+    ) -> StudentFront:
         """The front of students, with what the report of the first, or an earlier front, tells of the teacher."""
         return cls(
             SCHEMA_VERSION,
@@ -68,6 +76,7 @@ class StudentFront:
             max_drop,
             first.teacher,
             list(points),
+            teacher_folder,
         )
 
     @property

@@ -262,7 +262,11 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything measured in one run of `compress`. `shipped` says whether no limit was missed."""
+    """Everything measured in one run of `compress`, and what it was made from.
+
+    `shipped` says whether no limit was missed. `data` and `sources` hold digests: of the splits, and of the files that
+    the networks are built from, by their place in the recipe.
+    """
 
     schema_version: int
     onnxdistill_version: str
@@ -287,6 +291,7 @@ class Report:
     quantization: QuantizationLog | None = None
     targets: list[TargetRow] = field(default_factory=list)
     plan: PlanLog | None = None
+    sources: dict[str, dict[str, str | None]] = field(default_factory=dict)
 
     @property
     def teacher(self) -> StageRow:

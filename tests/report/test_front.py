@@ -83,6 +83,12 @@ def test_the_page_links_to_the_students_and_escapes() -> None:
     assert page == render_front_page(front(TWICE, FOUR, NEVER))
 
 
+def test_the_page_links_to_the_run_of_a_teacher_that_was_trained() -> None:
+    assert "teacher/report.html" not in render_front_page(front(TWICE))
+    page = render_front_page(replace(front(TWICE), teacher_folder="teacher"))
+    assert '<a href="teacher/report.html">teacher</a>' in page
+
+
 def test_students_of_other_days_are_placed_by_their_ratios() -> None:
     """On a day on which everything took twice as long, the teacher did, too."""
     slow = row(85.0, 0.25)
