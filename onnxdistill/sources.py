@@ -64,6 +64,7 @@ def file_source(table: TeacherTable | FurtherTeacherTable) -> Source:
 
 def _own_weights(network: str, classes: int, seed: int) -> str | None:
     """What a function has loaded, whatever it was from."""
+    # The shared generators, since it is these that a user's function may draw from.
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         built = build_network(network, classes, seed)
@@ -73,7 +74,7 @@ def _own_weights(network: str, classes: int, seed: int) -> str | None:
         return fingerprint(shown(built), repr(texts), *(tensor for _, tensor in there))
     except NetworkError:  # the run refuses it, too, and knows by which key it was named
         return None
-    except Exception as error:  # a user's own kind of tensor, or how their network shows itself
+    except Exception as error:  # a user's code runs, which can raise anything: its tensors, or how it shows itself
         if is_of_memory(error):
             raise
         return f"unknown {uuid4()}"  # and so like nothing else

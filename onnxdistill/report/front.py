@@ -45,7 +45,7 @@ class StudentFront:
         max_drop: Points that a student may lie below the teacher; None without such a limit.
         teacher: The teacher's row in the first report.
         points: The students.
-        teacher_folder: Name of the run folder that it was trained in; empty if it was there before.
+        teacher_folder: Name of the run folder that it was trained in; empty if its weights were given.
     """
 
     schema_version: int
