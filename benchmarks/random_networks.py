@@ -9,6 +9,7 @@ import torch
 import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from onnxdistill.recipe import ExportTable
 from onnxdistill.stages.export import export
@@ -32,23 +33,29 @@ def images(count: int, size: int, seed: int) -> NDArray[np.float32]:
 
 
 def build(name: str, size: int) -> nn.Module:
-    """A network whose batch norms normalize random images, so that ranges aren't those of vanishing signals."""
+    """One of torchvision's, normalized."""
     torch.manual_seed(0)
     network = (
         torchvision.models.get_model(name, weights=None, weights_backbone=None)
         if _segments(name)
         else (torchvision.models.get_model(name, weights=None))
     )
+    network = normalized(network, torch.from_numpy(images(8, size, 1)))
+    return Scores(network) if _segments(name) else network
+
+
+def normalized(network: nn.Module, inputs: Tensor) -> nn.Module:
+    """The network, its batch norms those of random inputs, so that ranges aren't those of vanishing signals."""
     for key, parameter in network.named_parameters():
         if key.endswith("bias"):
             nn.init.normal_(parameter, 0, 0.05)
     for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, _BatchNorm):
             layer.reset_running_stats()
             layer.momentum = None
     with torch.no_grad():
-        network.train()(torch.from_numpy(images(8, size, 1)))
-    return Scores(network.eval()) if _segments(name) else network.eval()
+        network.train()(inputs)
+    return network.eval()
 
 
 def export_random(name: str, size: int, path: Path) -> Path:

@@ -6,8 +6,11 @@ each take turns. What the teacher says to a view is computed once and read by al
 Top-1 is that of the exported file in ONNX Runtime on the 10,000 test images, of the epoch that scored best on
 validation. Losses have the settings of their papers, which are the defaults.
 
+With `--device cuda` the trainings share a GPU, and the results, of more epochs, lie in the folder distill-cuda.
+
 Results that are there already are kept: a run that was ended goes on with the next one.
 Usage: python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER [--epochs 6] [--seeds 3] [--processes 2]
+       [--device cuda]
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import tempfile
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -53,7 +56,9 @@ LOSSES: dict[str, dict[str, Any]] = {
 STORED = {"standardised-kd-stored": {"views": 3}}
 SEED_STEP = 1000  # no view of one seed is one of another
 FOLDER_THERE = click.Path(exists=True, file_okay=False, path_type=Path)
-RESULTS = Path(__file__).parent / "results.json"
+NAMES = {"cpu": "distill", "cuda": "distill-cuda"}
+"""Of the folders with results, by what trained."""
+
 SHARED: dict[str, Any] = {}
 """The task and the teacher of all trainings of a process."""
 
@@ -78,19 +83,21 @@ class Remembering(nn.Module):
         return output
 
 
-def start(data: Path, weights: Path, answers: Path, threads: int) -> None:
+def start(data: Path, weights: Path, answers: Path, threads: int, device: Literal["cpu", "cuda"]) -> None:
     """Loads what all trainings of this process share."""
     torch.set_num_threads(threads)
     SHARED["task"] = Classification(load_images(DataTable(source="folder", root=str(data), image_size=32), seed=0))
     network = build_network("cifar-resnet56", 10, 0)
     network.load_state_dict(torch.load(weights / "resnet56-cifar10-jpeg.pt", weights_only=True))
-    SHARED["teacher"] = Remembering(network, answers)
+    # A GPU says it again sooner than a file is read.
+    SHARED["teacher"] = network if device == "cuda" else Remembering(network, answers)
+    SHARED["device"] = device
 
 
 def top1(loss: str, seed: int, epochs: int) -> dict[str, Any]:
     """Trains one student."""
     task, teacher = SHARED["task"], SHARED["teacher"]
-    settings = {"views": epochs, **(LOSSES | STORED)[loss]}
+    settings = {"views": epochs, "device": SHARED["device"], **(LOSSES | STORED)[loss]}
     table = DistillTable(epochs=epochs, learning_rate=0.1, crop_pad=4, flip=True, **settings)
 
     def on_status(status: TrainingStatus) -> None:
@@ -113,17 +120,18 @@ def top1(loss: str, seed: int, epochs: int) -> dict[str, Any]:
 @click.option("--epochs", default=6, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=2), default=3, show_default=True)
 @click.option("--processes", default=2, show_default=True, help="Trainings side by side, which share the processors.")
-def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int) -> None:
+@click.option("--device", type=click.Choice(tuple(NAMES)), default="cpu", show_default=True, help="What trains.")
+def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int, device: Literal["cpu", "cuda"]) -> None:
     """Trains a student for every loss and seed."""
-    results: dict[str, Any] = (
-        json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"epochs": epochs, "students": {}}
-    )
+    path = Path(__file__).parent.parent / NAMES[device] / "results.json"
+    path.parent.mkdir(exist_ok=True)
+    results: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"epochs": epochs, "students": {}}
     if results["epochs"] != epochs:
-        raise click.UsageError(f"{RESULTS} is of {results['epochs']} epochs: move it away, or train for as many.")
+        raise click.UsageError(f"{path} is of {results['epochs']} epochs: move it away, or train for as many.")
     wanted = [(loss, seed) for losses in (LOSSES, STORED) for seed in range(seeds) for loss in losses]
     threads = max(1, torch.get_num_threads() // processes)
     with tempfile.TemporaryDirectory() as answers:
-        arguments = (data, weights, Path(answers), threads)
+        arguments = (data, weights, Path(answers), threads, device)
         with ProcessPoolExecutor(processes, get_context("spawn"), start, arguments) as pool:
             jobs = {
                 pool.submit(top1, loss, seed, epochs): f"{loss} {seed}"
@@ -133,21 +141,21 @@ def main(data: Path, weights: Path, epochs: int, seeds: int, processes: int) -> 
             try:
                 for job in as_completed(jobs):
                     results["students"][jobs[job]] = job.result()
-                    write(results)
-                    summarise(results, seeds)
+                    write(results, path)
+                    summarise(results, seeds, device)
             except BaseException:  # whatever ends it: no training begins whose result nobody waits for
                 pool.shutdown(cancel_futures=True)
                 raise
-    summarise(results, seeds)
+    summarise(results, seeds, device)
 
 
-def write(results: dict[str, Any]) -> None:
-    draft = RESULTS.with_suffix(".new")
+def write(results: dict[str, Any], path: Path) -> None:
+    draft = path.with_suffix(".new")
     draft.write_text(json.dumps(results, indent=1) + "\n")
-    draft.replace(RESULTS)
+    draft.replace(path)
 
 
-def summarise(results: dict[str, Any], seeds: int) -> None:
+def summarise(results: dict[str, Any], seeds: int, device: Literal["cpu", "cuda"]) -> None:
     """Means and sample standard deviations over the seeds, once all losses have been trained with all of them."""
     if any(f"{loss} {seed}" not in results["students"] for loss in LOSSES for seed in range(seeds)):
         return
@@ -178,7 +186,9 @@ def summarise(results: dict[str, Any], seeds: int) -> None:
     command = (
         f"python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER --epochs {results['epochs']} --seeds {seeds}"
     )
-    write_summary("distill", claim, command, figures, holds, this_machine())
+    if device == "cuda":
+        command += " --device cuda"
+    write_summary(NAMES[device], claim, command, figures, holds, this_machine())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Latency predicted from the device profile against latency measured, of networks at random widths.
 
-Six networks in float32 and in int8. Of each, channel groups are cut to random widths; the file that comes out is
-timed in turns with the whole network, in ONNX Runtime with one thread. The prediction knows the whole network's trace,
-the profile of the machine, and the new widths; nothing of the cut network is measured for it.
+Eight networks in float32 and in int8, one of them for sounds and one with transposed convolutions. Of each, channel
+groups are cut to random widths; the file that comes out is timed in turns with the whole network, in ONNX Runtime with
+one thread. The prediction knows the whole network's trace, the profile of the machine, and the new widths; nothing of
+the cut network is measured for it.
 
 How long `onnxdistill profile` takes for two networks, in both precisions, is measured as well: with nothing known, and
 again.
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,17 +47,23 @@ from onnxdistill.stages.quantize import quantize
 sys.path.insert(0, str(Path(__file__).parent.parent.parent))
 
 from benchmarks.plots import INK, plot
-from benchmarks.random_networks import build, images
+from benchmarks.profile.networks import M5, UNet
+from benchmarks.random_networks import build, normalized
 from benchmarks.summaries import this_machine, write_summary
 
-NETWORKS = {
-    "cifar-resnet20": 32,
-    "cifar-resnet56": 32,
-    "cifar-vgg16": 32,
-    "torchvision:resnet18": 224,
-    "torchvision:mobilenet_v2": 224,
-    "torchvision:regnet_x_400mf": 224,
+SMALL, LARGE = (3, 32, 32), (3, 224, 224)
+# With the shape of one input.
+NETWORKS: dict[str, tuple[int, ...]] = {
+    "cifar-resnet20": SMALL,
+    "cifar-resnet56": SMALL,
+    "cifar-vgg16": SMALL,
+    "torchvision:resnet18": LARGE,
+    "torchvision:mobilenet_v2": LARGE,
+    "torchvision:regnet_x_400mf": LARGE,
+    "m5": (1, 8000),
+    "unet": (3, 96, 96),
 }
+OWN: dict[str, type[nn.Module]] = {"m5": M5, "unet": UNet}
 PRECISIONS = ("float32", "int8")
 # How long their profile may take.
 PROFILED_S = {"cifar-resnet56": 60.0, "torchvision:resnet50": 240.0}
@@ -68,13 +75,21 @@ SHARE_ASKED = 0.9
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results.json"
 COLORS = {"float32": "#5b8def", "int8": "#1f9d6b"}
-MARKERS = "osD^vP"
+MARKERS = "osD^vPX*"
 
 
-def network_of(name: str, size: int) -> nn.Module:
+def network_of(name: str, shape: Sequence[int]) -> nn.Module:
     """With random weights."""
+    if name in OWN:
+        torch.manual_seed(0)
+        return normalized(OWN[name](), torch.from_numpy(noise(8, shape, 1)))
     kind, _, model = name.rpartition(":")
-    return build(model, size) if kind else build_network(name, 10, 0)
+    return build(model, shape[-1]) if kind else build_network(name, 10, 0)
+
+
+def noise(count: int, shape: Sequence[int], seed: int) -> NDArray[np.float32]:
+    """Normal noise, `[count, *shape]`."""
+    return np.random.default_rng(seed).standard_normal((count, *shape)).astype(np.float32)
 
 
 def random_widths(analysis: ChannelAnalysis, seed: int) -> dict[str, list[int]]:
@@ -88,25 +103,25 @@ def random_widths(analysis: ChannelAnalysis, seed: int) -> dict[str, list[int]]:
     return kept
 
 
-def written(network: nn.Module, size: int, folder: Path, name: str, precision: str) -> tuple[Path, Path]:
+def written(network: nn.Module, shape: Sequence[int], folder: Path, name: str, precision: str) -> tuple[Path, Path]:
     """The exported file, and the deployed one."""
     path = folder / f"{name}.onnx"
-    export(network.eval(), torch.from_numpy(images(2, size, 2)), path, ExportTable())
+    export(network.eval(), torch.from_numpy(noise(2, shape, 2)), path, ExportTable())
     if precision == "float32":
         return path, path
-    samples: list[dict[str, NDArray[np.float32]]] = [{"input": images(2, size, 0)}]
+    samples: list[dict[str, NDArray[np.float32]]] = [{"input": noise(2, shape, 0)}]
     quantize(path, folder / f"{name}-int8.onnx", samples, QuantizeTable())
     return path, folder / f"{name}-int8.onnx"
 
 
-def rows(name: str, size: int, precision: str, plans: int, seconds: float) -> Iterator[dict[str, Any]]:
+def rows(name: str, shape: Sequence[int], precision: str, plans: int, seconds: float) -> Iterator[dict[str, Any]]:
     """Predicts and measures random plans of one network."""
-    network, settings = network_of(name, size), SessionSettings()
-    example = torch.from_numpy(images(2, size, 2))
-    feeds = {"input": images(1, size, 3)}
+    network, settings = network_of(name, shape), SessionSettings()
+    example = torch.from_numpy(noise(2, shape, 2))
+    feeds = {"input": noise(1, shape, 3)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        exported, deployed = written(network, size, folder, "whole", precision)
+        exported, deployed = written(network, shape, folder, "whole", precision)
         before = read_exported(exported.read_bytes(), feeds)
         traced = trace(deployed, feeds, settings)
         layers = deployed_layers(before.layers, traced)
@@ -117,7 +132,7 @@ def rows(name: str, size: int, precision: str, plans: int, seconds: float) -> It
         analysis = analyse_channels(network, example)
         for seed in range(plans):
             smaller = remove_channels(network, analysis, random_widths(analysis, seed), example)
-            exported, other = written(smaller, size, folder, f"plan{seed}", precision)
+            exported, other = written(smaller, shape, folder, f"plan{seed}", precision)
             after = read_exported(exported.read_bytes(), feeds)
             plan = [
                 replace(layer, kind=replace(layer.kind, precision=kinds[layer.name].precision))
@@ -141,9 +156,9 @@ def rows(name: str, size: int, precision: str, plans: int, seconds: float) -> It
 
 def profiling(name: str) -> dict[str, float]:
     """Seconds that the command takes when nothing is known, and when all is."""
-    size = 32 if name.startswith("cifar") else 224
+    shape = SMALL if name.startswith("cifar") else LARGE
     with tempfile.TemporaryDirectory() as scratch:
-        path, _ = written(network_of(name, size), size, Path(scratch), "network", "float32")
+        path, _ = written(network_of(name, shape), shape, Path(scratch), "network", "float32")
         variables = {**os.environ, "ONNXDISTILL_CACHE": str(Path(scratch) / "cache")}
         seconds = []
         for _ in range(2):
@@ -164,13 +179,13 @@ def main(plans: int, seconds: float, only: tuple[str, ...]) -> None:
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"asked": asked}
     if found["asked"] != asked:
         raise click.UsageError(f"{RESULTS} was made with {found['asked']}.")
-    for name, size in NETWORKS.items():
+    for name, shape in NETWORKS.items():
         for precision in PRECISIONS:
             key = f"{name} {precision}"
             if (only and name not in only) or key in found:
                 continue
             measured = []
-            for row in rows(name, size, precision, plans, seconds):
+            for row in rows(name, shape, precision, plans, seconds):
                 measured.append(row)
                 print(
                     f"{key} plan {row['plan']}: predicted {row['predicted_ms']:.3f} ms, measured "

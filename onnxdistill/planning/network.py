@@ -284,6 +284,8 @@ class Costing:
         for name, dim, each in self._runs.get(weight, ()):
             if name in kept and dim in gone:
                 gone[dim] += (self._groups[name].size - kept[name]) * each
+        if layer.kind.transposed and layer.kind.groups != DEPTHWISE:
+            return replace(layer, inputs=layer.inputs - gone[0], outputs=layer.outputs - gone[1] * layer.kind.groups)
         outputs = layer.outputs - gone[0]
         if layer.kind.groups == DEPTHWISE:
             return replace(layer, inputs=outputs, outputs=outputs)
@@ -302,7 +304,8 @@ class Costing:
     def _groups_out_of(self, layer: Layer) -> list[str]:
         """The groups whose channels a layer makes."""
         weight = self._graph.weights.get(layer.name, "")
-        return list(dict.fromkeys(group for group, dim, _ in self._runs.get(weight, ()) if dim == 0))
+        made_by = 1 if layer.kind.transposed and layer.kind.groups != DEPTHWISE else 0
+        return list(dict.fromkeys(group for group, dim, _ in self._runs.get(weight, ()) if dim == made_by))
 
     def _block_of(self, name: str) -> tuple[str, ...]:
         return self._choices.around(self._graph.modules.get(name, ())[-1:])

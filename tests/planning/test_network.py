@@ -180,6 +180,69 @@ def test_depthwise_and_grouped_layers(tmp_path: Path) -> None:
     assert unequal
 
 
+class Decoder(nn.Module):
+    """Transposed convolutions: plain, in two groups, and depthwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(64, 48, 2, stride=2), nn.ReLU(),
+            nn.Conv2d(48, 32, 1), nn.ReLU(), nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, groups=2), nn.ReLU(),
+            nn.Conv2d(32, 24, 1), nn.ReLU(), nn.ConvTranspose2d(24, 24, 3, padding=1, groups=24), nn.ReLU(),
+            nn.ConvTranspose2d(24, 2, 1),
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layers(x)
+        return result
+
+
+class Keywords(nn.Module):
+    """Convolutions along the one axis of a sound, separable ones among them, and back along it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(1, 32, 16, stride=4), nn.BatchNorm1d(32), nn.ReLU(), nn.Conv1d(32, 48, 3, padding=1), nn.ReLU(),
+            nn.Conv1d(48, 48, 9, padding=4, groups=48), nn.ReLU(), nn.Conv1d(48, 64, 1), nn.ReLU(),
+            nn.ConvTranspose1d(64, 32, 4, stride=4), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.layers(x).mean(2))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"), [(Decoder, (2, 3, 8, 8)), (Keywords, (2, 1, 400))], ids=["transposed", "sequence"]
+)
+def test_transposed_layers_and_those_of_sequences(
+    network: type[nn.Module], shape: Sequence[int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    case = case_of(network(), torch.randn(*shape), tmp_path / "n.onnx")
+    plans = solve(case.choices.sizes, case.costing.terms(case.damages))
+    seen = set()
+    for plan in (plans[place] for place in range(0, len(plans), max(1, len(plans) // 8))):
+        planned = case.costing.layers_of(plan, case.damages)
+        kept = {name: np.arange(width) for name, width in case.choices.kept(plan).items()}
+        cut = {name: channels for name, channels in kept.items() if len(channels) < case.analysis[name].size}
+        after = exported(
+            remove_channels(case.network, case.analysis, cut, case.example), case.example, tmp_path / "after.onnx"
+        )
+        assert [replace(one, name="") for one in planned] == [replace(one, name="") for one in after.layers]
+        seen.add(tuple(len(channels) for channels in kept.values()))
+        # Other nodes work on the channels of the layer before them, transposed or not.
+        whole, now = case.exported.sizes, after.sizes
+        ratios = [now[node.name] / whole[node.name] for node in case.costs.others if node.name in now]
+        layers_ms = sum(case.costs.layer_ms(case.profile, layer) for layer in planned)
+        expected_ms = 3.0 + layers_ms + sum(0.5 + 1.5 * ratio for ratio in ratios)
+        assert len(ratios) == len(case.costs.others)
+        assert plan.latency_ms == pytest.approx(expected_ms, rel=0.01)
+    assert len(seen) > 4
+
+
 def test_blocks_within_blocks_and_few_widths() -> None:
     network = build_network("cifar-vgg16", 10, 0)
     analysis = analyse_channels(network, torch.randn(2, 3, 32, 32))

@@ -35,15 +35,27 @@ def known_of(network: nn.Module, path: Path) -> Known:
     return Known(choices_of(analysis, Steps(8, 8), []), analysis, Seen(layers, graph, traced), costs, profile, {})
 
 
+class Film(nn.Module):
+    """Looks at an image as at a film of one picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.volume = nn.Conv2d(3, 32, 3, padding=1), nn.Conv3d(32, 32, (1, 3, 3), padding=(0, 1, 1))
+        self.up, self.head = nn.ConvTranspose2d(32, 32, 2, stride=2), nn.Conv2d(32, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.volume(torch.relu(self.first(x)).unsqueeze(2)).squeeze(2))
+        result: torch.Tensor = self.head(torch.relu(self.up(x)))
+        return result
+
+
 def test_layers_whose_other_widths_cannot_be_timed_are_named(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    rest = [nn.ReLU(), nn.ConvTranspose2d(32, 32, 2, stride=2), nn.ReLU(), nn.Conv2d(32, 8, 1)]
-    network = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), *rest)
-    known = known_of(network, tmp_path / "n.onnx")
+    known = known_of(network := Film(), tmp_path / "n.onnx")
     assert known.doubts(network) == [
         *known.seen.traced.doubts,
-        "What 2 would take at other widths is only guessed: convolutions of images and matrix products are timed at "
-        "them, and nothing else.",
+        "What volume would take at other widths is only guessed: convolutions along one or two axes and matrix "
+        "products are timed at them, and nothing else.",
     ]
 
 

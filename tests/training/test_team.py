@@ -25,6 +25,7 @@ from onnxdistill.training import Guidance, TrainingStatus, follow, leading, trai
 from onnxdistill.training.team import Team, current_team
 
 TRAINED = ("stored", "features", "adamw")
+ON_GPU = ("on a GPU",) if torch.cuda.is_available() else ()
 
 
 def network(width: int, seed: int) -> nn.Module:
@@ -49,6 +50,7 @@ def cases() -> dict[str, tuple[dict[str, Any], Guidance]]:
         "stored": ({"average": 0.9, "clip_norm": 0.5}, Guidance((network(8, 1),), views=2)),
         "features": ({"flip": True, "crop_pad": 1}, Guidance((network(12, 1),), features=features)),
         "adamw": ({"optimizer": "adamw", "learning_rate": 0.01}, Guidance()),
+        "on a GPU": ({"average": 0.9, "device": "cuda"}, Guidance((network(8, 1),), views=2)),
     }
 
 
@@ -102,6 +104,15 @@ def test_two_processes_come_to_the_weights_of_one(case: str, together: dict[str,
     assert torch.allclose(two["losses"], one["losses"], atol=1e-4)
     for name, tensor in one["state"].items():
         assert torch.allclose(two["state"][name].float(), tensor.float(), atol=1e-4), name
+
+
+@pytest.mark.skipif(not ON_GPU, reason="this torch has no GPU")
+def test_two_processes_on_a_gpu_come_to_nearly_the_weights_of_one(together: dict[str, Any]) -> None:
+    """They share it, if there is one only; its sums come in another order."""
+    two, one = together["trained"]["on a GPU"], trained("on a GPU")
+    assert torch.allclose(two["losses"], one["losses"], atol=2e-2)
+    for name, tensor in one["state"].items():
+        assert torch.allclose(two["state"][name].float(), tensor.float(), atol=2e-2), name
 
 
 class Damaged(Classification):
@@ -167,7 +178,7 @@ def by_two(asked: Sequence[str], folder: Path, seconds: float) -> dict[str, Any]
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All that one start of the processes can do, which takes longer than what they do."""
-    return by_two([*TRAINED, "damaged", "damaged look", "few"], tmp_path_factory.mktemp("together"), 300)
+    return by_two([*TRAINED, *ON_GPU, "damaged", "damaged look", "few"], tmp_path_factory.mktemp("together"), 300)
 
 
 def test_what_only_one_process_meets_ends_all_of_them(together: dict[str, Any]) -> None:
@@ -189,8 +200,8 @@ if __name__ == "__main__":
     asked, place = sys.argv[1].split(","), Path(sys.argv[2])
     # First those that nothing happens to: what an error may leave behind cannot reach them.
     outcome = {
-        "trained": {case: trained(case) for case in asked if case in TRAINED},
-        "met": [met(case, place.parent) for case in asked if case not in TRAINED],
+        "trained": {case: trained(case) for case in asked if case in cases()},
+        "met": [met(case, place.parent) for case in asked if case not in cases()],
     }
     if current_team().rank == 0:
         torch.save(outcome, place)

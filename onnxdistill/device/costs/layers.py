@@ -1,12 +1,12 @@
-"""The layers whose widths can change: convolutions and matrix products, as a model runs them."""
+"""The layers whose widths can change: convolutions along one or two axes, and matrix products, as a model runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from onnxdistill.device.profiling.operators import Operation, summed
 from onnxdistill.device.profiling.profiler import Operands, read_operands
@@ -33,7 +33,9 @@ _PRODUCTS: dict[str, tuple[Precision, int]] = {
     "QGemm": ("int8", 3),
     "QLinearMatMul": ("int8", 3),
 }
-_IMAGE_RANK, _MATRIX_RANK = 4, 2
+# What is written transposed has no kernel for 8-bit integers on a CPU.
+_TRANSPOSED: dict[str, tuple[Precision, int]] = {"ConvTranspose": ("float32", 1)}
+_SEQUENCE_RANK, _IMAGE_RANK, _MATRIX_RANK = 3, 4, 2
 
 # Of channels, which ONNX Runtime's own layout of memory fills up.
 _BLOCK, _COLOURS = 16, 4
@@ -46,11 +48,14 @@ class LayerKind:
     Attributes:
         precision: What it computes in.
         kernel: Height and width; 1 and 1 of a matrix product.
-        stride: Down and across.
+        stride: Down and across; of a transposed convolution, of what comes out.
         groups: Of channels that do not meet; `DEPTHWISE` if every channel is one of its own.
         places: Samples, height and width of what goes in; of a matrix product rows, 1 and 1.
         product: Whether it is a matrix product.
-        made: Height and width of what comes out, if paddings don't keep the size at stride 1.
+        made: Height and width of what comes out, if paddings don't keep the size at stride 1, or if a transposed
+            convolution does not make it larger by the stride.
+        transposed: Whether it is a transposed convolution.
+        sequence: Whether it is a convolution along one axis, which is the width here; the height of all is 1.
     """
 
     precision: Precision
@@ -60,20 +65,30 @@ class LayerKind:
     places: tuple[int, int, int]
     product: bool = False
     made: tuple[int, int] | None = None
+    transposed: bool = False
+    sequence: bool = False
 
     def __str__(self) -> str:
         if self.product:
             return f"{self.precision} product of {self.places[0]} rows"
+        first = 1 if self.sequence else 0
         groups = {1: "", DEPTHWISE: " depthwise"}.get(self.groups, f" in {self.groups} groups")
-        stride = "" if self.stride == (1, 1) else f" stride {_times(self.stride)}"
+        transposed = " transposed" if self.transposed else ""
+        stride = "" if self.stride == (1, 1) else f" stride {_times(self.stride[first:])}"
         batch = "" if self.places[0] == 1 else f"{self.places[0]} of "
-        made = "" if self.made is None else f" to {_times(self.made)}"
-        return f"{self.precision} {_times(self.kernel)}{groups}{stride} on {batch}{_times(self.places[1:])}{made}"
+        made = "" if self.made is None else f" to {_times(self.made[first:])}"
+        kernel, size = _times(self.kernel[first:]), _times(self.places[1 + first :])
+        return f"{self.precision} {kernel}{transposed}{groups}{stride} on {batch}{size}{made}"
 
     @property
     def outputs(self) -> tuple[int, int]:
         """Height and width of what comes out."""
-        return self.made or _kept_size(self.places[1:], self.stride)
+        return self.made or _usual_size(self.places[1:], self.stride, transposed=self.transposed)
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What such layers can compute in."""
+        return ("float32",) if self.transposed else ("float32", "int8")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dump`."""
@@ -128,7 +143,9 @@ class Layer:
     def macs(self) -> int:
         """Multiply-adds of one call."""
         kind = self.kind
-        return self.weights * kind.places[0] * (1 if kind.product else prod(kind.outputs))
+        # A value that goes into a transposed convolution meets as many weights as one that comes out of another.
+        sizes = kind.places[1:] if kind.transposed else kind.outputs
+        return self.weights * kind.places[0] * (1 if kind.product else prod(sizes))
 
 
 def pair_of(layer: Layer, rank: int, *, spatial: bool) -> tuple[Layer, Layer]:
@@ -171,8 +188,8 @@ class Exported:
 def read_exported(model: Path | bytes, feeds: Mapping[str, Array]) -> Exported:
     """What a model does before ONNX Runtime rewrites it.
 
-    What is neither a convolution of images nor a product with a matrix of weights is no layer. A dilation cannot be
-    told from a trace; such a layer counts as one without.
+    What is neither a convolution along one or two axes nor a product with a matrix of weights is no layer. A dilation
+    cannot be told from a trace; such a layer counts as one without.
 
     Args:
         model: An .onnx file, in float or with Q/DQ pairs, or its content.
@@ -200,6 +217,8 @@ def layer_of(name: str, op_type: str, operands: Operands) -> Layer | None:
     """
     if op_type in _CONVOLUTIONS:
         return _convolution(name, *_CONVOLUTIONS[op_type], operands)
+    if op_type in _TRANSPOSED:
+        return _convolution(name, *_TRANSPOSED[op_type], operands, transposed=True)
     if op_type in _PRODUCTS:
         return _product(name, *_PRODUCTS[op_type], operands)
     return None
@@ -214,12 +233,16 @@ class Work:
         inputs: Channels that one output reads, in blocks.
         outputs: Channels that come out, in blocks.
         places: Of the output, all samples together.
+        axes: That a convolution goes along; none of a matrix product.
+        transposed: Whether it is a transposed convolution.
     """
 
     kernel: tuple[int, int]
     inputs: int
     outputs: int
     places: int
+    axes: int
+    transposed: bool = False
 
 
 def work_of_layer(layer: Layer) -> Work:
@@ -227,7 +250,9 @@ def work_of_layer(layer: Layer) -> Work:
     kind = layer.kind
     groups = layer.inputs if kind.groups == DEPTHWISE else kind.groups
     places = kind.places[0] if kind.product else kind.places[0] * prod(kind.outputs)
-    return Work(kind.kernel, _blocks(layer.inputs // groups), _blocks(layer.outputs), places)
+    axes = 0 if kind.product else 1 if kind.sequence else 2
+    inputs, outputs = _blocks(layer.inputs // groups), _blocks(layer.outputs)
+    return Work(kind.kernel, inputs, outputs, places, axes, kind.transposed)
 
 
 def work_of_node(node: Operation) -> tuple[Precision, Work] | None:
@@ -235,16 +260,22 @@ def work_of_node(node: Operation) -> tuple[Precision, Work] | None:
 
     None if it is no layer, or if the trace lacks its weights.
     """
-    if node.op_type in _CONVOLUTIONS:
-        precision, place = _CONVOLUTIONS[node.op_type]
-        if len(node.inputs) > place and len(weight := node.inputs[place].shape) == _IMAGE_RANK:
-            places = prod(node.outputs[0].shape) // weight[0]
-            return precision, Work((weight[2], weight[3]), _blocks(weight[1]), _blocks(weight[0]), places)
+    if node.op_type in {**_CONVOLUTIONS, **_TRANSPOSED}:
+        precision, place = {**_CONVOLUTIONS, **_TRANSPOSED}[node.op_type]
+        if len(node.inputs) > place and len(weight := node.inputs[place].shape) in (_SEQUENCE_RANK, _IMAGE_RANK):
+            outputs, inputs, *kernel = weight
+            if transposed := node.op_type in _TRANSPOSED:
+                # [inputs, outputs of a group, *kernel], in a layout that is never blocked.
+                whole_inputs, outputs = weight[0], node.outputs[0].shape[1]
+                inputs = whole_inputs * weight[1] // outputs
+            places = prod(node.outputs[0].shape) // outputs
+            work = Work(_two_axes(kernel), _blocks(inputs), _blocks(outputs), places, len(kernel), transposed)
+            return precision, work
     if node.op_type in _PRODUCTS:
         precision, place = _PRODUCTS[node.op_type]
         if len(node.inputs) > place and len(node.inputs[place].shape) == _MATRIX_RANK:
             out = node.outputs[0].shape
-            return precision, Work((1, 1), _blocks(summed(node)), _blocks(out[-1]), prod(out[:-1]))
+            return precision, Work((1, 1), _blocks(summed(node)), _blocks(out[-1]), prod(out[:-1]), axes=0)
     return None
 
 
@@ -253,25 +284,36 @@ def _blocks(channels: int) -> int:
     return 0 if channels <= _COLOURS else -(-channels // _BLOCK)
 
 
-def _convolution(name: str, precision: Precision, place: int, operands: Operands) -> Layer | None:
+def _convolution(
+    name: str, precision: Precision, place: int, operands: Operands, *, transposed: bool = False
+) -> Layer | None:
     shapes = [tensor.shape for tensor in operands.inputs]
-    if len(shapes) <= place or len(shapes[0]) != _IMAGE_RANK or len(shapes[place]) != _IMAGE_RANK:
+    if len(shapes) <= place or len(shapes[0]) not in (_SEQUENCE_RANK, _IMAGE_RANK):
         return None
-    (batch, inputs, height, width), weight, out = shapes[0], shapes[place], operands.outputs[0].shape
-    outputs, of_a_group, *kernel = weight
-    groups = inputs // of_a_group
-    sizes = zip((height, width), out[2:], kernel, strict=True)
-    stride = cast(tuple[int, int], tuple(_stride(*each) for each in sizes))
-    made = (out[2], out[3])
+    if len(shapes[place]) != len(shapes[0]):
+        return None
+    (batch, inputs, *size), weight, (_, outputs, *made) = shapes[0], shapes[place], operands.outputs[0].shape
+    groups = outputs // weight[1] if transposed else inputs // weight[1]
+    kernel, places, comes_out = _two_axes(weight[2:]), _two_axes(size), _two_axes(made)
+    stride_of = _transposed_stride if transposed else _stride
+    down, across = (stride_of(*each) for each in zip(places, comes_out, kernel, strict=True))
+    usual = _usual_size(places, (down, across), transposed=transposed)
     kind = LayerKind(
         precision=precision,
-        kernel=cast(tuple[int, int], tuple(kernel)),
-        stride=stride,
+        kernel=kernel,
+        stride=(down, across),
         groups=DEPTHWISE if groups == inputs == outputs and groups > 1 else groups,
-        places=(batch, height, width),
-        made=None if made == _kept_size((height, width), stride) else made,
+        places=(batch, *places),
+        made=None if comes_out == usual else comes_out,
+        transposed=transposed,
+        sequence=len(size) == 1,
     )
     return Layer(name, kind, inputs, outputs)
+
+
+def _two_axes(sizes: Sequence[int]) -> tuple[int, int]:
+    """Height and width; the only one is the width."""
+    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 def _stride(size: int, made: int, kernel: int) -> int:
@@ -288,9 +330,24 @@ def _stride(size: int, made: int, kernel: int) -> int:
     return 1
 
 
-def _kept_size(sizes: tuple[int, int], stride: tuple[int, int]) -> tuple[int, int]:
+def _transposed_stride(size: int, made: int, kernel: int) -> int:
+    """The stride that leads from one size to the other, if possible with the padding that multiplies the size by it.
+
+    Else it is the smallest one with a padding of less than the kernel on either side.
+    """
+    if made % size == 0 and made >= size:
+        return made // size
+    for stride in range(1, made + 1):
+        if -stride < (size - 1) * stride + kernel - made <= 2 * (kernel - 1):
+            return stride
+    return 1
+
+
+def _usual_size(sizes: tuple[int, int], stride: tuple[int, int], *, transposed: bool) -> tuple[int, int]:
     """What comes out with paddings that keep the size at stride 1."""
     (height, width), (down, across) = sizes, stride
+    if transposed:
+        return height * down, width * across
     return -(-height // down), -(-width // across)
 
 

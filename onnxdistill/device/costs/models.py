@@ -75,7 +75,12 @@ def profile_models(
             raise UsageError(
                 f"{case.path} has neither convolutions nor products with weights.", "There is nothing to measure."
             )
-        layers += [replace(one, kind=replace(one.kind, precision=other)) for one in found for other in precisions]
+        layers += [
+            replace(one, kind=replace(one.kind, precision=other))
+            for one in found
+            for other in precisions
+            if other in one.kind.precisions
+        ]
     profile = profile_device(layers, settings, step, on_kind=_told(layers, on_progress), cached=cached, fresh=fresh)
     kinds = {layer.kind for layer in layers}
     return replace(profile, surfaces={kind: one for kind, one in profile.surfaces.items() if kind in kinds})

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from onnxdistill.device.costs.layers import DEPTHWISE, LayerKind
 from onnxdistill.device.onnxbytes import Node, Value, model_bytes
 from onnxdistill.device.session import Array
+
+T = TypeVar("T")
 
 Widths = tuple[int, int]
 """Channels that go into a layer, and that come out of it."""
@@ -95,32 +98,44 @@ class _Writer:
 class _Convolutions(_Writer):
     @property
     def tap_shape(self) -> tuple[int, ...]:
-        return (self.kind.places[0], _TAP, 1, 1)
+        return (self.kind.places[0], _TAP, *self._along((1, 1)))
 
     def input(self) -> Array:
-        batch, height, width = self.kind.places
-        return self.values((batch, _BASE, height, width))
+        batch, *size = self.kind.places
+        return self.values((batch, _BASE, *self._along(size)))
 
     def adapter(self, before: str, after: str, channels: int) -> Iterator[Node]:
-        return self._convolution(before, after, (channels, _BASE, 1, 1), {})
+        return self._convolution(before, after, (channels, _BASE, *self._along((1, 1))), {})
 
     def layer(self, before: str, after: str, inputs: int, outputs: int) -> Iterator[Node]:
         kind = self.kind
         groups = inputs if kind.groups == DEPTHWISE else kind.groups
-        # As much padding as leads to the size that comes out; what is left over at the end isn't read.
-        padded = zip(kind.places[1:], kind.outputs, kind.kernel, kind.stride, strict=True)
-        whole = [max(0, (made - 1) * step + kernel - size) for size, made, kernel, step in padded]
-        begins = [pad // 2 for pad in whole]
-        ends = [pad - begin for pad, begin in zip(whole, begins, strict=True)]
+        # From the sizes to those that come out, or of a transposed convolution the other way round: as much padding as
+        # leads there. What is left over at the end isn't read, or is made by it alone.
+        sizes = (kind.outputs, kind.places[1:]) if kind.transposed else (kind.places[1:], kind.outputs)
+        padded = self._along(list(zip(*sizes, kind.kernel, kind.stride, strict=True)))
+        lacking = [(made - 1) * step + kernel - size for size, made, kernel, step in padded]
+        begins = [max(0, pad) // 2 for pad in lacking]
+        ends = [max(0, pad) - begin for pad, begin in zip(lacking, begins, strict=True)]
         attributes: dict[str, int | list[int]] = {
             "pads": [*begins, *ends],
-            "strides": list(kind.stride),
+            "strides": self._along(kind.stride),
             "group": groups,
         }
-        return self._convolution(before, after, (outputs, inputs // groups, *kind.kernel), attributes)
+        kernel = self._along(kind.kernel)
+        if kind.transposed:
+            attributes["output_padding"] = [max(0, -pad) for pad in lacking]
+            weight = self.weight((inputs, outputs // groups, *kernel), 1)
+            return iter([Node("ConvTranspose", [before, *weight], (after,), attributes)])
+        return self._convolution(before, after, (outputs, inputs // groups, *kernel), attributes)
 
     def tap(self, before: str, after: str, channels: int) -> Iterator[Node]:
-        return self._convolution(before, after, (_TAP, channels, 1, 1), {"strides": list(self.kind.outputs)})
+        attributes: dict[str, int | list[int]] = {"strides": self._along(self.kind.outputs)}
+        return self._convolution(before, after, (_TAP, channels, *self._along((1, 1))), attributes)
+
+    def _along(self, sizes: Sequence[T]) -> list[T]:
+        """What belongs to the axes that there are, of height and width."""
+        return list(sizes[1:] if self.kind.sequence else sizes)
 
     def _convolution(
         self, before: str, after: str, shape: tuple[int, ...], attributes: dict[str, int | list[int]]

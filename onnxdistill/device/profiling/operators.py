@@ -74,7 +74,7 @@ def multiplies(op_type: str) -> bool:
 
 def may_hold_layers(op_type: str) -> bool:
     """Whether it is a convolution or a matrix product, or an operator that ONNX Runtime has made of some."""
-    return op_type not in _TRANSPOSED_CONVOLUTIONS and any(part in op_type for part in _OF_PRODUCTS)
+    return any(part in op_type for part in _OF_PRODUCTS)
 
 
 def kind(node: NodeTrace) -> Kind:

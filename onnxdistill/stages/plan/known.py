@@ -53,7 +53,7 @@ class Known:
         if untimed:
             names = ", ".join(untimed[:_MOST_NAMES]) + (" and others" if len(untimed) > _MOST_NAMES else "")
             found.append(
-                f"What {names} would take at other widths is only guessed: convolutions of images and matrix products "
-                "are timed at them, and nothing else."
+                f"What {names} would take at other widths is only guessed: convolutions along one or two axes and "
+                "matrix products are timed at them, and nothing else."
             )
         return found

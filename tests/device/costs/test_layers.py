@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from onnxdistill.device.costs.layers import (
     DEPTHWISE,
@@ -25,6 +25,8 @@ from onnxdistill.stages.quantize import quantize
 from tests.device.costs.models import FEEDS, network
 
 PLAIN = LayerKind("float32", (3, 3), (1, 1), 1, (1, 8, 8))
+SEQUENCE = LayerKind("float32", (1, 9), (1, 1), 1, (2, 1, 100), sequence=True)
+TRANSPOSED = LayerKind("float32", (2, 2), (2, 2), 1, (1, 8, 9), transposed=True)
 
 
 def test_all_kinds_of_layers_are_read(tmp_path: Path) -> None:
@@ -56,12 +58,20 @@ def test_all_kinds_of_layers_are_read(tmp_path: Path) -> None:
         (replace(PLAIN, groups=DEPTHWISE), (16, 16), 9 * 16, 9 * 16 * 64),
         (replace(PLAIN, groups=4), (16, 32), 9 * 4 * 32, 9 * 4 * 32 * 64),
         (LayerKind("int8", (1, 1), (1, 1), 1, (5, 1, 1), product=True), (16, 32), 16 * 32, 5 * 16 * 32),
+        (replace(SEQUENCE, stride=(1, 4)), (16, 32), 9 * 16 * 32, 2 * 25 * 9 * 16 * 32),
+        (TRANSPOSED, (16, 32), 4 * 16 * 32, 72 * 4 * 16 * 32),
+        (replace(TRANSPOSED, groups=4), (16, 32), 4 * 4 * 32, 72 * 4 * 4 * 32),
     ],
 )
 def test_weights_and_multiply_adds(kind: LayerKind, widths: tuple[int, int], weights: int, macs: int) -> None:
     layer = Layer("", kind, *widths)
     assert (layer.weights, layer.macs) == (weights, macs)
     assert layer.weight_bytes == weights * (1 if kind.precision == "int8" else 4)
+
+
+def test_kinds_in_words() -> None:
+    assert str(replace(SEQUENCE, stride=(1, 4), made=(1, 23))) == "float32 9 stride 4 on 2 of 100 to 23"
+    assert str(replace(TRANSPOSED, groups=DEPTHWISE)) == "float32 2x2 transposed depthwise stride 2x2 on 8x9"
 
 
 @pytest.mark.parametrize(
@@ -81,18 +91,48 @@ def test_convolutions_of_any_padding_are_found_again(
     tmp_path: Path, size: int, kernel: int, stride: int, padding: int, made: tuple[int, int] | None
 ) -> None:
     torch.manual_seed(0)
-    network, example = nn.Conv2d(16, 32, kernel, stride, padding), torch.randn(2, 16, size, size)
-    export(network, example, tmp_path / "n.onnx", ExportTable())
+    kind = found_again(nn.Conv2d(16, 32, kernel, stride, padding), torch.randn(2, 16, size, size), tmp_path)
+    assert kind.stride == (stride, stride)
+    assert kind.made == made
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "made"),
+    [
+        (nn.Conv1d(16, 32, 9, padding=4), [100], None),
+        (nn.Conv1d(16, 32, 9, 4), [100], (1, 23)),
+        (nn.Conv1d(16, 32, 9, 4, groups=4), [101], (1, 24)),
+        (nn.ConvTranspose2d(16, 32, 2, 2), [8, 9], None),
+        (nn.ConvTranspose2d(16, 32, 3, 2, 1, 1), [8, 8], None),
+        (nn.ConvTranspose2d(16, 32, 3), [8, 8], (10, 10)),
+        (nn.ConvTranspose2d(16, 32, 4, 2), [8, 8], (18, 18)),
+        (nn.ConvTranspose2d(16, 32, 4, 2, 1, groups=2), [1, 8], None),
+        (nn.ConvTranspose1d(16, 32, 8, 4, 2), [25], None),
+    ],
+    ids=str,
+)
+def test_those_of_sequences_and_transposed_ones_are_found_again(
+    network: nn.Conv1d, size: list[int], made: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    kind = found_again(network, torch.randn(2, 16, *size), tmp_path)
+    assert kind.stride[-len(size) :] == tuple(network.stride)
+    assert kind.made == made
+
+
+def found_again(network: nn.Module, example: Tensor, folder: Path) -> LayerKind:
+    """The kind of the one layer of a network, which is to be the same in the optimized graph, and in a probe."""
+    path = folder / "n.onnx"
+    export(network, example, path, ExportTable())
     feeds = {"input": example.numpy()}
-    (layer,) = read_exported(tmp_path / "n.onnx", feeds).layers
-    assert layer.kind.stride == (stride, stride)
-    assert layer.kind.made == made
-    assert layer.kind.outputs == tuple(network(example).shape[2:])
-    traced = trace(tmp_path / "n.onnx", feeds, runs=1)
+    (layer,) = read_exported(path, feeds).layers
+    rank = example.ndim - 2
+    assert layer.kind.outputs[-rank:] == tuple(network(example).shape[2:])
+    traced = trace(path, feeds, runs=1)
     assert [found[1] for node in traced.nodes if (found := work_of_node(node))] == [work_of_layer(layer)]
     probe = width_probe(layer.kind, [(16, 32)])
     probed = [one for one in read_exported(probe.content, probe.feeds).layers if one.name.startswith("layer")]
     assert [one.kind for one in probed] == [layer.kind]
+    return layer.kind
 
 
 def test_pairs_of_layers() -> None:
@@ -121,6 +161,19 @@ def test_every_layer_is_found_again_in_the_optimized_graph(tmp_path: Path) -> No
         deployed = deployed_layers(layers, traced)
         assert {layer.kind.precision for layer in deployed[1:4]} == {precision}
         assert [replace(layer.kind, precision="float32") for layer in deployed] == [layer.kind for layer in layers]
+
+
+def test_layers_of_sequences_and_transposed_ones_are_found_again_in_int8(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = (nn.Conv1d(8, 32, 9, 4), nn.ReLU(), nn.Conv1d(32, 64, 3, padding=1), nn.ReLU(), nn.Conv1d(64, 64, 1))
+    network, example = nn.Sequential(*layers, nn.ReLU(), nn.ConvTranspose1d(64, 16, 4, 4)), torch.randn(2, 8, 101)
+    export(network, example, tmp_path / "n.onnx", ExportTable())
+    feeds = {"input": example.numpy()}
+    quantize(tmp_path / "n.onnx", tmp_path / "int8.onnx", [feeds], QuantizeTable())
+    found, traced = read_exported(tmp_path / "n.onnx", feeds).layers, trace(tmp_path / "int8.onnx", feeds, runs=1)
+    assert {one[1] for node in traced.nodes if (one := work_of_node(node))} == set(map(work_of_layer, found))
+    precisions = [layer.kind.precision for layer in deployed_layers(found, traced)]
+    assert precisions[1:] == ["int8", "int8", "float32"]
 
 
 class Mixing(nn.Module):

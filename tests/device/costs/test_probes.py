@@ -15,6 +15,8 @@ from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import ProviderError
 
 PLAIN = LayerKind("float32", (3, 3), (1, 1), 1, (1, 8, 8))
+SEQUENCE = LayerKind("float32", (1, 9), (1, 1), 1, (2, 1, 100), sequence=True)
+TRANSPOSED = LayerKind("float32", (2, 2), (2, 2), 1, (1, 8, 9), transposed=True)
 KINDS = [
     (PLAIN, [(16, 32), (8, 24), (3, 16)]),
     (replace(PLAIN, kernel=(1, 7), stride=(1, 2)), [(16, 32), (20, 8)]),
@@ -22,15 +24,24 @@ KINDS = [
     (replace(PLAIN, groups=DEPTHWISE), [(16, 16), (24, 24)]),
     (replace(PLAIN, groups=2), [(16, 32), (32, 16)]),
     (LayerKind("float32", (1, 1), (1, 1), 1, (3, 1, 1), product=True), [(16, 32), (40, 10)]),
+    (SEQUENCE, [(16, 32), (8, 24)]),
+    (replace(SEQUENCE, stride=(1, 4), made=(1, 23)), [(16, 32)]),
+    (replace(SEQUENCE, groups=DEPTHWISE), [(16, 16)]),
+    (TRANSPOSED, [(16, 32), (40, 10)]),
+    (replace(TRANSPOSED, kernel=(3, 3)), [(16, 32)]),
+    (replace(TRANSPOSED, stride=(1, 1), kernel=(3, 3), made=(10, 11)), [(16, 32)]),
+    (replace(TRANSPOSED, groups=2), [(16, 32)]),
+    (replace(TRANSPOSED, groups=DEPTHWISE), [(16, 16)]),
+    (replace(SEQUENCE, kernel=(1, 8), stride=(1, 4), transposed=True), [(16, 32)]),
 ]
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-@pytest.mark.parametrize(("kind", "widths"), KINDS, ids=lambda value: str(value))
-def test_a_probe_has_the_layers_that_were_asked_for(
-    kind: LayerKind, widths: list[tuple[int, int]], precision: str
-) -> None:
-    kind = replace(kind, precision=precision)  # type: ignore[arg-type]  # one of both
+@pytest.mark.parametrize(
+    ("kind", "widths"),
+    [(replace(kind, precision=one), widths) for kind, widths in KINDS for one in kind.precisions],
+    ids=lambda value: str(value),
+)
+def test_a_probe_has_the_layers_that_were_asked_for(kind: LayerKind, widths: list[tuple[int, int]]) -> None:
     probe = width_probe(kind, widths)
     found = [layer for layer in read_exported(probe.content, probe.feeds).layers if layer.name.startswith("layer")]
     assert sorted((layer.inputs, layer.outputs) for layer in found) == sorted(widths)
