@@ -43,8 +43,9 @@ UNITS = {"x": "×", "ms": " ms", "percent": " %", "points": " points", "minutes"
 def claim_text(name: str, summary: Summary) -> str:
     """The claim, where it was measured, how to repeat it, and what was asked."""
     verdicts = [f"{'✓' if held else '✗'} {key.replace('_', ' ')}" for key, held in summary.holds.items()]
-    features = ", ".join(summary.machine["int8_features"] or ())  # what int8 figures depend on
-    machine = f"{summary.machine['cpu']} ({features}), ONNX Runtime {summary.machine['onnxruntime']}"
+    # What int8 figures depend on; earlier ones do not tell of GPUs.
+    parts = ", ".join([*(summary.machine.get("gpus") or ()), *(summary.machine["int8_features"] or ())])
+    machine = f"{summary.machine['cpu']} ({parts}), ONNX Runtime {summary.machine['onnxruntime']}"
     return (
         f"{summary.claim}. Measured {summary.date} on {machine}; "
         f"raw results in [benchmarks/{name}](benchmarks/{name}).\n\n"

@@ -6,7 +6,8 @@ each take turns. What the teacher says to a view is computed once and read by al
 Top-1 is that of the exported file in ONNX Runtime on the 10,000 test images, of the epoch that scored best on
 validation. Losses have the settings of their papers, which are the defaults.
 
-With `--device cuda` the trainings share a GPU, and the results, of more epochs, lie in the folder distill-cuda.
+With `--device cuda` the trainings share a GPU, where the teacher looks at views again for every loss. Their results lie
+in the folder distill-cuda, and may be of more epochs.
 
 Results that are there already are kept: a run that was ended goes on with the next one.
 Usage: python benchmarks/distill/run.py --data CIFAR10 --weights FOLDER [--epochs 6] [--seeds 3] [--processes 2]

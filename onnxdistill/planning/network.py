@@ -284,17 +284,20 @@ class Costing:
         for name, dim, each in self._runs.get(weight, ()):
             if name in kept and dim in gone:
                 gone[dim] += (self._groups[name].size - kept[name]) * each
-        if layer.kind.transposed and layer.kind.groups != DEPTHWISE:
-            return replace(layer, inputs=layer.inputs - gone[0], outputs=layer.outputs - gone[1] * layer.kind.groups)
-        outputs = layer.outputs - gone[0]
-        if layer.kind.groups == DEPTHWISE:
-            return replace(layer, inputs=outputs, outputs=outputs)
-        if weight.rpartition(".")[0] in self._whole_groups:
-            groups = max(1, layer.kind.groups * outputs // layer.outputs)
-            inputs = layer.inputs // layer.kind.groups * groups
-            return replace(layer, kind=replace(layer.kind, groups=groups), inputs=inputs, outputs=outputs)
+        kind = layer.kind
+        if kind.groups == DEPTHWISE:
+            left = layer.outputs - gone[0]
+            return replace(layer, inputs=left, outputs=left)
+        if weight.rpartition(".")[0] in self._whole_groups or kind.groups == layer.inputs > 1:
+            # What goes in is the first axis of a transposed weight.
+            first = layer.inputs if kind.transposed else layer.outputs
+            groups = max(1, kind.groups * (first - gone[0]) // first)
+            inputs, outputs = (count // kind.groups * groups for count in (layer.inputs, layer.outputs))
+            return replace(layer, kind=replace(kind, groups=groups), inputs=inputs, outputs=outputs)
+        if kind.transposed:
+            return replace(layer, inputs=layer.inputs - gone[0], outputs=layer.outputs - gone[1])
         # All groups take from as many channels fewer.
-        return replace(layer, inputs=layer.inputs - gone[1] * layer.kind.groups, outputs=outputs)
+        return replace(layer, inputs=layer.inputs - gone[1] * kind.groups, outputs=layer.outputs - gone[0])
 
     def _named(self, node: OtherNode) -> str:
         """The exported node that an optimized one was made of, as far as its name tells."""
@@ -304,7 +307,7 @@ class Costing:
     def _groups_out_of(self, layer: Layer) -> list[str]:
         """The groups whose channels a layer makes."""
         weight = self._graph.weights.get(layer.name, "")
-        made_by = 1 if layer.kind.transposed and layer.kind.groups != DEPTHWISE else 0
+        made_by = 1 if layer.kind.transposed and layer.kind.groups == 1 else 0
         return list(dict.fromkeys(group for group, dim, _ in self._runs.get(weight, ()) if dim == made_by))
 
     def _block_of(self, name: str) -> tuple[str, ...]:

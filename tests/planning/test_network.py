@@ -181,7 +181,7 @@ def test_depthwise_and_grouped_layers(tmp_path: Path) -> None:
 
 
 class Decoder(nn.Module):
-    """Transposed convolutions: plain, in two groups, and depthwise."""
+    """Transposed convolutions: plain, in two groups, depthwise, and with two channels made of each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,8 @@ class Decoder(nn.Module):
             nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(64, 48, 2, stride=2), nn.ReLU(),
             nn.Conv2d(48, 32, 1), nn.ReLU(), nn.ConvTranspose2d(32, 32, 4, stride=2, padding=1, groups=2), nn.ReLU(),
             nn.Conv2d(32, 24, 1), nn.ReLU(), nn.ConvTranspose2d(24, 24, 3, padding=1, groups=24), nn.ReLU(),
-            nn.ConvTranspose2d(24, 2, 1),
+            nn.ConvTranspose2d(24, 48, 2, stride=2, groups=24), nn.ReLU(),
+            nn.Conv2d(48, 96, 3, padding=1, groups=48), nn.ReLU(), nn.ConvTranspose2d(96, 2, 1),
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

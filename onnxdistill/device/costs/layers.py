@@ -91,8 +91,8 @@ class LayerKind:
         return ("float32",) if self.transposed else ("float32", "int8")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`."""
-        return asdict(self)
+        """Plain values for `json.dump`; what only few layers are is left out of the others, as earlier releases did."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("transposed", "sequence")}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerKind:
@@ -265,7 +265,7 @@ def work_of_node(node: Operation) -> tuple[Precision, Work] | None:
         if len(node.inputs) > place and len(weight := node.inputs[place].shape) in (_SEQUENCE_RANK, _IMAGE_RANK):
             outputs, inputs, *kernel = weight
             if transposed := node.op_type in _TRANSPOSED:
-                # [inputs, outputs of a group, *kernel], in a layout that is never blocked.
+                # [inputs, outputs of a group, *kernel]; on a CPU its layout is that of the standard.
                 whole_inputs, outputs = weight[0], node.outputs[0].shape[1]
                 inputs = whole_inputs * weight[1] // outputs
             places = prod(node.outputs[0].shape) // outputs

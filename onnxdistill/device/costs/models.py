@@ -42,7 +42,8 @@ def profile_models(
         threads: Threads inside one operator.
         batch: Items per call.
         provider: Short or full name of the execution provider.
-        precisions: What layers are measured in; if left out, in both on the CPU, and elsewhere in float32.
+        precisions: What layers are measured in; if left out, in both on the CPU, and elsewhere in float32. Transposed
+            convolutions have no kernel for int8.
         step: Widths will be whole multiples of it, or what they are now.
         shapes: Whole shapes by input name, where a model leaves more open than the batch.
         cached: Take what was measured here before, and keep what is measured now.
@@ -53,7 +54,8 @@ def profile_models(
         The times of these layers.
 
     Raises:
-        UsageError: If a model has no layers, if a shape is missing, or if a number makes no sense.
+        UsageError: If a model has no layers, or none of these precisions; if a shape is missing, or if a number makes
+            no sense.
         ModelFileError: If ONNX Runtime cannot load or run a model.
         ProviderError: If the provider is unknown or not usable here.
     """
@@ -81,6 +83,8 @@ def profile_models(
             for other in precisions
             if other in one.kind.precisions
         ]
+    if not layers:
+        raise UsageError(f"None of the layers is computed in {' or '.join(precisions)}.", "Measure them in float32.")
     profile = profile_device(layers, settings, step, on_kind=_told(layers, on_progress), cached=cached, fresh=fresh)
     kinds = {layer.kind for layer in layers}
     return replace(profile, surfaces={kind: one for kind, one in profile.surfaces.items() if kind in kinds})

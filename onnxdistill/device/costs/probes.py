@@ -110,21 +110,19 @@ class _Convolutions(_Writer):
     def layer(self, before: str, after: str, inputs: int, outputs: int) -> Iterator[Node]:
         kind = self.kind
         groups = inputs if kind.groups == DEPTHWISE else kind.groups
-        # From the sizes to those that come out, or of a transposed convolution the other way round: as much padding as
-        # leads there. What is left over at the end isn't read, or is made by it alone.
+        # From the sizes to those that come out, or of a transposed convolution the other way round.
         sizes = (kind.outputs, kind.places[1:]) if kind.transposed else (kind.places[1:], kind.outputs)
-        padded = self._along(list(zip(*sizes, kind.kernel, kind.stride, strict=True)))
-        lacking = [(made - 1) * step + kernel - size for size, made, kernel, step in padded]
-        begins = [max(0, pad) // 2 for pad in lacking]
-        ends = [max(0, pad) - begin for pad, begin in zip(lacking, begins, strict=True)]
+        axes = self._along(list(zip(*sizes, kind.kernel, kind.stride, strict=True)))
+        fits = [_fit(*axis, transposed=kind.transposed) for axis in axes]
         attributes: dict[str, int | list[int]] = {
-            "pads": [*begins, *ends],
+            "pads": [*(fit.begin for fit in fits), *(fit.end for fit in fits)],
             "strides": self._along(kind.stride),
+            "dilations": [fit.dilation for fit in fits],
             "group": groups,
         }
         kernel = self._along(kind.kernel)
         if kind.transposed:
-            attributes["output_padding"] = [max(0, -pad) for pad in lacking]
+            attributes["output_padding"] = [fit.added for fit in fits]
             weight = self.weight((inputs, outputs // groups, *kernel), 1)
             return iter([Node("ConvTranspose", [before, *weight], (after,), attributes)])
         return self._convolution(before, after, (outputs, inputs // groups, *kernel), attributes)
@@ -150,6 +148,40 @@ class _Convolutions(_Writer):
         raw = f"{after}raw"
         yield Node("Conv", [before, *self.weight(shape, 0), bias], (raw,), attributes)
         yield Node("Relu", (raw,), (after,))
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What leads from one size to another along an axis."""
+
+    dilation: int
+    begin: int
+    end: int
+    added: int = 0
+    """The end of what a transposed convolution makes, which it adds up nothing for."""
+
+
+def _fit(size: int, made: int, kernel: int, stride: int, *, transposed: bool) -> _Fit:
+    """Padding, or else dilation, by which a convolution makes one size of another.
+
+    Args:
+        size: Of what goes in; of a transposed convolution, of what comes out.
+        made: Of the other.
+        kernel: Its size.
+        stride: Between the places that it is at.
+        transposed: It has the same padding on both sides if possible, as GPUs want it.
+    """
+    reach, dilation = (made - 1) * stride + 1, 1
+    lacking = reach + kernel - 1 - size
+    if lacking <= -stride and kernel > 1:  # no padding makes it so small: its places lie farther apart
+        dilation = 1 - (lacking + stride - 1) // (kernel - 1)
+        lacking = reach + dilation * (kernel - 1) - size
+    if not transposed:  # what is left over at the end isn't read
+        return _Fit(dilation, max(0, lacking) // 2, -(-max(0, lacking) // 2))
+    pad = -(-max(0, lacking) // 2)
+    if 2 * pad - lacking < stride:
+        return _Fit(dilation, pad, pad, 2 * pad - lacking)
+    return _Fit(dilation, lacking // 2, -(-lacking // 2))
 
 
 class _Products(_Writer):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnxdistill.device.costs.coldness import Coldness, measure_coldness
@@ -170,3 +171,9 @@ def test_models_without_layers_and_numbers_without_sense(tmp_path: Path) -> None
     (tmp_path / "relu.onnx").write_bytes(model_bytes([Node("Relu", ("x",), ("y",))], [x], [y], {}))
     with pytest.raises(UsageError, match="has neither convolutions nor products with weights"):
         profile_models([tmp_path / "relu.onnx"])
+    weights = {"w": np.zeros((4, 4, 2, 2), np.float32)}
+    values = [Value("x", "float32", (1, 4, 8, 8))], [Value("y", "float32", (1, 4, 16, 16))]
+    up = Node("ConvTranspose", ("x", "w"), ("y",), {"strides": [2, 2]})
+    (tmp_path / "up.onnx").write_bytes(model_bytes([up], *values, weights))
+    with pytest.raises(UsageError, match=r"None of the layers is computed in int8\. Measure them in float32\."):
+        profile_models([tmp_path / "up.onnx"], precisions=["int8"])

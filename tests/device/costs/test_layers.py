@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,6 +70,15 @@ def test_weights_and_multiply_adds(kind: LayerKind, widths: tuple[int, int], wei
     assert layer.weight_bytes == weights * (1 if kind.precision == "int8" else 4)
 
 
+@pytest.mark.parametrize("kind", [PLAIN, SEQUENCE, replace(TRANSPOSED, made=(17, 18))], ids=str)
+def test_kinds_are_read_as_they_were_written(kind: LayerKind) -> None:
+    written = json.loads(json.dumps(kind.to_json()))
+    assert LayerKind.from_json(written) == kind
+    # What earlier releases know of, they can read.
+    assert written.keys() - PLAIN.to_json().keys() <= {"sequence", "transposed"}
+    assert not {"sequence", "transposed"} & PLAIN.to_json().keys()
+
+
 def test_kinds_in_words() -> None:
     assert str(replace(SEQUENCE, stride=(1, 4), made=(1, 23))) == "float32 9 stride 4 on 2 of 100 to 23"
     assert str(replace(TRANSPOSED, groups=DEPTHWISE)) == "float32 2x2 transposed depthwise stride 2x2 on 8x9"
@@ -108,6 +118,10 @@ def test_convolutions_of_any_padding_are_found_again(
         (nn.ConvTranspose2d(16, 32, 4, 2), [8, 8], (18, 18)),
         (nn.ConvTranspose2d(16, 32, 4, 2, 1, groups=2), [1, 8], None),
         (nn.ConvTranspose1d(16, 32, 8, 4, 2), [25], None),
+        (nn.ConvTranspose2d(16, 32, 3, dilation=2), [16, 16], (20, 20)),
+        (nn.ConvTranspose1d(16, 32, 2, dilation=64), [100], (1, 164)),
+        (nn.Conv1d(16, 32, 2, dilation=64), [100], (1, 36)),
+        (nn.Conv2d(16, 32, 3, dilation=2, padding=2), [16, 16], None),
     ],
     ids=str,
 )

@@ -63,6 +63,14 @@ def test_more_work_takes_longer() -> None:
     assert times_ms[64, 64] / 3 < clock.repeated_ms(kind, (64, 64), 3) < 3 * times_ms[64, 64]
 
 
+@pytest.mark.parametrize(
+    "kind", [SEQUENCE, replace(SEQUENCE, precision="int8"), TRANSPOSED, replace(TRANSPOSED, groups=2)], ids=str
+)
+def test_layers_of_sequences_and_transposed_ones_are_timed(kind: LayerKind) -> None:
+    times_ms = LayerClock(SessionSettings(), "uint8").times_ms(kind, [(16, 16), (64, 128)])
+    assert 0 < times_ms[16, 16] < times_ms[64, 128]
+
+
 def test_layers_that_a_provider_joins_have_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
     record = measuring.record_calls
 
