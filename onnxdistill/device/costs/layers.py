@@ -91,8 +91,8 @@ class LayerKind:
         return ("float32",) if self.transposed else ("float32", "int8")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for `json.dump`; what only few layers are is left out of the others, as earlier releases did."""
-        return {key: value for key, value in asdict(self).items() if value or key not in ("transposed", "sequence")}
+        """Plain values for `json.dump`."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerKind:

@@ -17,6 +17,9 @@ from onnxdistill.device.profiling.trace import Trace
 # rounds a latency agrees with what it leads to.
 _CACHE_ROUNDS = 4
 
+# What a layer takes longer in a network than alone, as a share of its time there, may be the same at any width.
+_MOST_IN_PROPORTION = 0.1
+
 
 @dataclass(frozen=True)
 class OtherNode:
@@ -70,8 +73,10 @@ class NetworkCosts:
         """The time of one of the network's layers at other widths.
 
         What a layer takes longer in the network than alone comes from weights that have left the caches, as far as
-        that explains it: so much goes with the size of its weights, and with how far all of them do that. The rest,
-        such as an activation that is computed with it, goes with its time.
+        that explains it: so much goes with the size of its weights, and with how far all of them do that. Of the rest,
+        some goes with its time, such as an activation that is computed with it. What is left then comes from other
+        tensors that the weights of a whole run have pushed out, such as the first ones of an image, which are written
+        before they are read: it goes with the size of what the layer makes, and with that of all weights.
 
         Args:
             profile: Of the machine.
@@ -84,12 +89,16 @@ class NetworkCosts:
             as_many = replace(now, inputs=layer.inputs // left * whole, outputs=layer.outputs // left * whole)
             return left / whole * self.layer_ms(profile, as_many, load)
         alone_ms, cold_now = profile.time_ms(now), coldness.at(self.load)
+        load = load or self.load
         cold_ms = min(max(0.0, correction - 1) * alone_ms, now.weight_bytes * coldness.ms_per_byte * cold_now)
-        if cold_ms == 0:
+        pushed_ms = max(0.0, (correction - 1 - _MOST_IN_PROPORTION) * alone_ms - cold_ms)
+        if cold_ms + pushed_ms == 0:
             return profile.time_ms(layer) * correction
-        kept = correction - cold_ms / alone_ms
-        share = layer.weight_bytes / now.weight_bytes * coldness.at(load or self.load) / cold_now
-        return profile.time_ms(layer) * kept + cold_ms * share
+        kept = correction - (cold_ms + pushed_ms) / alone_ms
+        time_ms = profile.time_ms(layer) * kept
+        if cold_ms > 0:
+            time_ms += cold_ms * layer.weight_bytes / now.weight_bytes * coldness.at(load) / cold_now
+        return time_ms + pushed_ms * layer.outputs / now.outputs * min(1.0, load.weight_bytes / self.load.weight_bytes)
 
     def time_ms(self, profile: DeviceProfile, layers: Iterable[Layer], ratios: Mapping[str, float]) -> float:
         """The latency of the network with other widths.
@@ -146,12 +155,17 @@ def network_costs(
         traced: Of the deployed network.
         profile: Of the machine, with all kinds of these layers.
         latency_ms: What the network takes by a more careful measurement than the trace's. What it takes longer goes to
-            weights that were in the caches in the trace, and not in that measurement; then to all nodes alike.
+            weights that were in the caches in the trace, and not in that measurement; then to all nodes alike. What
+            it takes less is taken from what layers take longer in the trace than alone; then from all nodes alike.
     """
     if latency_ms is None:
         latency_ms = traced.run_ms
     colder_ms = _colder_ms(layers, traced, profile, latency_ms)
-    scale = _scale(traced, latency_ms - sum(colder_ms.values()))
+    if latency_ms < _run_ms(traced):  # what was cold in the trace alone is taken off before all is scaled
+        scale = latency_ms / (_run_ms(traced) + sum(colder_ms.values()))
+        colder_ms = {name: scale * time_ms for name, time_ms in colder_ms.items()}
+    else:
+        scale = _scale(traced, latency_ms - sum(colder_ms.values()))
     others = [
         OtherNode(node.name, scale * node.time_ms, traced.call_ms)
         for node in traced.nodes
@@ -188,23 +202,26 @@ def _taken_out(nodes: Sequence[OtherNode], names: Collection[str], most_ms: floa
 
 
 def _colder_ms(layers: Sequence[Layer], traced: Trace, profile: DeviceProfile, latency_ms: float) -> dict[str, float]:
-    """What layers take longer than in the trace since their weights are colder, by their names.
+    """What layers take longer than in the trace since their weights are colder, by their names; less is negative.
 
-    No more than what the network takes longer in all, and than what weights so cold can explain.
+    No more than what the network takes longer in all, and than what weights so cold can explain; or no more than what
+    it takes less, and than what layers take longer in the trace than alone.
     """
     excess_ms = latency_ms - _run_ms(traced)
-    if excess_ms <= 0:
-        return {}
     load = CacheLoad(sum(layer.weight_bytes for layer in layers), latency_ms)
     ms_per_byte = profile.coldness.ms_per_byte * profile.coldness.at(load)
     times_ms = _times_ms(layers, _seen_ms(traced, 1.0))
-    most_ms = {
-        layer.name: max(0.0, layer.weight_bytes * ms_per_byte - max(0.0, seen_ms - profile.time_ms(layer)))
+    longer_ms = {
+        layer.name: max(0.0, seen_ms - profile.time_ms(layer))
         for layer in layers
         if (seen_ms := times_ms[layer.name]) is not None
     }
-    share = min(1.0, excess_ms / (sum(most_ms.values()) or 1.0))
-    return {name: share * time_ms for name, time_ms in most_ms.items()}
+    most_ms = longer_ms
+    if excess_ms > 0:
+        weight_bytes = {layer.name: layer.weight_bytes for layer in layers}
+        most_ms = {name: max(0.0, weight_bytes[name] * ms_per_byte - ms) for name, ms in longer_ms.items()}
+    share = min(1.0, abs(excess_ms) / (sum(most_ms.values()) or 1.0))
+    return {name: (share if excess_ms > 0 else -share) * time_ms for name, time_ms in most_ms.items()}
 
 
 def _times_ms(layers: Sequence[Layer], seen_ms: Mapping[Work, list[float]]) -> dict[str, float | None]:

@@ -47,8 +47,9 @@ def test_the_network_as_it_is() -> None:
 
 def test_narrower_layers_have_more_of_the_caches_and_other_nodes_less_to_do() -> None:
     narrow = replace(WIDE, inputs=32, outputs=32)  # 4 KiB: an eighth is out of the caches, a quarter of what was
-    # Of the 2 ms that it takes longer than alone, 1.5 are from that, and half of its own time in four stays.
-    expected = 1.0 * (1 + 0.5 / 4) + 1.5 / 4 / 4 + 0.1 + 0.4 * 0.5 + 0.25
+    # Of the 2 ms that it takes longer than alone, 1.5 are from that, and 0.4, a tenth of its time, go with that. Of the
+    # 0.1 that are left there remains half for as many outputs, and of that a quarter for as many weights.
+    expected = 1.1 * 1.0 + 1.5 / 4 / 4 + 0.1 / 2 / 4 + 0.1 + 0.4 * 0.5 + 0.25
     assert COSTS.time_ms(PROFILE, [narrow], {"add": 0.5}) == pytest.approx(expected)
     # A layer that is gone costs nothing; a node of another name changes as the mean of all.
     assert COSTS.time_ms(PROFILE, [], {"x": 0.2, "y": 0.4}) == pytest.approx(0.1 + 0.4 * 0.3 + 0.25)
@@ -60,10 +61,10 @@ def test_a_faster_network_finds_more_of_its_weights_in_the_caches() -> None:
     profile = replace(PROFILE, coldness=coldness)
     costs = NetworkCosts((WIDE,), {"a": 2.0}, (), 0.0, 8.0)
     assert costs.time_ms(profile, [WIDE], {}) == pytest.approx(8.0)
-    # Of the 4 ms that it takes longer than alone, 1 is from cold weights, and 3 go with its time.
+    # Of the 4 ms that it takes longer than alone, 1 is from cold weights, and 0.4 go with its time.
     narrow = replace(WIDE, inputs=32, outputs=64)
-    assert costs.layer_ms(profile, narrow) == pytest.approx(2 * 1.75 + 0.5)
-    assert costs.layer_ms(profile, narrow, CacheLoad(8192, 4.0)) == pytest.approx(2 * 1.75 + 0.25)
+    assert costs.layer_ms(profile, narrow) == pytest.approx(2 * 1.1 + 0.5 + 2.6)
+    assert costs.layer_ms(profile, narrow, CacheLoad(8192, 4.0)) == pytest.approx(2 * 1.1 + 0.25 + 1.3)
     # It takes 3.5 ms and then half of its weights, times the share that has gone after just that time.
     assert costs.time_ms(profile, [narrow], {}) == pytest.approx(3.5 / (1 - 0.5 / 8), rel=1e-4)
 
@@ -81,16 +82,41 @@ def test_what_a_network_takes_longer_than_in_its_trace_is_from_cold_weights_firs
         run_ms = _run_ms(seen)
         costs, plain = (network_costs(layers, seen, cold, times * run_ms) for times in (2, 1))
         for layer in layers:
-            added_ms = (costs.corrections[layer.name] - plain.corrections[layer.name]) * profile.time_ms(layer)
+            added_ms = (costs.corrections[layer.name] - plain.corrections[layer.name]) * cold.time_ms(layer)
             assert added_ms == pytest.approx(run_ms * layer.weight_bytes / weight_bytes, rel=0.01)
         assert costs.overhead_ms == pytest.approx(plain.overhead_ms)
         whole_ms = costs.time_ms(cold, layers, dict.fromkeys(exported.sizes, 1.0))
         assert whole_ms == pytest.approx(2 * run_ms, rel=1e-2)
 
 
-def test_where_there_are_no_caches_to_speak_of_corrections_stay() -> None:
+def test_what_weights_do_not_explain_goes_with_what_is_made_and_with_all_weights() -> None:
     plain = replace(PROFILE, coldness=Coldness((), ()))
-    assert COSTS.layer_ms(plain, replace(WIDE, inputs=32, outputs=32), CacheLoad(4096, 1.0)) == pytest.approx(1.5)
+    narrow = replace(WIDE, inputs=32, outputs=32)
+    # Of half of 4 ms, a tenth of its time goes with that.
+    assert COSTS.layer_ms(plain, narrow, CacheLoad(4096, 1.0)) == pytest.approx(1.1 + 1.6 / 2 / 4)
+    assert COSTS.layer_ms(plain, narrow, CacheLoad(2 * 16384, 1.0)) == pytest.approx(1.1 + 1.6 / 2)
+    little = replace(COSTS, corrections={"a": 1.04})
+    assert little.layer_ms(plain, narrow, CacheLoad(4096, 1.0)) == pytest.approx(1.04)
+
+
+def test_what_a_network_takes_less_than_in_its_trace_comes_from_what_was_cold_there(tmp_path: Path) -> None:
+    path = network(tmp_path / "m.onnx")
+    traced = replace(trace(path, FEEDS, runs=10), call_ms=0.0)
+    layers = deployed_layers(read_exported(path, FEEDS).layers, traced)
+    times_ms = layer_times_ms(layers, traced)
+    # One layer takes twice as long as alone, and all others as long.
+    alone_ms = {layer.name: float(times_ms[layer.name] or 0.0) / (2 if layer is layers[0] else 1) for layer in layers}
+    surfaces = {layer.kind: Surface({(layer.inputs, layer.outputs): alone_ms[layer.name]}) for layer in layers}
+    profile = replace(PROFILE, coldness=Coldness((), ()), surfaces=surfaces)
+    first, *others = (layer.name for layer in layers)
+    costs = network_costs(layers, traced, profile, traced.run_ms - alone_ms[first] / 4)
+    assert costs.corrections[first] == pytest.approx(1.75)
+    assert [costs.corrections[name] for name in others] == pytest.approx([1.0] * len(others))
+    assert costs.overhead_ms == pytest.approx(traced.overhead_ms)
+    # What cannot come from there comes from all of it.
+    costs = network_costs(layers, traced, profile, (traced.run_ms - alone_ms[first]) / 2)
+    assert list(costs.corrections.values()) == pytest.approx([0.5] * len(layers))
+    assert costs.overhead_ms == pytest.approx(traced.overhead_ms / 2)
 
 
 @pytest.mark.parametrize("correction", [0.8, 1.0])
