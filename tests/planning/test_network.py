@@ -75,7 +75,8 @@ def case_of(network: nn.Module, example: torch.Tensor, path: Path, blocks: Seque
     analysis = analyse_channels(network, example)
     choices = choices_of(analysis, Steps(8, 8), blocks)
     others = tuple(OtherNode(name, 2.0, 0.5) for name in before.sizes if name not in graph.weights)
-    costs = NetworkCosts(before.layers, dict.fromkeys((layer.name for layer in before.layers), 1.5), others, 3.0, 10.0)
+    # All that layers take longer than alone goes with their time.
+    costs = NetworkCosts(before.layers, dict.fromkeys((layer.name for layer in before.layers), 1.1), others, 3.0, 10.0)
     damages = Damages(
         {name: np.linspace(1, 0, analysis[name].size + 1) ** 2 for name in choices.widths},
         dict.fromkeys(choices.blocks, 0.3),
@@ -278,7 +279,7 @@ def test_a_layer_becomes_a_pair_where_that_does_the_least_damage(residual: Case)
     assert [one for one in factored if one not in dense] == list(both)
     assert [one for one in dense if one not in factored] == [layers[weight]]
     saved = layers[weight].macs / 1000 - sum(one.macs for one in both) / 1000 - 1
-    assert whole.latency_ms - less.latency_ms == pytest.approx(1.5 * saved)
+    assert whole.latency_ms - less.latency_ms == pytest.approx(1.1 * saved)
     # In a block that has gone there is no pair.
     fastest = plans[0]
     assert "layer3.1" in case.choices.gone(fastest)
