@@ -69,14 +69,16 @@ def exported(network: nn.Module, example: torch.Tensor, path: Path) -> Exported:
     return read_exported(path, {"input": example[:1].numpy()})
 
 
-def case_of(network: nn.Module, example: torch.Tensor, path: Path, blocks: Sequence[str] = ()) -> Case:
+def case_of(
+    network: nn.Module, example: torch.Tensor, path: Path, blocks: Sequence[str] = (), correction: float = 1.5
+) -> Case:
     before = exported(network, example, path)
     graph = read_graph(onnx.load(path), dict(network.named_parameters()), [layer.name for layer in before.layers])
     analysis = analyse_channels(network, example)
     choices = choices_of(analysis, Steps(8, 8), blocks)
     others = tuple(OtherNode(name, 2.0, 0.5) for name in before.sizes if name not in graph.weights)
-    # All that layers take longer than alone goes with their time.
-    costs = NetworkCosts(before.layers, dict.fromkeys((layer.name for layer in before.layers), 1.1), others, 3.0, 10.0)
+    corrections = dict.fromkeys((layer.name for layer in before.layers), correction)
+    costs = NetworkCosts(before.layers, corrections, others, 3.0, 10.0)
     damages = Damages(
         {name: np.linspace(1, 0, analysis[name].size + 1) ** 2 for name in choices.widths},
         dict.fromkeys(choices.blocks, 0.3),
@@ -88,7 +90,8 @@ def case_of(network: nn.Module, example: torch.Tensor, path: Path, blocks: Seque
 def residual(tmp_path_factory: pytest.TempPathFactory) -> Case:
     network, example = build_network("cifar-resnet20", 10, 0), torch.randn(2, 3, 32, 32)
     blocks = removable_blocks(network, example)
-    return case_of(network, example, tmp_path_factory.mktemp("plan") / "n.onnx", blocks)
+    # All that layers take longer than alone goes with their time.
+    return case_of(network, example, tmp_path_factory.mktemp("plan") / "n.onnx", blocks, correction=1.1)
 
 
 class Separable(nn.Module):
@@ -280,6 +283,12 @@ def test_a_layer_becomes_a_pair_where_that_does_the_least_damage(residual: Case)
     assert [one for one in dense if one not in factored] == [layers[weight]]
     saved = layers[weight].macs / 1000 - sum(one.macs for one in both) / 1000 - 1
     assert whole.latency_ms - less.latency_ms == pytest.approx(1.1 * saved)
+    # What layers take longer than that goes with what they make: the pair makes a quarter as much on the way.
+    slower = replace(case.costs, corrections=dict.fromkeys(case.costs.corrections, 1.5))
+    pushed_ms = 0.4 * (1 + layers[weight].macs / 1000)
+    found_ms = replace(case, costs=slower).costing.layers_ms(less, damages)[layers[weight].name]
+    expected_ms = 1.1 * sum(1 + one.macs / 1000 for one in both) + (1 + 16 / 64) * pushed_ms
+    assert found_ms == pytest.approx(expected_ms)
     # In a block that has gone there is no pair.
     fastest = plans[0]
     assert "layer3.1" in case.choices.gone(fastest)

@@ -189,7 +189,8 @@ def read_exported(model: Path | bytes, feeds: Mapping[str, Array]) -> Exported:
     """What a model does before ONNX Runtime rewrites it.
 
     What is neither a convolution along one or two axes nor a product with a matrix of weights is no layer. A dilation
-    cannot be told from a trace; such a layer counts as one without.
+    cannot be told from a trace: such a layer counts as one without, and is measured as one where padding leads to its
+    size.
 
     Args:
         model: An .onnx file, in float or with Q/DQ pairs, or its content.

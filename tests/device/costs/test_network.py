@@ -102,6 +102,8 @@ def test_what_weights_do_not_explain_goes_with_what_is_made_and_with_all_weights
 def test_what_a_network_takes_less_than_in_its_trace_comes_from_what_was_cold_there(tmp_path: Path) -> None:
     path = network(tmp_path / "m.onnx")
     traced = replace(trace(path, FEEDS, runs=10), call_ms=0.0)
+    # On a busy machine a node may seem to take no time.
+    traced = replace(traced, nodes=tuple(replace(node, time_ms=max(0.001, node.time_ms)) for node in traced.nodes))
     layers = deployed_layers(read_exported(path, FEEDS).layers, traced)
     times_ms = layer_times_ms(layers, traced)
     # One layer takes twice as long as alone, and all others as long.
