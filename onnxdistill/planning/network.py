@@ -145,6 +145,7 @@ class Costing:
         load: CacheLoad,
     ) -> None:
         self._choices = choices
+        self._analysis = analysis
         self._graph = graph
         self._costs = costs
         self._profile = profile
@@ -156,6 +157,15 @@ class Costing:
         for name in choices.widths:
             for member in self._groups[name].members:
                 self._runs[member.tensor].append((name, member.dim, len(member.indices[0])))
+
+    @property
+    def load(self) -> CacheLoad:
+        """What the network will ask of the caches."""
+        return self._load
+
+    def at(self, load: CacheLoad) -> Costing:
+        """The same choices in a network that asks something else of the caches."""
+        return Costing(self._choices, self._analysis, self._graph, self._costs, self._profile, load)
 
     def terms(self, damages: Damages) -> list[Term]:
         """All terms, those of the same choices together.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from onnxdistill.device.costs.network import NetworkCosts
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import analyse_channels
@@ -43,7 +43,7 @@ def known_of(network: nn.Module, task: Classification) -> Known:
     example = task.example_input(2)
     analysis = analyse_channels(network, example)
     choices = choices_of(analysis, Steps(8, 8, ()), removable_blocks(network, example))
-    nothing_timed = SimpleNamespace(layers=[])
+    nothing_timed = NetworkCosts((), {}, (), 0.0, 0.0)
     return Known(choices, analysis, None, nothing_timed, None, {})  # type: ignore[arg-type]
 
 

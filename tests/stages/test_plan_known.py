@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
+import pytest
 import torch
 from torch import nn
 
+from onnxdistill.device.costs.coldness import Coldness
 from onnxdistill.device.costs.deviceprofile import profile_device
 from onnxdistill.device.costs.layers import read_exported
-from onnxdistill.device.costs.network import network_costs
+from onnxdistill.device.costs.network import layer_times_ms, network_costs
 from onnxdistill.device.profiling.trace import trace
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.graph.channels import analyse_channels
@@ -81,3 +84,22 @@ def test_nothing_is_said_where_all_layers_are_timed(tmp_path: Path) -> None:
     (group,) = (known.analysis[name] for name in known.choices.widths)
     assert "scale" in {member.tensor for member in group.members}
     assert known.doubts(network) == list(known.seen.traced.doubts)
+
+
+def test_what_stays_as_it_is_is_planned_to_take_as_long(tmp_path: Path) -> None:
+    """Though the model gives what the network takes longer than its trace to cold weights, and the trace to all."""
+    known = known_of(Film(), tmp_path / "n.onnx")
+    cold = replace(known.profile, coldness=Coldness([0, 1], [0.0, 1.0], ms_per_byte=1.0))
+    latency_ms = 2 * known.seen.traced.run_ms
+    costs = network_costs(known.seen.layers, known.seen.traced, cold, latency_ms)
+    known = replace(known, profile=cold, costs=costs)
+    model_ms = {layer.name: costs.layer_ms(cold, layer) for layer in costs.layers}
+    (first, first_ms), *others = model_ms.items()
+    states = known.states({first: first_ms / 2, **dict(others)}, latency_ms)
+    assert len(states) == len(model_ms)
+    seen_ms = layer_times_ms(known.seen.layers, known.seen.traced, latency_ms)
+    assert [state.time_ms for state in states.values()] == list(seen_ms.values())
+    ratios = [state.planned_ms / state.time_ms for state in states.values() if state.planned_ms and state.time_ms]
+    assert ratios == pytest.approx([0.5] + [1.0] * len(others))
+    # To different layers: else this would be no test.
+    assert seen_ms != pytest.approx(model_ms, rel=0.05)

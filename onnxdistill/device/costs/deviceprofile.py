@@ -21,7 +21,7 @@ from onnxdistill.device.schema import reading
 from onnxdistill.device.session import SessionSettings
 from onnxdistill.errors import DataError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 ROUNDS = 2
 """How often a kind of layer is measured."""

@@ -140,6 +140,11 @@ class Layer:
         return self.weights * (1 if self.kind.precision == "int8" else 4)
 
     @property
+    def output_values(self) -> int:
+        """How many numbers come out."""
+        return self.outputs * self.kind.places[0] * (1 if self.kind.product else prod(self.kind.outputs))
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of one call."""
         kind = self.kind

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import sqrt
 
 from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
@@ -17,7 +18,7 @@ from onnxdistill.device.profiling.trace import Trace
 # rounds a latency agrees with what it leads to.
 _CACHE_ROUNDS = 4
 
-# What a layer takes longer in a network than alone, as a share of its time there, may be the same at any width.
+# Beside what all nodes take longer, a layer may take so large a share of its time alone longer, whatever its width.
 _MOST_IN_PROPORTION = 0.1
 
 
@@ -52,6 +53,8 @@ class NetworkCosts:
         others: All other nodes.
         overhead_ms: What a run takes outside its nodes.
         latency_ms: What a run takes.
+        slowdown: How many times as long as in the trace all nodes take, for no reason that is known; a factor of every
+            correction, and at least 1.
     """
 
     layers: tuple[Layer, ...]
@@ -59,6 +62,7 @@ class NetworkCosts:
     others: tuple[OtherNode, ...]
     overhead_ms: float
     latency_ms: float
+    slowdown: float = 1.0
 
     @cached_property
     def _by_name(self) -> dict[str, Layer]:
@@ -74,13 +78,15 @@ class NetworkCosts:
 
         What a layer takes longer in the network than alone comes from weights that have left the caches, as far as
         that explains it: so much goes with the size of its weights, and with how far all of them do that. Of the rest,
-        some goes with its time, such as an activation that is computed with it. What is left then comes from other
-        tensors that the weights of a whole run have pushed out, such as the first ones of an image, which are written
-        before they are read: it goes with the size of what the layer makes, and with that of all weights.
+        what all nodes take longer goes with its time, and some beyond that, such as an activation that is computed with
+        it. What is left then comes from other tensors that the weights of a whole run have pushed out, such as the
+        first ones of an image, which are written before they are read: it goes with the size of what the layer makes,
+        and with the root of that of all weights.
 
         Args:
             profile: Of the machine.
-            layer: With its name in the network, and its new widths; fewer groups take their share.
+            layer: With its name in the network, and its new widths, or one of a pair that stands for it; fewer groups
+                take their share.
             load: What the network asks of the caches then; by default what it does now.
         """
         correction, now, coldness = self.corrections[layer.name], self._by_name[layer.name], profile.coldness
@@ -91,14 +97,16 @@ class NetworkCosts:
         alone_ms, cold_now = profile.time_ms(now), coldness.at(self.load)
         load = load or self.load
         cold_ms = min(max(0.0, correction - 1) * alone_ms, now.weight_bytes * coldness.ms_per_byte * cold_now)
-        pushed_ms = max(0.0, (correction - 1 - _MOST_IN_PROPORTION) * alone_ms - cold_ms)
+        pushed_ms = max(0.0, (correction - self.slowdown * (1 + _MOST_IN_PROPORTION)) * alone_ms - cold_ms)
         if cold_ms + pushed_ms == 0:
             return profile.time_ms(layer) * correction
         kept = correction - (cold_ms + pushed_ms) / alone_ms
         time_ms = profile.time_ms(layer) * kept
         if cold_ms > 0:
             time_ms += cold_ms * layer.weight_bytes / now.weight_bytes * coldness.at(load) / cold_now
-        return time_ms + pushed_ms * layer.outputs / now.outputs * min(1.0, load.weight_bytes / self.load.weight_bytes)
+        # The more weights there are, the less they still find to push out.
+        pushing = sqrt(min(1.0, load.weight_bytes / self.load.weight_bytes))
+        return time_ms + pushed_ms * layer.output_values / now.output_values * pushing
 
     def time_ms(self, profile: DeviceProfile, layers: Iterable[Layer], ratios: Mapping[str, float]) -> float:
         """The latency of the network with other widths.
@@ -166,8 +174,9 @@ def network_costs(
         colder_ms = {name: scale * time_ms for name, time_ms in colder_ms.items()}
     else:
         scale = _scale(traced, latency_ms - sum(colder_ms.values()))
+    slowdown = max(1.0, scale)
     others = [
-        OtherNode(node.name, scale * node.time_ms, traced.call_ms)
+        OtherNode(node.name, scale * node.time_ms, slowdown * traced.call_ms)
         for node in traced.nodes
         if work_of_node(node) is None
     ]
@@ -190,7 +199,7 @@ def network_costs(
             corrections[layer.name] = found if seen_ms is None else 1.0
         else:
             corrections[layer.name] = (seen_ms + colder_ms.get(layer.name, 0.0)) / expected_ms
-    return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms, latency_ms)
+    return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms, latency_ms, slowdown)
 
 
 def _taken_out(nodes: Sequence[OtherNode], names: Collection[str], most_ms: float) -> tuple[list[OtherNode], float]:

@@ -113,7 +113,7 @@ class _Convolutions(_Writer):
         # From the sizes to those that come out, or of a transposed convolution the other way round.
         sizes = (kind.outputs, kind.places[1:]) if kind.transposed else (kind.places[1:], kind.outputs)
         axes = self._along(list(zip(*sizes, kind.kernel, kind.stride, strict=True)))
-        fits = [_fit(*axis, transposed=kind.transposed) for axis in axes]
+        fits = [_fit(*axis) for axis in axes]
         attributes: dict[str, int | list[int]] = {
             "pads": [*(fit.begin for fit in fits), *(fit.end for fit in fits)],
             "strides": self._along(kind.stride),
@@ -158,30 +158,31 @@ class _Fit:
     begin: int
     end: int
     added: int = 0
-    """The end of what a transposed convolution makes, which it adds up nothing for."""
+    """What is left over at the end: a convolution does not read it, and a transposed one adds up nothing for it."""
 
 
-def _fit(size: int, made: int, kernel: int, stride: int, *, transposed: bool) -> _Fit:
+def _fit(size: int, made: int, kernel: int, stride: int) -> _Fit:
     """Padding, or else dilation, by which a convolution makes one size of another.
+
+    It is the same on both sides if possible, as networks have it and as GPUs want it. Where neither padding
+    nor dilation leads there, as with a kernel of 1, there is none.
 
     Args:
         size: Of what goes in; of a transposed convolution, of what comes out.
         made: Of the other.
         kernel: Its size.
         stride: Between the places that it is at.
-        transposed: It has the same padding on both sides if possible, as GPUs want it.
     """
     reach, dilation = (made - 1) * stride + 1, 1
     lacking = reach + kernel - 1 - size
     if lacking <= -stride and kernel > 1:  # no padding makes it so small: its places lie farther apart
         dilation = 1 - (lacking + stride - 1) // (kernel - 1)
         lacking = reach + dilation * (kernel - 1) - size
-    if not transposed:  # what is left over at the end isn't read
-        return _Fit(dilation, max(0, lacking) // 2, -(-max(0, lacking) // 2))
-    pad = -(-max(0, lacking) // 2)
+    wanted = max(0, lacking)
+    pad = -(-wanted // 2)
     if 2 * pad - lacking < stride:
         return _Fit(dilation, pad, pad, 2 * pad - lacking)
-    return _Fit(dilation, lacking // 2, -(-lacking // 2))
+    return _Fit(dilation, wanted // 2, pad)
 
 
 class _Products(_Writer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 import onnxdistill
-from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.layers import pair_of, read_exported
 from onnxdistill.device.costs.network import deployed_layers, layer_times_ms, network_costs
 from onnxdistill.device.places import Place
@@ -31,8 +30,8 @@ from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.planning.decisions import Decision, decisions_of
 from onnxdistill.planning.exportedgraph import Graph, read_graph
-from onnxdistill.planning.network import Costing, Damages, choices_of, scopes_of
-from onnxdistill.planning.problem import Plan, Term, solve
+from onnxdistill.planning.network import Damages, choices_of, scopes_of
+from onnxdistill.planning.solution import best_solution
 from onnxdistill.planning.thinning import solvable
 from onnxdistill.recipe import PlanTable
 from onnxdistill.stages.plan.account import LayerState, done
@@ -47,9 +46,6 @@ from onnxdistill.training.repaired import best_repaired, calibration_losses
 
 # Of columns whose second moments are decomposed in each cut.
 _LONGEST_COLUMN = 2400
-# How often weights in the caches are estimated from the plan that they led to.
-_CACHE_ROUNDS = 2
-
 Remember = Callable[[str, Callable[[], Any]], Any]
 """Returns what was decided before under a key, or else decides."""
 
@@ -98,15 +94,6 @@ class _Subject:
         self.analysis = analyse_channels(network, task.example_input(2))
         self.scores = score_channels(network, self.analysis, task)
         self.appraisal: _Appraisal | None = None
-
-
-@dataclass(frozen=True)
-class _Solution:
-    """A plan, and what it was the best of."""
-
-    plan: Plan
-    terms: Sequence[Term]
-    costing: Costing
 
 
 class Planner:
@@ -190,7 +177,7 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = f"{self._task.describe_data()} {self._samples}"
-        version = f"plan 11 {onnxdistill.__version__}"
+        version = f"plan 12 {onnxdistill.__version__}"
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
         return f"{version} {table} {self._keep} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 
@@ -203,13 +190,12 @@ class Planner:
             subject.appraisal = _Appraisal(known, appraiser.damages())
         known, damages = subject.appraisal.known, subject.appraisal.damages
         self._say("solving")
-        solution = self._solved(known, damages, budget_ms)
+        solution = best_solution(known.choices, known.costing, damages, budget_ms)
         if solution is None or solution.plan.latency_ms >= deployed.latency_ms:
             return {}
         chosen, costing = solution.plan, solution.costing
         decisions = decisions_of(known.choices, damages, solution.terms, chosen)
-        now_ms = layer_times_ms(known.seen.layers, known.seen.traced, deployed.latency_ms)
-        states = known.seen.states(now_ms, costing.layers_ms(chosen, damages))
+        states = known.states(costing.layers_ms(chosen, damages), deployed.latency_ms)
         return {
             "widths": known.choices.kept(chosen),
             "blocks": known.choices.gone(chosen),
@@ -296,22 +282,6 @@ class Planner:
             return network, {}
         changed = with_pairs(network, factors, fitting)
         return best_fitted(network, changed, fitting, self._task, fit=self._table.repair), fitting
-
-    def _solved(self, known: Known, damages: Damages, budget_ms: float) -> _Solution | None:
-        """The plan of least damage within the budget, or the fastest one."""
-        load, solution, graph = replace(known.costs.load, latency_ms=budget_ms), None, known.seen.graph
-        for _ in range(_CACHE_ROUNDS):
-            costing = Costing(known.choices, known.analysis, graph, known.costs, known.profile, load)
-            terms = costing.terms(damages)
-            plans = solve(known.choices.sizes, terms)
-            if not len(plans):
-                return None
-            solution = _Solution(plans.within(budget_ms) or plans[0], terms, costing)
-            load = CacheLoad(
-                sum(layer.weight_bytes for layer in costing.layers_of(solution.plan, damages)),
-                max(budget_ms, solution.plan.latency_ms),
-            )
-        return solution
 
     def _cut(
         self,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.device.costs.layers import Layer, pair_of
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import without_blocks
@@ -140,16 +141,21 @@ class Appraiser:
         return found
 
     def _worthwhile(self) -> dict[str, list[PairForm]]:
-        """The forms that are faster than a layer, by its name."""
+        """The forms that are faster than a layer, in the network as it is or where all stays in the caches."""
         known, found = self._known, dict[str, list[PairForm]]()
+        loads = (known.costs.load, CacheLoad(0, 0.0))
+
+        def faster(layer: Layer, pair: Sequence[Layer], load: CacheLoad) -> bool:
+            part_ms = (known.costs.layer_ms(known.profile, one, load) for one in pair)
+            return sum(part_ms) < _WORTHWHILE * known.costs.layer_ms(known.profile, layer, load)
+
         for layer in known.costs.layers:
             name = known.seen.graph.weights.get(layer.name, "").removesuffix(".weight")
             forms = [
                 PairForm(scheme, rank)
                 for scheme in known.schemes.get(name, ())
                 for rank in self._ranks(layer)
-                if sum(known.profile.time_ms(one) for one in pair_of(layer, rank, spatial=scheme == "spatial"))
-                < _WORTHWHILE * known.profile.time_ms(layer)
+                if any(faster(layer, pair_of(layer, rank, spatial=scheme == "spatial"), load) for load in loads)
             ]
             if forms:
                 found[name] = forms

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from onnxdistill.device.costs.deviceprofile import DeviceProfile
-from onnxdistill.device.costs.network import NetworkCosts
+from onnxdistill.device.costs.network import NetworkCosts, layer_times_ms
 from onnxdistill.graph.groups import ChannelAnalysis
 from onnxdistill.graph.pairmoments import Scheme
 from onnxdistill.graph.surgery import CONVOLUTIONS, TRANSPOSED
-from onnxdistill.planning.network import Choices
+from onnxdistill.planning.network import Choices, Costing
+from onnxdistill.stages.plan.account import LayerState
 from onnxdistill.stages.plan.deployed import Seen
 
 _MOST_NAMES = 3
@@ -37,6 +38,30 @@ class Known:
     costs: NetworkCosts
     profile: DeviceProfile
     schemes: Mapping[str, Sequence[Scheme]]
+
+    @property
+    def costing(self) -> Costing:
+        """Of the choices, at the load of the network as it is."""
+        graph, load = self.seen.graph, self.costs.load
+        return Costing(self.choices, self.analysis, graph, self.costs, self.profile, load)
+
+    def states(self, model_ms: Mapping[str, float], latency_ms: float) -> dict[str, LayerState]:
+        """What layers take by the trace, and what they would take: by as much less as the model says.
+
+        The two do not share out alike what the network takes longer than its trace, and what there is to see of the
+        network in the end is a trace, too.
+
+        Args:
+            model_ms: What the layers would take that a plan leaves, by their nodes.
+            latency_ms: What the network takes.
+        """
+        times_ms = layer_times_ms(self.seen.layers, self.seen.traced, latency_ms)
+        now_ms = {layer.name: self.costs.layer_ms(self.profile, layer) for layer in self.costs.layers}
+        planned_ms = {
+            name: then_ms * time_ms / now_ms[name] if (time_ms := times_ms[name]) and now_ms[name] > 0 else then_ms
+            for name, then_ms in model_ms.items()
+        }
+        return self.seen.states(times_ms, planned_ms)
 
     def doubts(self, network: nn.Module) -> list[str]:
         """Reasons not to trust the times, a sentence each."""

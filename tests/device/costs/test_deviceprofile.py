@@ -101,7 +101,7 @@ def test_grouped_layers_keep_their_groups_and_a_depthwise_layer_has_one_width() 
     assert all(one == other for one, other in profile.surfaces[depthwise].points_ms)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 4, "layers": 3}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema_version": 0}', '{"schema_version": 5, "layers": 3}'])
 def test_a_damaged_cache_is_measured_anew(cache: Path, content: str) -> None:
     layer = Layer("a", KIND, 16, 16)
     profile_device([layer], SessionSettings(), 16)
@@ -137,8 +137,8 @@ def test_a_profile_is_written_and_read(tmp_path: Path) -> None:
         (None, "cannot be read: No such file"),
         ("{", "is no JSON"),
         ("[]", "is no device profile"),
-        ("{}", "has schema version None; this release reads 4"),
-        ('{"schema_version": 4}', "The device profile is damaged"),
+        ("{}", "has schema version None; this release reads 5"),
+        ('{"schema_version": 5}', "The device profile is damaged"),
     ],
 )
 def test_what_is_no_profile(tmp_path: Path, content: str | None, message: str) -> None:

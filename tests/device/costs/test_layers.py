@@ -47,6 +47,7 @@ def test_all_kinds_of_layers_are_read(tmp_path: Path) -> None:
         "grouped": (64, 64),
         "head": (64, 10),
     }
+    assert {layer.name: layer.output_values for layer in found.layers} == {name: found.sizes[name] for name in widths}
     assert found.sizes["stem.relu"] == 2 * 32 * 16 * 16
     assert found.sizes["pool"] == 2 * 64
 

@@ -8,7 +8,7 @@ import pytest
 
 from onnxdistill.device.costs.coldness import CacheLoad, Coldness
 from onnxdistill.device.costs.deviceprofile import DeviceProfile, profile_device
-from onnxdistill.device.costs.layers import Layer, LayerKind, read_exported, work_of_layer, work_of_node
+from onnxdistill.device.costs.layers import Layer, LayerKind, pair_of, read_exported, work_of_layer, work_of_node
 from onnxdistill.device.costs.network import (
     NetworkCosts,
     OtherNode,
@@ -48,8 +48,8 @@ def test_the_network_as_it_is() -> None:
 def test_narrower_layers_have_more_of_the_caches_and_other_nodes_less_to_do() -> None:
     narrow = replace(WIDE, inputs=32, outputs=32)  # 4 KiB: an eighth is out of the caches, a quarter of what was
     # Of the 2 ms that it takes longer than alone, 1.5 are from that, and 0.4, a tenth of its time, go with that. Of the
-    # 0.1 that are left there remains half for as many outputs, and of that a quarter for as many weights.
-    expected = 1.1 * 1.0 + 1.5 / 4 / 4 + 0.1 / 2 / 4 + 0.1 + 0.4 * 0.5 + 0.25
+    # 0.1 that are left there remains half for as many outputs, and of that half for the weights: the root of a quarter.
+    expected = 1.1 * 1.0 + 1.5 / 4 / 4 + 0.1 / 2 / 2 + 0.1 + 0.4 * 0.5 + 0.25
     assert COSTS.time_ms(PROFILE, [narrow], {"add": 0.5}) == pytest.approx(expected)
     # A layer that is gone costs nothing; a node of another name changes as the mean of all.
     assert COSTS.time_ms(PROFILE, [], {"x": 0.2, "y": 0.4}) == pytest.approx(0.1 + 0.4 * 0.3 + 0.25)
@@ -64,9 +64,10 @@ def test_a_faster_network_finds_more_of_its_weights_in_the_caches() -> None:
     # Of the 4 ms that it takes longer than alone, 1 is from cold weights, and 0.4 go with its time.
     narrow = replace(WIDE, inputs=32, outputs=64)
     assert costs.layer_ms(profile, narrow) == pytest.approx(2 * 1.1 + 0.5 + 2.6)
-    assert costs.layer_ms(profile, narrow, CacheLoad(8192, 4.0)) == pytest.approx(2 * 1.1 + 0.25 + 1.3)
-    # It takes 3.5 ms and then half of its weights, times the share that has gone after just that time.
-    assert costs.time_ms(profile, [narrow], {}) == pytest.approx(3.5 / (1 - 0.5 / 8), rel=1e-4)
+    assert costs.layer_ms(profile, narrow, CacheLoad(8192, 4.0)) == pytest.approx(2 * 1.1 + 0.25 + 2.6 / 2**0.5)
+    # It takes so long and then half of its weights, times the share that has gone after just that time.
+    warm_ms = 2 * 1.1 + 2.6 / 2**0.5
+    assert costs.time_ms(profile, [narrow], {}) == pytest.approx(warm_ms / (1 - 0.5 / 8), rel=1e-4)
 
 
 def test_what_a_network_takes_longer_than_in_its_trace_is_from_cold_weights_first(tmp_path: Path) -> None:
@@ -85,6 +86,7 @@ def test_what_a_network_takes_longer_than_in_its_trace_is_from_cold_weights_firs
             added_ms = (costs.corrections[layer.name] - plain.corrections[layer.name]) * cold.time_ms(layer)
             assert added_ms == pytest.approx(run_ms * layer.weight_bytes / weight_bytes, rel=0.01)
         assert costs.overhead_ms == pytest.approx(plain.overhead_ms)
+        assert costs.slowdown == pytest.approx(1.0)
         whole_ms = costs.time_ms(cold, layers, dict.fromkeys(exported.sizes, 1.0))
         assert whole_ms == pytest.approx(2 * run_ms, rel=1e-2)
 
@@ -93,10 +95,47 @@ def test_what_weights_do_not_explain_goes_with_what_is_made_and_with_all_weights
     plain = replace(PROFILE, coldness=Coldness((), ()))
     narrow = replace(WIDE, inputs=32, outputs=32)
     # Of half of 4 ms, a tenth of its time goes with that.
-    assert COSTS.layer_ms(plain, narrow, CacheLoad(4096, 1.0)) == pytest.approx(1.1 + 1.6 / 2 / 4)
+    assert COSTS.layer_ms(plain, narrow, CacheLoad(4096, 1.0)) == pytest.approx(1.1 + 1.6 / 2 / 2)
     assert COSTS.layer_ms(plain, narrow, CacheLoad(2 * 16384, 1.0)) == pytest.approx(1.1 + 1.6 / 2)
     little = replace(COSTS, corrections={"a": 1.04})
     assert little.layer_ms(plain, narrow, CacheLoad(4096, 1.0)) == pytest.approx(1.04)
+    # What all nodes take longer, for no reason that is known, they do at any width.
+    slower = replace(COSTS, slowdown=1.2)
+    assert slower.layer_ms(plain, narrow, CacheLoad(4096, 1.0)) == pytest.approx(1.32 + (1.5 - 1.32) * 4 / 2 / 2)
+
+
+def test_a_pair_makes_two_tensors() -> None:
+    """What both layers of a low-rank pair take longer than alone goes with what each of them makes, in its places."""
+    kind = LayerKind("float32", (3, 3), (2, 2), 1, (2, 10, 10))
+    layer = Layer("a", kind, 64, 64)
+    first, second = pair_of(layer, 16, spatial=True)
+    surfaces = {one.kind: Surface({(one.inputs, one.outputs): time_ms}) for one, time_ms in
+                ((layer, 4.0), (first, 1.0), (second, 2.0))}  # fmt: skip
+    profile = replace(PROFILE, coldness=Coldness((), ()), surfaces=surfaces)
+    costs = NetworkCosts((layer,), {"a": 1.5}, (), 0.0, 6.0)
+    load = CacheLoad(layer.weight_bytes, 6.0)
+    # Of 1.6 ms for 64 channels of 5 x 5 places: 16 of 5 x 10, and 64 of 5 x 5.
+    assert costs.layer_ms(profile, first, load) == pytest.approx(1.1 + 1.6 / 2)
+    assert costs.layer_ms(profile, second, load) == pytest.approx(1.1 * 2 + 1.6)
+    # The other kind of pair makes both of 5 x 5.
+    first, second = pair_of(layer, 16, spatial=False)
+    surfaces = {kind: Surface({(64, 64): 4.0, (64, 16): 1.0}), second.kind: Surface({(16, 64): 2.0})}
+    profile = replace(profile, surfaces=surfaces)
+    assert costs.layer_ms(profile, first, load) == pytest.approx(1.1 + 1.6 / 4)
+    assert costs.layer_ms(profile, second, load) == pytest.approx(1.1 * 2 + 1.6)
+    # Cold weights are shared by their number: of 9 * 64 * 64 there are left 9 * 64 * 16 and 16 * 64.
+    cold = replace(profile, coldness=Coldness([0, 1], [0.0, 1.0], ms_per_byte=1.0))
+    assert costs.layer_ms(cold, first, load) == pytest.approx(1.0 + 2.0 / 4)
+    assert costs.layer_ms(cold, second, load) == pytest.approx(2.0 + 2.0 / 36)
+
+
+def test_groups_that_have_gone_take_their_share() -> None:
+    kind = replace(KIND, groups=4)
+    layer = Layer("a", kind, 64, 64)
+    profile = replace(PROFILE, coldness=Coldness((), ()), surfaces={kind: Surface({(64, 64): 4.0}, 4)})
+    costs = NetworkCosts((layer,), {"a": 1.5}, (), 0.0, 6.0)
+    half = replace(layer, kind=replace(kind, groups=2), inputs=32, outputs=32)
+    assert costs.layer_ms(profile, half, CacheLoad(layer.weight_bytes // 4, 6.0)) == pytest.approx((4.4 + 1.6 / 2) / 2)
 
 
 def test_what_a_network_takes_less_than_in_its_trace_comes_from_what_was_cold_there(tmp_path: Path) -> None:
@@ -112,7 +151,7 @@ def test_what_a_network_takes_less_than_in_its_trace_comes_from_what_was_cold_th
     profile = replace(PROFILE, coldness=Coldness((), ()), surfaces=surfaces)
     first, *others = (layer.name for layer in layers)
     costs = network_costs(layers, traced, profile, traced.run_ms - alone_ms[first] / 4)
-    assert costs.corrections[first] == pytest.approx(1.75)
+    assert (costs.corrections[first], costs.slowdown) == (pytest.approx(1.75), 1.0)
     assert [costs.corrections[name] for name in others] == pytest.approx([1.0] * len(others))
     assert costs.overhead_ms == pytest.approx(traced.overhead_ms)
     # What cannot come from there comes from all of it.
@@ -139,6 +178,12 @@ def test_a_real_network_adds_up_to_what_it_takes(tmp_path: Path) -> None:
     assert costs.time_ms(profile, layers, as_it_is) == pytest.approx(traced.run_ms, rel=1e-2)
     doubled = network_costs(layers, traced, profile, 2 * traced.run_ms)
     assert doubled.time_ms(profile, layers, as_it_is) == pytest.approx(2 * traced.run_ms, rel=1e-2)
+    # Where no weights get cold, all nodes take longer alike, down to those that have nothing to do.
+    profile = replace(profile, coldness=Coldness((), ()))
+    plain, doubled = (network_costs(layers, traced, profile, times * _run_ms(traced)) for times in (1, 2))
+    assert doubled.slowdown == pytest.approx(2.0)
+    calls_ms = [[node.scaled_ms(0.0) for node in costs.others] for costs in (plain, doubled)]
+    assert calls_ms[1] == pytest.approx([2 * call_ms for call_ms in calls_ms[0]])
 
 
 def test_layers_that_run_within_other_nodes_are_counted_once(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from onnxdistill.device.costs import measuring
 from onnxdistill.device.costs.layers import DEPTHWISE, LayerKind, read_exported
 from onnxdistill.device.costs.measuring import LayerClock
-from onnxdistill.device.costs.probes import width_probe
+from onnxdistill.device.costs.probes import _fit, width_probe
 from onnxdistill.device.profiling.profiler import Call
 from onnxdistill.device.session import SessionSettings, open_session
 from onnxdistill.errors import ProviderError
@@ -46,6 +48,34 @@ def test_a_probe_has_the_layers_that_were_asked_for(kind: LayerKind, widths: lis
     found = [layer for layer in read_exported(probe.content, probe.feeds).layers if layer.name.startswith("layer")]
     assert sorted((layer.inputs, layer.outputs) for layer in found) == sorted(widths)
     assert {layer.kind for layer in found} == {kind}
+
+
+@pytest.mark.parametrize(
+    ("axis", "fit"),
+    [
+        ((224, 112, 7, 2), (1, 3, 3, 1)),  # ResNet's first
+        ((32, 16, 3, 2), (1, 1, 1, 1)),
+        ((32, 32, 4, 1), (1, 1, 2, 0)),  # no two alike add up to 3
+        ((100, 92, 9, 1), (1, 0, 0, 0)),
+        ((32, 24, 3, 1), (4, 0, 0, 0)),  # 1 + 4 * 2 wide
+        ((8, 5, 1, 1), (1, 0, 0, 0)),  # nothing makes it smaller
+    ],
+)
+def test_paddings_are_alike_where_they_can_be(axis: tuple[int, int, int, int], fit: tuple[int, int, int, int]) -> None:
+    assert astuple(_fit(*axis)) == fit
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 8), st.integers(1, 3), st.integers(1, 40))
+def test_paddings_lead_to_the_size(kernel: int, stride: int, pad: int, dilation: int, size: int) -> None:
+    """Of any convolution with paddings that are alike, as torch has them: theirs are alike, too, if it has a stride."""
+    made = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+    assume(made > 0 and pad <= (kernel - 1) * dilation)
+    fit = _fit(size, made, kernel, stride)
+    assert (size + fit.begin + fit.end - fit.dilation * (kernel - 1) - 1) // stride + 1 == made
+    # As much of a transposed one, which goes from the one to the other.
+    assert (made - 1) * stride + fit.dilation * (kernel - 1) + 1 - fit.begin - fit.end + fit.added == size
+    assert fit.added < stride
+    assert fit.begin == fit.end or stride == 1
 
 
 def test_activations_of_either_sign() -> None:
