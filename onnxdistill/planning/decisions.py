@@ -80,18 +80,18 @@ class _Balance:
     def with_options(self, options: Mapping[str, int]) -> _Difference:
         """With other options of some choices."""
         terms = {term.name: term for choice in options for term in self._of_choice[choice]}
-        places = [(term, self._place(term, options)) for term in terms.values()]
+        places = [(term, term.place(self._plan, options)) for term in terms.values()]
         return self._difference(places)
 
     def with_form(self, name: str, form: int) -> _Difference:
         """With a term in another form."""
         term = self._by_name[name]
-        return self._difference([(term, (*self._place(term, {})[:-1], form))])
+        return self._difference([(term, (*term.place(self._plan)[:-1], form))])
 
     def _difference(self, places: Iterable[tuple[Term, tuple[int, ...]]]) -> _Difference:
         latency_ms = damage = 0.0
         for term, then in places:
-            now = self._place(term, {})
+            now = term.place(self._plan)
             latency_ms += float(term.latency_ms[then] - term.latency_ms[now])
             damage += float(term.damage[then] - term.damage[now])
         return _Difference(latency_ms, damage)
@@ -99,10 +99,6 @@ class _Balance:
     def together_with(self, choice: str) -> set[str]:
         """The choices that it shares terms with, itself included."""
         return {other for term in self._of_choice[choice] for other in term.choices}
-
-    def _place(self, term: Term, options: Mapping[str, int]) -> tuple[int, ...]:
-        known = [options.get(choice, self._plan.options[choice]) for choice in term.choices]
-        return (*known, self._plan.forms.get(term.name, 0))
 
 
 def _widths(choices: Choices, balance: _Balance, plan: Plan) -> Iterator[Decision]:

@@ -43,6 +43,16 @@ class Term:
         if self.latency_ms.shape != self.damage.shape or self.latency_ms.ndim != len(self.choices) + 1:
             raise ValueError(f"{self.name}: {self.latency_ms.shape} and {self.damage.shape} for {self.choices}")
 
+    def place(self, plan: Plan, options: Mapping[str, int] | None = None) -> tuple[int, ...]:
+        """Where the costs of a plan are.
+
+        Args:
+            plan: Of all choices.
+            options: Other ones of some choices.
+        """
+        known = {**plan.options, **(options or {})}
+        return (*(known[choice] for choice in self.choices), plan.forms.get(self.name, 0))
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import exp, log
+from math import exp, isclose, log
 
 from onnxdistill.device.costs.coldness import CacheLoad
 from onnxdistill.planning.network import Choices, Costing, Damages
 from onnxdistill.planning.problem import Plan, Term, solve
 
-# How often a plan is made, each priced with the load of those before it, and by what share its own may be another one
-# for it to be the last.
-_ROUNDS, _NEAR = 3, 0.02
+# At most so many times the problem is solved, each time at a load that the plans before suggest. Fewer are enough where
+# a plan leaves as many weights as it was chosen at, or takes what it may, up to a share; and so far over it still fits.
+_ROUNDS, _NEAR = 4, 0.02
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A plan, and what it is the best of.
+    """A plan, priced at the load that it leads to.
 
     Attributes:
-        plan: The plan.
-        terms: That it is a sum of.
+        plan: The plan, with its latency at that load.
+        terms: What it is the sum of.
         costing: That made them.
     """
 
@@ -33,8 +33,8 @@ class Solution:
 def best_solution(choices: Choices, costing: Costing, damages: Damages, budget_ms: float) -> Solution | None:
     """The plan of least damage within the budget, or else the fastest one; None if there is no plan at all.
 
-    The fewer weights a plan leaves, the less its layers take, and the less a plan has to leave out for the budget.
-    The weights that a plan leaves are taken to be a power of those that it is priced with, as the last two plans tell.
+    The fewer weights a plan leaves, the less its layers take, and the less a plan has to leave out for the budget. The
+    weights that a plan leaves are taken to be a power of those that it is chosen at, as the last two plans tell.
 
     Args:
         choices: Of the network.
@@ -42,29 +42,38 @@ def best_solution(choices: Choices, costing: Costing, damages: Damages, budget_m
         damages: Of the options.
         budget_ms: What a call may take.
     """
-    load, found, tried = replace(costing.load, latency_ms=budget_ms), None, list[tuple[float, float]]()
+    load, found, tried = replace(costing.load, latency_ms=budget_ms), list[Solution](), list[tuple[float, float]]()
     for _ in range(_ROUNDS):
-        priced = costing.at(load)
-        terms = priced.terms(damages)
-        plans = solve(choices.sizes, terms)
+        plans = solve(choices.sizes, costing.at(load).terms(damages))
         if not len(plans):
             return None
-        within = plans.within(budget_ms)
-        if within is None and found is not None and found.plan.latency_ms <= budget_ms:
-            break  # the fastest plan would leave out far more than the one that was within a moment ago
-        found = Solution(within or plans[0], terms, priced)
-        weight_bytes = sum(layer.weight_bytes for layer in priced.layers_of(found.plan, damages))
-        its_own = CacheLoad(weight_bytes, max(budget_ms, found.plan.latency_ms))
-        if its_own.near(load, _NEAR):
+        plan = plans.within(budget_ms) or plans[0]
+        left_bytes = sum(layer.weight_bytes for layer in costing.layers_of(plan, damages))
+        found.append(_priced(plan, costing, damages, CacheLoad(left_bytes, budget_ms)))
+        latency_ms = found[-1].plan.latency_ms
+        if any(isclose(*pair, rel_tol=_NEAR) for pair in ((left_bytes, load.weight_bytes), (latency_ms, budget_ms))):
             break
-        tried.append((log(max(1, load.weight_bytes)), log(max(1, weight_bytes))))
-        load = replace(its_own, weight_bytes=round(exp(_same(tried))))
-    return found
+        tried.append((log(max(1, load.weight_bytes)), log(max(1, left_bytes))))
+        load = replace(load, weight_bytes=round(exp(_fixed_point(tried))))
+    fitting = [one for one in found if one.plan.latency_ms <= (1 + _NEAR) * budget_ms]
+    return min(fitting, key=lambda one: one.plan.damage) if fitting else min(found, key=lambda one: one.plan.latency_ms)
 
 
-def _same(tried: Sequence[tuple[float, float]]) -> float:
-    """Where what is put in comes out, on the line through the last two of what was tried, and no further than these."""
-    (*_, (before, led_to)), (last, now) = tried[:-1] or tried, tried[-1]
-    rise = (now - led_to) / (last - before) if last != before else 0.0
-    found = (now - rise * last) / (1 - rise) if rise != 1 else now
-    return min(max(found, min(now, last)), max(now, last))
+def _priced(plan: Plan, costing: Costing, damages: Damages, load: CacheLoad) -> Solution:
+    """A plan at its own load; one that takes longer than the load says leaves more time for weights to get cold."""
+    own = costing.at(load)
+    terms = own.terms(damages)
+    latency_ms = sum(float(term.latency_ms[term.place(plan)]) for term in terms)
+    if latency_ms > (1 + _NEAR) * load.latency_ms:
+        own = costing.at(replace(load, latency_ms=latency_ms))
+        terms = own.terms(damages)
+        latency_ms = sum(float(term.latency_ms[term.place(plan)]) for term in terms)
+    return Solution(replace(plan, latency_ms=latency_ms), terms, own)
+
+
+def _fixed_point(tried: Sequence[tuple[float, float]]) -> float:
+    """Where what goes in comes out, on the line through the last two points, and no further than the last one tells."""
+    (*_, (earlier_in, earlier_out)), (last_in, last_out) = tried[:-1] or tried, tried[-1]
+    rise = (last_out - earlier_out) / (last_in - earlier_in) if last_in != earlier_in else 0.0
+    found = (last_out - rise * last_in) / (1 - rise) if rise < 1 else last_out
+    return min(max(found, min(last_in, last_out)), max(last_in, last_out))

@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from onnxdistill.device.costs.coldness import Coldness
+from onnxdistill.device.costs.deviceprofile import DeviceProfile
+from onnxdistill.device.costs.layers import Layer, LayerKind, pair_of
 from onnxdistill.device.costs.network import NetworkCosts
+from onnxdistill.device.costs.surface import Surface
+from onnxdistill.device.host import read_host
 from onnxdistill.errors import NetworkError
 from onnxdistill.graph.blocks import removable_blocks, without_blocks
 from onnxdistill.graph.channels import analyse_channels
@@ -20,15 +25,18 @@ from onnxdistill.graph.recalibrate import NormMatcher, match_batch_norm
 from onnxdistill.graph.surgery import remove_channels
 from onnxdistill.graph.widths import Steps, most_important
 from onnxdistill.networks import build_network
+from onnxdistill.planning.exportedgraph import Graph
 from onnxdistill.planning.network import choices_of
 from onnxdistill.recipe import PlanTable, TrainingTable
 from onnxdistill.stages.plan.cut import score_channels
 from onnxdistill.stages.plan.damages import Appraiser, brought_to
+from onnxdistill.stages.plan.deployed import Seen
 from onnxdistill.stages.plan.known import Known
 from onnxdistill.tasks.base import Objective
 from onnxdistill.tasks.classification import Classification
 from onnxdistill.training import train
 from onnxdistill.training.divergence import Divergence
+from onnxdistill.training.pairs import PairForm
 from onnxdistill.training.repaired import calibration_losses, scored_at_once
 
 
@@ -173,3 +181,32 @@ def test_a_group_that_cannot_be_cut_alone_stays(
 def test_bringing_by_hand(measured: list[float], expected: list[float]) -> None:
     damages = np.array([4.0, 3.0, 2.0, 1.0, 0.0])
     assert brought_to(damages, np.array([2.0, 4.0]), measured).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("pair_ms", "cold_ms_per_byte", "correction", "there"),
+    [
+        (0.95, 0.0, 1.0, False),
+        (0.8, 0.0, 1.0, True),
+        # It has fewer weights, which are cold now.
+        (0.95, 1.0, 2.0, True),
+        # It makes more, and what is made has been pushed out now; in a network of few weights it would be as it was.
+        (0.8, 0.0, 3.0, True),
+    ],
+)
+def test_pairs_that_are_faster_in_some_network(
+    digits: Classification, pair_ms: float, cold_ms_per_byte: float, correction: float, there: bool
+) -> None:
+    layer = Layer("node", LayerKind("float32", (3, 3), (1, 1), 1, (1, 8, 8)), 16, 16)
+    first, second = pair_of(layer, 8, spatial=True)
+    times_ms = {layer: 1.0, first: pair_ms / 2, second: pair_ms / 2}
+    surfaces = {one.kind: Surface({(one.inputs, one.outputs): time_ms}) for one, time_ms in times_ms.items()}
+    profile = DeviceProfile(
+        read_host(), 1, "cpu", "uint8", Coldness([0, 1], [0.0, 1.0], ms_per_byte=cold_ms_per_byte), surfaces
+    )
+    costs = NetworkCosts((layer,), {"node": correction}, (), 0.0, 1.0)
+    seen = Seen([layer], Graph({"node": "layer.weight"}, {}, {}), None)  # type: ignore[arg-type]
+    known = Known(None, None, seen, costs, profile, {"layer": ["spatial"]})  # type: ignore[arg-type]
+    appraiser = Appraiser(nn.Identity(), known, {}, digits, PlanTable(speedup=2.0, multiple_of=8), print)
+    found = appraiser._worthwhile().get("layer", [])
+    assert (PairForm("spatial", 8) in found) == there

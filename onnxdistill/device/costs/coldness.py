@@ -7,9 +7,8 @@ cache, and every 4 ms it finds none.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,11 +42,6 @@ class CacheLoad:
 
     weight_bytes: int
     latency_ms: float
-
-    def near(self, other: CacheLoad, share: float) -> bool:
-        """Whether both numbers differ by no more than a share of them."""
-        pairs = zip(astuple(self), astuple(other), strict=True)
-        return all(math.isclose(mine, theirs, rel_tol=share) for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from onnxdistill.device.profiling.trace import Trace
 # rounds a latency agrees with what it leads to.
 _CACHE_ROUNDS = 4
 
-# Beside what all nodes take longer, a layer may take so large a share of its time alone longer, whatever its width.
+# By so large a share more than all nodes a layer may take longer in a network than alone, whatever its width.
 _MOST_IN_PROPORTION = 0.1
 
 
@@ -53,8 +53,8 @@ class NetworkCosts:
         others: All other nodes.
         overhead_ms: What a run takes outside its nodes.
         latency_ms: What a run takes.
-        slowdown: How many times as long as in the trace all nodes take, for no reason that is known; a factor of every
-            correction, and at least 1.
+        slowdown: How many times as long as in the trace all nodes take, for no reason that is known, which every
+            correction has in it; 1 where they take no longer.
     """
 
     layers: tuple[Layer, ...]
@@ -81,7 +81,7 @@ class NetworkCosts:
         what all nodes take longer goes with its time, and some beyond that, such as an activation that is computed with
         it. What is left then comes from other tensors that the weights of a whole run have pushed out, such as the
         first ones of an image, which are written before they are read: it goes with the size of what the layer makes,
-        and with the root of that of all weights.
+        and with the root of that of all weights, as long as these are fewer than now.
 
         Args:
             profile: Of the machine.
@@ -185,7 +185,7 @@ def network_costs(
     unclaimed_ms = sum(sum(times) for work, times in _seen_ms(traced, scale).items() if work not in known)
     times_ms = _times_ms(layers, _seen_ms(traced, scale))
     # Layers that are not found are among those, or within other nodes; or nowhere, with what is computed only once.
-    unseen_ms = sum(profile.time_ms(layer) for layer in layers if times_ms[layer.name] is None)
+    unseen_ms = slowdown * sum(profile.time_ms(layer) for layer in layers if times_ms[layer.name] is None)
     claimed_ms = min(unseen_ms, unclaimed_ms)
     products = {node.name for node in traced.nodes if node.parameter_bytes and may_hold_layers(node.op_type)}
     others, within_ms = _taken_out(others, products, unseen_ms - claimed_ms)
@@ -196,7 +196,7 @@ def network_costs(
     for layer in layers:
         seen_ms, expected_ms = times_ms[layer.name], profile.time_ms(layer)
         if seen_ms is None or expected_ms <= 0:
-            corrections[layer.name] = found if seen_ms is None else 1.0
+            corrections[layer.name] = slowdown * found if seen_ms is None else 1.0
         else:
             corrections[layer.name] = (seen_ms + colder_ms.get(layer.name, 0.0)) / expected_ms
     return NetworkCosts(tuple(layers), corrections, tuple(others), scale * traced.overhead_ms, latency_ms, slowdown)

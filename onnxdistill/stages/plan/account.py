@@ -17,7 +17,8 @@ class LayerState:
         inputs: Channels that go in.
         outputs: Channels that come out.
         time_ms: What it takes in the network as deployed; None if that could not be seen.
-        planned_ms: What it was to take after the cut; None if it was to go.
+        planned_ms: What it was to take after the cut: so many times `time_ms` as the device profile says; None if it
+            was to go.
     """
 
     operation: str

@@ -46,6 +46,7 @@ from onnxdistill.training.repaired import best_repaired, calibration_losses
 
 # Of columns whose second moments are decomposed in each cut.
 _LONGEST_COLUMN = 2400
+
 Remember = Callable[[str, Callable[[], Any]], Any]
 """Returns what was decided before under a key, or else decides."""
 
@@ -190,12 +191,12 @@ class Planner:
             subject.appraisal = _Appraisal(known, appraiser.damages())
         known, damages = subject.appraisal.known, subject.appraisal.damages
         self._say("solving")
-        solution = best_solution(known.choices, known.costing, damages, budget_ms)
+        solution = best_solution(known.choices, known.costing(), damages, budget_ms)
         if solution is None or solution.plan.latency_ms >= deployed.latency_ms:
             return {}
         chosen, costing = solution.plan, solution.costing
         decisions = decisions_of(known.choices, damages, solution.terms, chosen)
-        states = known.states(costing.layers_ms(chosen, damages), deployed.latency_ms)
+        states = known.states(costing.layers_ms(chosen, damages))
         return {
             "widths": known.choices.kept(chosen),
             "blocks": known.choices.gone(chosen),

@@ -141,9 +141,10 @@ class Appraiser:
         return found
 
     def _worthwhile(self) -> dict[str, list[PairForm]]:
-        """The forms that are faster than a layer, in the network as it is or where all stays in the caches."""
+        """The forms that are faster than a layer, by its name, in the network as it is or in one of few weights."""
         known, found = self._known, dict[str, list[PairForm]]()
-        loads = (known.costs.load, CacheLoad(0, 0.0))
+        # A call of such a network may take as long as now, since where it runs others do, or no time at all.
+        loads = (known.costs.load, CacheLoad(0, known.costs.latency_ms), CacheLoad(0, 0.0))
 
         def faster(layer: Layer, pair: Sequence[Layer], load: CacheLoad) -> bool:
             part_ms = (known.costs.layer_ms(known.profile, one, load) for one in pair)

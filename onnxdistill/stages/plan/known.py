@@ -39,13 +39,12 @@ class Known:
     profile: DeviceProfile
     schemes: Mapping[str, Sequence[Scheme]]
 
-    @property
     def costing(self) -> Costing:
         """Of the choices, at the load of the network as it is."""
         graph, load = self.seen.graph, self.costs.load
         return Costing(self.choices, self.analysis, graph, self.costs, self.profile, load)
 
-    def states(self, model_ms: Mapping[str, float], latency_ms: float) -> dict[str, LayerState]:
+    def states(self, model_ms: Mapping[str, float]) -> dict[str, LayerState]:
         """What layers take by the trace, and what they would take: by as much less as the model says.
 
         The two do not share out alike what the network takes longer than its trace, and what there is to see of the
@@ -53,9 +52,8 @@ class Known:
 
         Args:
             model_ms: What the layers would take that a plan leaves, by their nodes.
-            latency_ms: What the network takes.
         """
-        times_ms = layer_times_ms(self.seen.layers, self.seen.traced, latency_ms)
+        times_ms = layer_times_ms(self.seen.layers, self.seen.traced, self.costs.latency_ms)
         now_ms = {layer.name: self.costs.layer_ms(self.profile, layer) for layer in self.costs.layers}
         planned_ms = {
             name: then_ms * time_ms / now_ms[name] if (time_ms := times_ms[name]) and now_ms[name] > 0 else then_ms

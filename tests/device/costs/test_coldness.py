@@ -83,12 +83,3 @@ def test_a_pause_is_waited_for() -> None:
     begin = time.perf_counter()
     record_calls(probe.content, SessionSettings(), probe.feeds, runs=3, warmup=2, pause_ms=40.0)
     assert time.perf_counter() - begin >= 5 * 0.04
-
-
-def test_loads_that_are_near_each_other() -> None:
-    load = CacheLoad(1000, 5.0)
-    near = [CacheLoad(1019, 5.0), CacheLoad(1000, 4.91), CacheLoad(981, 5.09)]
-    far = [CacheLoad(1030, 5.0), CacheLoad(1000, 4.85), CacheLoad(0, 0.0)]
-    assert [one.near(load, 0.02) for one in [*near, *far]] == [load.near(one, 0.02) for one in [*near, *far]]
-    assert [one.near(load, 0.02) for one in [*near, *far]] == [True, True, True, False, False, False]
-    assert CacheLoad(0, 0.0).near(CacheLoad(0, 0.0), 0.02)

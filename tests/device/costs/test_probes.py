@@ -67,7 +67,7 @@ def test_paddings_are_alike_where_they_can_be(axis: tuple[int, int, int, int], f
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 8), st.integers(1, 3), st.integers(1, 40))
 def test_paddings_lead_to_the_size(kernel: int, stride: int, pad: int, dilation: int, size: int) -> None:
-    """Of any convolution with paddings that are alike, as torch has them: theirs are alike, too, if it has a stride."""
+    """Of any convolution with paddings that are alike, as torch has them: theirs are alike, too, with strides."""
     made = (size + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
     assume(made > 0 and pad <= (kernel - 1) * dilation)
     fit = _fit(size, made, kernel, stride)
