@@ -51,8 +51,8 @@ def decisions_of(choices: Choices, damages: Damages, terms: Sequence[Term], plan
     Args:
         choices: Of the network.
         damages: Of the options.
-        terms: What the plan is the best sum of.
-        plan: One of their plans.
+        terms: What the plan is the sum of.
+        plan: Of all choices.
     """
     balance = _Balance(terms, plan)
     return [*_widths(choices, balance, plan), *_blocks(choices, balance, plan), *_pairs(damages, balance, plan)]

@@ -11,13 +11,13 @@ from onnxdistill.planning.network import Choices, Costing, Damages
 from onnxdistill.planning.problem import Plan, Term, solve
 
 # At most so many times the problem is solved, each time at a load that the plans before suggest. Fewer are enough where
-# a plan leaves as many weights as it was chosen at, or takes what it may, up to a share; and so far over it still fits.
-_ROUNDS, _NEAR = 4, 0.02
+# a plan leaves as many weights as it was chosen at, or takes all that it may, but for such a share.
+_ROUNDS, _NEAR = 3, 0.02
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A plan, priced at the load that it leads to.
+    """A plan, priced at the load that it leads to if it takes all of the budget, or what it takes if that is more.
 
     Attributes:
         plan: The plan, with its latency at that load.
@@ -31,7 +31,7 @@ class Solution:
 
 
 def best_solution(choices: Choices, costing: Costing, damages: Damages, budget_ms: float) -> Solution | None:
-    """The plan of least damage within the budget, or else the fastest one; None if there is no plan at all.
+    """A plan of little damage within the budget, or else a fast one; None if there is no plan at all.
 
     The fewer weights a plan leaves, the less its layers take, and the less a plan has to leave out for the budget. The
     weights that a plan leaves are taken to be a power of those that it is chosen at, as the last two plans tell.
@@ -47,27 +47,30 @@ def best_solution(choices: Choices, costing: Costing, damages: Damages, budget_m
         plans = solve(choices.sizes, costing.at(load).terms(damages))
         if not len(plans):
             return None
-        plan = plans.within(budget_ms) or plans[0]
-        left_bytes = sum(layer.weight_bytes for layer in costing.layers_of(plan, damages))
-        found.append(_priced(plan, costing, damages, CacheLoad(left_bytes, budget_ms)))
-        latency_ms = found[-1].plan.latency_ms
-        if any(isclose(*pair, rel_tol=_NEAR) for pair in ((left_bytes, load.weight_bytes), (latency_ms, budget_ms))):
+        chosen = _priced(plans.within(budget_ms) or plans[0], costing, damages, budget_ms)
+        found.append(chosen)
+        # One that is over the budget at its own load may have another beside it that is not.
+        over = chosen.plan.latency_ms / budget_ms
+        if over > 1 and (less := plans.within(budget_ms / over)):
+            found.append(_priced(less, costing, damages, budget_ms))
+        left_bytes = chosen.costing.load.weight_bytes
+        uses_all = any(1 - _NEAR <= one.plan.latency_ms / budget_ms <= 1 for one in found)
+        if uses_all or isclose(left_bytes, load.weight_bytes, rel_tol=_NEAR):
             break
         tried.append((log(max(1, load.weight_bytes)), log(max(1, left_bytes))))
         load = replace(load, weight_bytes=round(exp(_fixed_point(tried))))
-    fitting = [one for one in found if one.plan.latency_ms <= (1 + _NEAR) * budget_ms]
-    return min(fitting, key=lambda one: one.plan.damage) if fitting else min(found, key=lambda one: one.plan.latency_ms)
+    fitting = [one for one in found if one.plan.latency_ms <= budget_ms]
+    if fitting:
+        return min(fitting, key=lambda one: one.plan.damage)
+    fastest = min(found, key=lambda one: one.plan.latency_ms).plan
+    return _priced(fastest, costing, damages, fastest.latency_ms)  # in which weights get colder than in the budget
 
 
-def _priced(plan: Plan, costing: Costing, damages: Damages, load: CacheLoad) -> Solution:
-    """A plan at its own load; one that takes longer than the load says leaves more time for weights to get cold."""
-    own = costing.at(load)
+def _priced(plan: Plan, costing: Costing, damages: Damages, called_every_ms: float) -> Solution:
+    left_bytes = sum(layer.weight_bytes for layer in costing.layers_of(plan, damages))
+    own = costing.at(CacheLoad(left_bytes, called_every_ms))
     terms = own.terms(damages)
     latency_ms = sum(float(term.latency_ms[term.place(plan)]) for term in terms)
-    if latency_ms > (1 + _NEAR) * load.latency_ms:
-        own = costing.at(replace(load, latency_ms=latency_ms))
-        terms = own.terms(damages)
-        latency_ms = sum(float(term.latency_ms[term.place(plan)]) for term in terms)
     return Solution(replace(plan, latency_ms=latency_ms), terms, own)
 
 

@@ -80,9 +80,9 @@ def test_where_no_weights_push_anything_out_no_load_matters(chain: Case, solved:
 def test_a_plan_is_chosen_at_about_what_it_leads_to(chain: Case, solved: list[Plans], speedup: float) -> None:
     budget_ms = chain.costs.latency_ms / speedup
     found = best(chain, budget_ms)
-    assert len(solved) <= 4
+    assert len(solved) <= 3
     # Widths come in steps.
-    assert 0.85 * budget_ms < found.plan.latency_ms <= 1.02 * budget_ms
+    assert 0.85 * budget_ms < found.plan.latency_ms <= budget_ms
     # With all weights still there, much more would have to go.
     dearer = solved[0].within(budget_ms) or solved[0][0]
     assert found.plan.damage < dearer.damage
@@ -91,7 +91,7 @@ def test_a_plan_is_chosen_at_about_what_it_leads_to(chain: Case, solved: list[Pl
 def test_what_fits_once_fits_in_every_larger_budget(chain: Case) -> None:
     whole_ms = chain.costs.latency_ms
     solutions = {budget_ms: best(chain, budget_ms) for budget_ms in np.geomspace(whole_ms / 80, whole_ms / 2, 40)}
-    fits = [found.plan.latency_ms <= 1.02 * budget_ms for budget_ms, found in solutions.items()]
+    fits = [found.plan.latency_ms <= budget_ms for budget_ms, found in solutions.items()]
     assert fits == sorted(fits)
     assert fits[-1]
     assert not fits[0]
@@ -104,17 +104,18 @@ def test_what_fits_once_fits_in_every_larger_budget(chain: Case) -> None:
 def test_a_plan_that_was_chosen_at_too_small_a_load_is_none(
     chain: Case, solved: list[Plans], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It seems to fit, and does not at the load that it leads to."""
+    """It seems to be within the budget, and is not at the load that it leads to."""
     budget_ms, whole = chain.costs.latency_ms / 4, math.log(chain.costs.load.weight_bytes)
-    loads = iter([whole - 5, whole, whole, whole])
+    loads = iter([whole - 5, whole, whole])
     monkeypatch.setattr(solution, "_fixed_point", lambda _: next(loads))
     found = best(chain, budget_ms)
     first, second, *others = (plans.within(budget_ms) for plans in solved)
     assert first is not None
     assert second is not None
-    assert second.damage < first.damage  # as if it were better
-    assert others == [first, first]
-    assert found.plan == replace(first, latency_ms=found.plan.latency_ms)
+    assert others == [first]
+    # Another one of those that were chosen from with it does, and is better than one that was chosen with care.
+    assert second.damage < found.plan.damage < first.damage
+    assert found.plan.latency_ms <= budget_ms
 
 
 def test_weights_that_get_cold_with_time_do_so_within_the_budget(chain: Case) -> None:
@@ -123,7 +124,7 @@ def test_weights_that_get_cold_with_time_do_so_within_the_budget(chain: Case) ->
     coldness = Coldness([0, 1], [0.0, 0.0], [0.0, whole_ms / 20, whole_ms / 10], [0.0, 0.0, 1.0], ms_per_byte=1.0)
     cold = replace(chain, profile=replace(chain.profile, coldness=coldness))
     found = best(cold, whole_ms / 20)
-    assert found.plan.latency_ms <= 1.02 * whole_ms / 20
+    assert found.plan.latency_ms <= whole_ms / 20
     assert found.costing.load.latency_ms == whole_ms / 20
     # What takes longer than that finds its weights cold.
     found = best(cold, whole_ms / 400)

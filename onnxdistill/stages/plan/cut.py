@@ -178,7 +178,7 @@ class Planner:
         digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (deployed.exported, deployed.path)]
         settings = f"{self._settings} {self._batch} {self._place.key}"
         data = f"{self._task.describe_data()} {self._samples}"
-        version = f"plan 12 {onnxdistill.__version__}"
+        version = f"plan 13 {onnxdistill.__version__}"
         table = self._table.model_copy(update={"epochs": 0})  # what was trained is in the files
         return f"{version} {table} {self._keep} {settings} {data} {budget_ms!r} {' '.join(digests)}"
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -143,8 +144,10 @@ class Appraiser:
     def _worthwhile(self) -> dict[str, list[PairForm]]:
         """The forms that are faster than a layer, by its name, in the network as it is or in one of few weights."""
         known, found = self._known, dict[str, list[PairForm]]()
-        # A call of such a network may take as long as now, since where it runs others do, or no time at all.
-        loads = (known.costs.load, CacheLoad(0, known.costs.latency_ms), CacheLoad(0, 0.0))
+        now = known.costs.load
+        # On the way to where nothing is cold and nothing pushed out, one of the two may end before the other.
+        fewer = [replace(now, weight_bytes=int(share * now.weight_bytes)) for share in (1, 1 / 4, 1 / 16, 0)]
+        loads = [*fewer, CacheLoad(0, 0.0)]
 
         def faster(layer: Layer, pair: Sequence[Layer], load: CacheLoad) -> bool:
             part_ms = (known.costs.layer_ms(known.profile, one, load) for one in pair)
