@@ -75,7 +75,7 @@ class Views:
 
     def _operated(self, image: Tensor, sample: int) -> Tensor:
         torch.default_generator.manual_seed(int(self._seeds[sample]))
-        changed: Tensor = self._operations(image)  # type: ignore[misc]  # the caller has asked
+        changed: Tensor = self._operations(image)  # type: ignore[misc]  # called only if there are some
         return changed
 
 

@@ -145,7 +145,7 @@ class Appraiser:
         """The forms that are faster than a layer, by its name, in the network as it is or in one of few weights."""
         known, found = self._known, dict[str, list[PairForm]]()
         now = known.costs.load
-        # On the way to where nothing is cold and nothing pushed out, one of the two may end before the other.
+        # With fewer weights, fewer tensors are pushed out while those weights may still be cold, which favours pairs.
         fewer = [replace(now, weight_bytes=int(share * now.weight_bytes)) for share in (1, 1 / 4, 1 / 16, 0)]
         loads = [*fewer, CacheLoad(0, 0.0)]
 
